@@ -1,0 +1,21 @@
+"""How many rollout actors there are, what each gets, and how they sample."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from actors.sampler import SamplingConfig
+
+
+class ActorsConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    count: int = Field(1, ge=1)
+    """Rollout actors."""
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    """Resources of one."""
+    sampler: Literal["torch"] = "torch"
+    batch_size: int = Field(32, ge=1)
+    """Samples that one actor draws together, at most; a group is never split."""
+    sampling: SamplingConfig = SamplingConfig()

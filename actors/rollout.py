@@ -1,0 +1,74 @@
+"""The rollout actor: a sampler in a process of its own, which pulls the weights it is told to use."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from actors.config import ActorsConfig
+from actors.torch_sampler import TorchSampler
+from policy.janus import PolicyConfig, load_janus
+from policy.records import Draw, Sample
+from policy.weights import PublishedWeights, unpack
+
+
+@dataclass(frozen=True)
+class DrawReport:
+    """What the driver needs to know of a batch without fetching it."""
+
+    weights_version: int
+    samples: int
+    cot_tokens: int
+    cots_stopped: int
+    image_tokens: int
+    pull_s: float
+    draw_s: float
+
+
+class RolloutActor:
+    """Draws groups of samples. Keeps nothing but weights, so a lost actor costs only its last batch."""
+
+    def __init__(self, policy: PolicyConfig, config: ActorsConfig, run_seed: int):
+        torch.set_num_threads(1)
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        self.sampler = TorchSampler(load_janus(policy, device), config.sampling, run_seed)
+
+    def ready(self) -> bool:
+        return True
+
+    def draw(
+        self, groups: Sequence[Sequence[Draw]], weights: PublishedWeights | None
+    ) -> list[list[Sample] | DrawReport]:
+        """Draw all groups in one batch, with exactly these weights (None: those it was loaded with).
+
+        Returns one list of samples a group and, last, a DrawReport; call it with
+        `num_returns=len(groups) + 1`, so that each group is an object of its own.
+        """
+        pull_s = self._pull(weights)
+        started = time.perf_counter()
+        samples = self.sampler.draw([order for group in groups for order in group])
+        draw_s = time.perf_counter() - started
+        rest = iter(samples)
+        drawn = [[next(rest) for _ in group] for group in groups]
+        report = DrawReport(
+            weights_version=self.sampler.weights_version,
+            samples=len(samples),
+            cot_tokens=sum(len(s.cot_ids) for s in samples),
+            cots_stopped=sum(s.finish_reason == "stop" for s in samples),
+            image_tokens=sum(len(s.image_ids) for s in samples),
+            pull_s=pull_s,
+            draw_s=draw_s,
+        )
+        return [*drawn, report]
+
+    def _pull(self, weights: PublishedWeights | None) -> float:
+        """Bring the sampler to a version. All buckets are here before the first weight is replaced, so
+        a transfer that breaks leaves the version in place whole."""
+        if weights is None or weights.version == self.sampler.weights_version:
+            return 0.0
+        started = time.perf_counter()
+        manifest, *buckets = ray.get([weights.manifest, *weights.buckets])
+        self.sampler.load_weights(weights.version, unpack(manifest, buckets))
+        return time.perf_counter() - started

@@ -1,0 +1,112 @@
+"""The `bicot` command."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from policy.errors import UserError
+
+app = typer.Typer(
+    help="Reinforcement learning for text-to-image models that think before they draw.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+ConfigFile = Annotated[Path, typer.Argument(help="a run's YAML file, e.g. examples/shapes/train.yaml")]
+Overrides = Annotated[list[str], typer.Argument(help="overrides, e.g. learner.lr=1e-4 seed=1")]
+Policy = Annotated[str | None, typer.Option(help="model directory to use instead of the configured one")]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006 (typer copies it)
+    dry_run: Annotated[bool, typer.Option(help="print the resolved config and the placement; stop")] = False,
+):
+    """Train with BiCoT-GRPO and write runs/NAME/."""
+    from cluster.config import dump_config, load_config
+    from cluster.placement import placement_table
+    from cluster.preflight import check_inputs
+    from cluster.train import train as run
+
+    resolved = load_config(config, overrides)
+    if dry_run:
+        check_inputs(resolved)
+        console.print(dump_config(resolved), highlight=False, soft_wrap=True, markup=False)
+        console.print(placement_table(resolved))
+        return
+    run(resolved, console)
+
+
+@app.command()
+def evaluate(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    policy: Policy = None,
+    out: Annotated[Path | None, typer.Option(help="folder for evaluation.json, PNGs and grid.png")] = None,
+):
+    """Draw the held-out prompts and let the experts judge: a table, JSON and a grid."""
+    from cluster.config import load_config
+    from cluster.offline import evaluate as run
+
+    run(load_config(config, _with_policy(overrides, policy)), out, console)
+
+
+@app.command()
+def generate(
+    config: ConfigFile,
+    prompts: Annotated[list[str], typer.Argument(help="sentences, or one file of prompts (.jsonl)")],
+    policy: Policy = None,
+    out: Annotated[Path, typer.Option(help="folder for plans, PNGs and the grid")] = Path("generated"),
+    samples: Annotated[int, typer.Option(min=1, help="images a prompt")] = 4,
+    seed: Annotated[int | None, typer.Option(help="instead of the configured one")] = None,
+):
+    """Think, then draw: plans and images for prompts. Needs no experts and no Ray."""
+    from cluster.config import load_config
+    from cluster.offline import generate as run
+
+    overrides = [f"seed={seed}"] if seed is not None else []
+    run(load_config(config, _with_policy(overrides, policy)), prompts, out, samples, console)
+
+
+@app.command()
+def serve(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
+    """Run the experts alone behind their HTTP gateway, until Ctrl-C."""
+    from cluster.config import load_config
+    from cluster.offline import serve as run
+
+    run(load_config(config, overrides), console)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="a run directory, finished or not")]):
+    """Write report.html of a run directory again."""
+    from cluster.report import write_report
+
+    console.print(str(write_report(run)), highlight=False, soft_wrap=True)
+
+
+def _with_policy(overrides: list[str], policy: str | None) -> list[str]:
+    return [*overrides, f"policy.path={policy}"] if policy else overrides
+
+
+def main() -> None:
+    """Exit status 2 for what a person can mend, 1 for a fault of the program."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # Modules that a configuration names (experts, plan judges) may lie where the command is given.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        app()
+    except UserError as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

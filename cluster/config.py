@@ -1,0 +1,200 @@
+"""A run's configuration: one YAML file, `key=value` overrides, and errors that a person can act on.
+
+Each part defines its own settings beside its code; this file nests them and adds the driver's.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from actors.config import ActorsConfig
+from learner.config import LearnerConfig
+from policy.errors import UserError
+from policy.janus import PolicyConfig
+from rewards.config import RewardsConfig
+
+
+class TrainConfig(BaseModel):
+    """The loop: what is drawn, how much of it, and how often things are kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: str
+    """A file of prompts, JSON lines."""
+    steps: int = Field(1600, ge=1)
+    group_size: int = Field(8, ge=1)
+    """G, the samples of one prompt that are compared with each other."""
+    groups_per_step: int = Field(8, ge=1)
+    """Prompts of one optimizer step."""
+    max_staleness: int = Field(0, ge=0)
+    """How many optimizer steps old a sample's weights may be; 0 is synchronous and exactly on-policy."""
+    filter_equal_groups: bool = True
+    """Leave out groups whose rewards are all equal: they have nothing to teach but the KL term."""
+    save_every: int = Field(100, ge=1)
+    """Steps between checkpoints; there is always one at the end."""
+    show_every: int = Field(20, ge=1)
+    """Steps between galleries of training samples."""
+
+
+class EvaluateConfig(BaseModel):
+    """Held-out prompts, drawn with the same seeds at every evaluation, so that two can be compared."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: str
+    every: int = Field(100, ge=1)
+    """Steps between evaluations; there is always one before the first step and one after the last."""
+    samples_per_prompt: int = Field(2, ge=1)
+    plan_judge: str = "cluster.evaluate:mentions_every_noun"
+    """`package.module:function` of (prompt, CoT text), whether the plan is right."""
+
+
+class RayConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    address: str | None = None
+    """An existing cluster ("auto", "host:port"); None: $RAY_ADDRESS if set, else a cluster of our own on
+    this machine, which ends with the run."""
+    dashboard: bool = True
+    """Of our own cluster."""
+    object_store_mb: int = Field(512, ge=80)
+    """Of our own cluster."""
+    start_timeout_s: float = Field(300, gt=0)
+    """How long to wait until every role has its place."""
+
+
+class RunConfig(BaseModel):
+    """Everything about a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    runs_dir: str = "runs"
+    seed: int = 0
+    policy: PolicyConfig
+    actors: ActorsConfig = ActorsConfig()
+    rewards: RewardsConfig
+    learner: LearnerConfig = LearnerConfig()
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self):
+        if self.train.group_size < 2 and self.learner.beta == 0:
+            raise ValueError("train.group_size of 1 with learner.beta 0 leaves nothing to learn from")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply overrides ("learner.lr=1e-4"), check everything.
+
+    Raises UserError: one line that names the file, the key, and the nearest right key.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys to values")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, str(path), overrides)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML; loading it gives the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write key=value, for example learner.lr=1e-4")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    *parents, last = key.split(".")
+    branch = tree
+    for name in parents:
+        deeper = branch.get(name)
+        if deeper is None:
+            deeper = branch[name] = {}
+        if not isinstance(deeper, dict):
+            raise UserError(f"override {override!r}: {name!r} is a value, not a group of keys")
+        branch = deeper
+    branch[last] = value
+
+
+def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> str:
+    """The first fault as one line; unknown keys first, for they often cause the others."""
+    faults = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    fault = faults[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    source = next((f"override {o!r}" for o in overrides if o.partition("=")[0] == key), where)
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        near = _nearest(key, [*fault["loc"]])
+        return f"{source}: unknown key '{key}'" + (f"; did you mean '{near}'?" if near else "") + more
+    if fault["type"] == "missing":
+        return f"{source}: key '{key}' is missing{more}"
+    given = f", not {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
+    message = re.sub(r"^(Value error|Input), ?", "", fault["msg"])
+    return f"{source}: '{key}': {message}{given}{more}" if key else f"{source}: {message}{more}"
+
+
+def _nearest(key: str, loc: list) -> str | None:
+    """The likeliest right key: a sibling with a similar name, else the same name elsewhere."""
+    known = list(_keys(RunConfig, loc))
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    name = key.rpartition(".")[2]
+    names = {k.rpartition(".")[2]: k for k in siblings}
+    if near := get_close_matches(name, names, n=1, cutoff=0.6):
+        return names[near[0]]
+    if near := get_close_matches(key, known, n=1, cutoff=0.6):
+        return near[0]
+    return next((k for k in known if k.rpartition(".")[2] == name), None)
+
+
+def _keys(model: type[BaseModel], loc: list, prefix: str = "") -> Iterator[str]:
+    """All dotted keys. Inside a mapping with free names (experts), the name the user wrote is used."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        inner = field.annotation
+        models = [m for m in (inner, *_all_args(inner)) if isinstance(m, type) and issubclass(m, BaseModel)]
+        if not models:
+            continue
+        depth = prefix.count(".") + 1
+        free = f".{loc[depth]}" if _is_mapping(inner) and len(loc) > depth else ""
+        yield from _keys(models[0], loc, f"{prefix}{name}{free}.")
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is dict
+
+
+def _all_args(annotation: Any) -> Iterator[Any]:
+    for argument in get_args(annotation):
+        yield argument
+        yield from _all_args(argument)

@@ -1,0 +1,73 @@
+"""What a person sees of a run in the terminal: a progress bar, or one line a step in a log."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cluster.evaluation_record import Evaluation
+
+
+class TrainProgress:
+    """Use as a context manager. In a terminal: a bar with step, reward, strict accuracy and time left;
+    elsewhere (a job's log): a line a step with the same."""
+
+    def __init__(self, console: Console, steps: int):
+        self.console = console
+        self.steps = steps
+        self.started = time.monotonic()
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=steps, numbers="")
+
+    def __enter__(self) -> "TrainProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+    def step(self, step: int, metrics: Mapping[str, float], failures: Sequence[str] = ()) -> None:
+        shown = {"reward": "reward/mean", "strict": "reward/strict_accuracy"}
+        numbers = "  ".join(
+            f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics
+        )
+        self.bar.update(self.task, completed=step, numbers=numbers)
+        if not self.console.is_terminal:
+            left = (time.monotonic() - self.started) / step * (self.steps - step)
+            self.say(f"step {step}/{self.steps}  {numbers}  {metrics['time/step']:.2f} s  {left:.0f} s left")
+        for failure in failures:
+            self.say(f"step {step}: dropped the group of {failure}")
+
+    def evaluation(self, evaluation: Evaluation, failures: Sequence[str] = ()) -> None:
+        numbers = evaluation.metrics()
+        keys = ("eval/reward", "eval/strict_accuracy", "eval/plan_accuracy")
+        text = "  ".join(f"{k.partition('/')[2]} {numbers[k]:.3f}" for k in keys if k in numbers)
+        self.say(f"evaluation at step {evaluation.step}: {text}")
+        for failure in failures:
+            self.say(f"evaluation at step {evaluation.step}: left out {failure}")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table:
+    """One row a number, one column an evaluation."""
+    table = Table(title=title)
+    table.add_column("")
+    columns = [evaluation.metrics() for evaluation in evaluations.values()]
+    for name in evaluations:
+        table.add_column(name, justify="right")
+    for key in columns[0]:
+        cells = [f"{column[key]:.3f}" if key in column else "" for column in columns]
+        table.add_row(key.partition("/")[2].replace("_", " "), *cells)
+    return table

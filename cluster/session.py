@@ -1,0 +1,70 @@
+"""Ray for the length of a command: an existing cluster, or one of our own that ends with us."""
+
+import logging
+import math
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from rich.console import Console
+
+from cluster.config import RayConfig
+from policy.errors import UserError
+
+WORKER_ENV = {
+    # One thread a process: on a shared machine more only get in each other's way.
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+}
+
+
+@contextmanager
+def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[None]:
+    """Connect, or start a cluster that has at least `cpus` (as a number: a laptop with fewer cores than
+    roles shares them). SIGTERM ends the command like Ctrl-C does, so that nothing is left behind."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    address = existing_cluster(config)
+    options = {
+        "runtime_env": {"env_vars": WORKER_ENV},
+        "logging_level": logging.ERROR,  # Ray's warning that it asks for a token; said below
+        "log_to_driver": bool(os.environ.get("BICOT_WORKER_LOGS")),
+    }
+    if address:
+        options["address"] = address
+    else:
+        options |= {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)),
+            "include_dashboard": config.dashboard,
+            "object_store_memory": config.object_store_mb * 2**20,
+        }
+    try:
+        with console.status("starting Ray"):
+            context = ray.init(**options)
+    except ConnectionError as error:
+        signal.signal(signal.SIGTERM, previous)
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from None
+    if context.dashboard_url:
+        console.print(f"Ray dashboard: http://{context.dashboard_url}", highlight=False)
+        if not address:
+            console.print("  to sign in: ray get-auth-token", highlight=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def existing_cluster(config: RayConfig) -> str | None:
+    """The address of the cluster to join; None: we start our own."""
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
+def _interrupt(signum, frame):
+    raise KeyboardInterrupt

@@ -1,0 +1,92 @@
+"""Samples as padded tensors: what one forward pass of the learner reads.
+
+N samples; P1, P2 the longest semantic-CoT and image prompt, Lc the longest CoT, Ti image tokens. Prompts
+are padded on the left and CoTs on the right, so that what was generated starts at one column.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy.records import Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    cot_prompt: Tensor  # int64 [N, P1], left-padded
+    cot_prompt_mask: Tensor  # bool [N, P1]
+    cot: Tensor  # int64 [N, Lc], right-padded
+    cot_mask: Tensor  # bool [N, Lc]
+    image_prompt: Tensor  # int64 [N, P2], left-padded
+    image_prompt_mask: Tensor  # bool [N, P2]
+    image: Tensor  # int64 [N, Ti]
+    sampled_logps: Tensor  # float32 [N, Lc + Ti], as the sampler returned them
+    guided_logps: Tensor  # float32 [N, Ti], of the guided distribution that was drawn from
+    advantages: Tensor  # float32 [N]
+    weights: Tensor  # float32 [N, Lc + Ti], each token's weight in the mean; 0 is padding
+
+    def to(self, device) -> "Batch":
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.cot)
+
+
+def make_batch(
+    samples: Sequence[Sample],
+    advantages: Sequence[float],
+    *,
+    pad_id: int,
+    cot_weight: float = 1.0,
+    image_weight: float = 1.0,
+) -> Batch:
+    """Collate samples. `cot_weight` and `image_weight` weigh each token of the two CoTs in the one token
+    mean; both 1 is the paper's loss."""
+    cot_prompt, cot_prompt_mask = _pad([s.cot_prompt_ids for s in samples], pad_id, left=True)
+    cot, cot_mask = _pad([s.cot_ids for s in samples], pad_id)
+    image_prompt, image_prompt_mask = _pad([s.image_prompt_ids for s in samples], pad_id, left=True)
+    image = _stack([s.image_ids for s in samples])
+    cot_logps, _ = _pad([s.cot_logps for s in samples], 0.0)
+    image_logps = _stack([s.image_logps for s in samples])
+    guided_logps = _stack([s.image_guided_logps for s in samples])
+    return Batch(
+        cot_prompt=cot_prompt,
+        cot_prompt_mask=cot_prompt_mask,
+        cot=cot,
+        cot_mask=cot_mask,
+        image_prompt=image_prompt,
+        image_prompt_mask=image_prompt_mask,
+        image=image,
+        sampled_logps=torch.cat([cot_logps, image_logps], 1),
+        guided_logps=guided_logps,
+        advantages=torch.tensor(advantages, dtype=torch.float32),
+        weights=torch.cat(
+            [cot_weight * cot_mask.float(), image_weight * torch.ones(image.shape)], 1
+        ),
+    )
+
+
+def empty_like(batch: Batch) -> Batch:
+    """A batch of one sample that weighs nothing, so that ranks with less work keep step."""
+    first = Batch(**{f.name: getattr(batch, f.name)[:1] for f in fields(batch)})
+    return Batch(**{**vars(first), "weights": torch.zeros_like(first.weights)})
+
+
+def _stack(rows: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))
+
+
+def _pad(rows, value, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Padded [N, longest] and where it holds real entries, bool."""
+    width = max(len(row) for row in rows)
+    tensors = [torch.tensor(row) for row in rows]  # copies: Ray's arrays are read-only
+    padded = tensors[0].new_full((len(rows), width), value)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for n, row in enumerate(tensors):
+        span = slice(width - len(row), width) if left else slice(0, len(row))
+        padded[n, span] = row
+        mask[n, span] = True
+    return padded, mask

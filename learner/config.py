@@ -1,0 +1,107 @@
+"""What the learner can be told, and DeepSpeed's settings over sensible defaults."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from policy.errors import UserError
+
+
+class LearnerConfig(BaseModel):
+    """One GRPO update over both CoTs. Defaults are T2I-R1's where the paper gives a number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ranks: int = Field(1, ge=1)
+    """DeepSpeed ranks, a Ray actor each."""
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    """Resources of one rank."""
+
+    lr: float = Field(1e-6, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    """0: gradients are not clipped."""
+
+    beta: float = Field(0.01, ge=0)
+    """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.2, ge=0)
+    advantage_scale: Literal["std", "none"] = "std"
+    guidance: Literal["conditional", "guided"] = "conditional"
+    """Train the conditional distribution (as published), or the guided one that images were drawn from."""
+    cot_weight: float = Field(1.0, ge=0)
+    image_weight: float = Field(1.0, ge=0)
+    """Weight of each CoT's tokens in the one token mean."""
+
+    freeze: list[str] = [
+        "model.vision_model",
+        "model.aligner",
+        "model.vqmodel",
+        "model.generation_embeddings",
+        "model.generation_aligner",
+        "model.generation_head",
+    ]
+    """Module names whose parameters stay as they are; the paper trains the language model alone."""
+
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Upper bound on the padded tokens of one forward and backward pass; at least one sample is taken."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    deepspeed: dict[str, Any] | str | None = None
+    """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
+    bucket_mb: float = Field(64.0, gt=0)
+    """Size of a bucket when weights are published."""
+    timeout_s: float = Field(600.0, gt=0)
+    """How long a rank waits for the others before it gives them up."""
+
+
+def deepspeed_settings(config: LearnerConfig, dtype: str, world: int) -> dict[str, Any]:
+    """The settings DeepSpeed is started with: defaults, then the user's, key by key.
+
+    `managed_gradient_accumulation: false` leaves the division of the loss to us (see rank.py).
+    Raises UserError for a file that is missing or is not a JSON object.
+    """
+    defaults = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    return _merge(defaults, _user_settings(config.deepspeed))
+
+
+def _user_settings(source: dict[str, Any] | str | None) -> dict[str, Any]:
+    if not isinstance(source, str):
+        return source or {}
+    path = Path(source)
+    try:
+        settings = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"learner.deepspeed: {path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"learner.deepspeed: {path}:{error.lineno}: {error.msg}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"learner.deepspeed: {path}: must hold a JSON object")
+    return settings
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged

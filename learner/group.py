@@ -1,0 +1,73 @@
+"""The ranks of one learner as a whole: what the driver talks to."""
+
+from collections.abc import Sequence
+
+import ray
+from ray import ObjectRef
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from learner.config import LearnerConfig
+from learner.rank import LearnerRank, ScoredGroup
+from policy.janus import PolicyConfig
+from policy.weights import PublishedWeights
+
+
+class LearnerGroup:
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        config: LearnerConfig,
+        *,
+        temperature: float,
+        guidance: float,
+        placement: PlacementGroup | None = None,
+        first_bundle: int = 0,
+    ):
+        """Starts the ranks and waits until all hold the model."""
+        self.config = config
+        actor = ray.remote(LearnerRank)
+        self.ranks = []
+        for rank in range(config.ranks):
+            strategy = "DEFAULT"
+            if placement is not None:
+                strategy = PlacementGroupSchedulingStrategy(placement, first_bundle + rank)
+            options = {
+                "num_cpus": config.num_cpus,
+                "num_gpus": config.num_gpus,
+                "scheduling_strategy": strategy,
+            }
+            self.ranks.append(actor.options(**options).remote(rank, config.ranks))
+        where = ray.get(self.ranks[0].rendezvous.remote())
+        setups = [r.setup.remote(policy, config, temperature, guidance, where) for r in self.ranks]
+        self.trained_parameters: int = ray.get(setups)[0]
+
+    def step(
+        self, groups: Sequence[ScoredGroup], micro_batches: int | None = None
+    ) -> list[ObjectRef]:
+        """Begin one update, the groups dealt round the ranks. One reference a rank: the step is done
+        when all are, and each gives the metrics of the whole step."""
+        count = len(self.ranks)
+        return [
+            rank.step.remote(list(groups[i::count]), micro_batches) for i, rank in enumerate(self.ranks)
+        ]
+
+    def publish(self, version: int) -> PublishedWeights:
+        """Put the current weights into the object store, bucket by bucket, and wait for the last.
+
+        The references are this process's, so the weights outlive the ranks that made them."""
+        streams = [
+            rank.publish.options(num_returns="streaming").remote() for rank in self.ranks
+        ]
+        manifest, *buckets = list(streams[0])
+        for stream in streams[1:]:
+            list(stream)
+        return PublishedWeights(version, manifest, tuple(buckets))
+
+    def save(self, folder: str) -> None:
+        """Write the model in transformers layout and wait for it."""
+        ray.get([rank.save.remote(folder) for rank in self.ranks])
+
+    def stop(self) -> None:
+        for rank in self.ranks:
+            ray.kill(rank)

@@ -1,0 +1,106 @@
+"""Prompt files: JSON lines with the fields of T2I-R1's published prompt set."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from policy.errors import UserError
+from policy.records import ObjectCount, Prompt, SpatialInfo
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Spatial(_Strict):
+    obj1: str = Field(min_length=1)
+    obj2: str = Field(min_length=1)
+    locality: str = Field(min_length=1)
+
+
+class _Count(_Strict):
+    obj_name: str = Field(min_length=1)
+    num: int = Field(ge=1)
+
+
+class _Row(_Strict):
+    id: str | None = None
+    prompt: str = Field(min_length=1)
+    task_type: str = Field(min_length=1)
+    nouns: list[str] = []
+    attr_nouns: list[str] | None = None
+    spatial_info: _Spatial | None = None
+    numeracy_info: list[_Count] | None = None
+
+
+def prompt_id(text: str) -> str:
+    """An id that depends on the text alone, so that re-ordering a file changes no sample."""
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def parse_prompt(row: dict[str, Any]) -> Prompt:
+    """One row as a record. Raises pydantic's ValidationError for a missing, unknown or bad field."""
+    r = _Row.model_validate(row)
+    spatial = SpatialInfo(**r.spatial_info.model_dump()) if r.spatial_info else None
+    counts = tuple(ObjectCount(c.obj_name, c.num) for c in r.numeracy_info or ())
+    return Prompt(
+        id=r.id or prompt_id(r.prompt),
+        text=r.prompt,
+        task_type=r.task_type,
+        nouns=tuple(r.nouns),
+        attr_nouns=tuple(r.attr_nouns or ()),
+        spatial_info=spatial,
+        numeracy_info=counts,
+    )
+
+
+def plain_prompt(text: str) -> Prompt:
+    """A bare text as a record, for commands that are given nothing but a sentence."""
+    return Prompt(id=prompt_id(text), text=text, task_type="other")
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """All prompts of a file, in its order. A text that occurs again gets an id of its own ("ID#2").
+
+    Raises UserError, naming file, line and field, before anything is returned.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such prompt file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+
+    prompts: list[Prompt] = []
+    seen: Counter[str] = Counter()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        prompt = _parse_line(line, f"{path}:{number}")
+        seen[prompt.id] += 1
+        if (times := seen[prompt.id]) > 1:
+            prompt = Prompt(**{**vars(prompt), "id": f"{prompt.id}#{times}"})
+        prompts.append(prompt)
+    if not prompts:
+        raise UserError(f"{path}: the file holds no prompts")
+    return prompts
+
+
+def _parse_line(line: str, where: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
+    try:
+        return parse_prompt(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: field '{name}': {first['msg']}") from None

@@ -1,0 +1,93 @@
+"""The records that travel between actors, experts and learner: frozen, numpy on the wire."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SpatialInfo:
+    """`obj1` stands in the relation `locality` ("left of", "above", ...) to `obj2`."""
+
+    obj1: str
+    obj2: str
+    locality: str
+
+
+@dataclass(frozen=True)
+class ObjectCount:
+    """The prompt asks for exactly `num` of `obj_name`."""
+
+    obj_name: str
+    num: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a prompt file; the fields are those of T2I-R1's published prompt set."""
+
+    id: str
+    text: str
+    task_type: str
+    nouns: tuple[str, ...] = ()
+    attr_nouns: tuple[str, ...] = ()
+    spatial_info: SpatialInfo | None = None
+    numeracy_info: tuple[ObjectCount, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An order for one sample. `index` counts the samples of this prompt over the whole run, so a
+    prompt that comes round again gets new samples, and a lost sample can be drawn again anywhere."""
+
+    prompt: Prompt
+    index: int
+
+    @property
+    def sample_id(self) -> str:
+        return f"{self.prompt.id}/{self.index}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A semantic CoT and the image drawn from it. Both id sequences travel: nobody re-tokenises.
+
+    Lc is the CoT's length (with its end token, if it ended), Ti the image tokens of one image.
+    """
+
+    prompt_id: str
+    index: int
+    seed: int
+    weights_version: int
+    cot_prompt_ids: np.ndarray = field(repr=False)  # int64 [P1]
+    cot_ids: np.ndarray = field(repr=False)  # int64 [Lc]
+    cot_text: str
+    image_prompt_ids: np.ndarray = field(repr=False)  # int64 [P2]
+    image_ids: np.ndarray = field(repr=False)  # int64 [Ti]
+    cot_logps: np.ndarray = field(repr=False)  # float32 [Lc]
+    image_logps: np.ndarray = field(repr=False)  # float32 [Ti], the conditional distribution's
+    image_guided_logps: np.ndarray = field(repr=False)  # float32 [Ti], the distribution drawn from
+    image: np.ndarray = field(repr=False)  # uint8 [H, W, 3]
+    finish_reason: str  # "stop": the CoT ended by itself; "length": it was cut
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt_id}/{self.index}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the experts said of N samples: one column an expert.
+
+    `values` is float32 [N, E] in the experts' own scale, NaN where an expert does not apply to the
+    prompt. `rewards` is float32 [N], the ensemble's weighted mean of what applies. `passed` is bool
+    [N]: every expert that applies reached its pass mark. `evidence[n][e]` is what the expert wants
+    to show a person (boxes, counts, answers), "" where there is nothing.
+    """
+
+    sample_ids: tuple[str, ...]
+    experts: tuple[str, ...]
+    values: np.ndarray = field(repr=False)
+    rewards: np.ndarray = field(repr=False)
+    passed: np.ndarray = field(repr=False)
+    evidence: tuple[tuple[str, ...], ...] = field(repr=False, default=())

@@ -1,0 +1,183 @@
+"""The report as a reader's browser gets it, and the curves that it is drawn from."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from cluster.curves import charts, read_metrics, series, short, smooth, thin, ticks
+from cluster.evaluation_record import Evaluation, Judged
+from cluster.recorder import Recorder
+from cluster.report import changes, data_uri, spread_with_ends, write_report, write_summary
+from policy.errors import UserError
+from policy.records import Prompt, Sample
+
+ATTACK = "<script>alert(1)</script>"
+
+
+def evaluation(step: int, reward: float, prompts: int = 3, **scores: float) -> Evaluation:
+    ids, logps, image = np.arange(5), [np.zeros(5, np.float32)] * 3, np.zeros((24, 24, 3), np.uint8)
+
+    def one(n: int) -> Judged:
+        prompt = Prompt(f"p{n}", f"{ATTACK} number {n}", "color")
+        plan = f"plan {ATTACK}"
+        sample = Sample(prompt.id, 0, 1, step, ids, ids, plan, ids, ids, *logps, image, "stop")
+        evidence = dict.fromkeys(scores, f'"{ATTACK}')
+        return Judged(prompt, sample, reward, reward > 0.5, True, scores, evidence)
+
+    return Evaluation(step, step, tuple(one(n) for n in range(prompts)))
+
+
+@pytest.fixture
+def run(tmp_path):
+    recorder = Recorder(tmp_path / "shapes <b>run")
+    recorder.evaluation(0, evaluation(0, 0.25, objects=0.5))
+    for step in range(1, 11):
+        own = float("nan") if step == 3 else 1.0
+        recorder.step(step, {"reward/mean": step / 10, "kl/cot": 0.1, "my/own": own})
+    recorder.evaluation(10, evaluation(10, 0.75, objects=0.875, relation=1.0))
+    recorder.close()
+    (recorder.folder / "config.yaml").write_text("note: a < b & c\n")
+    return recorder.folder
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside scripts and styles."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.text, self._code = [], "", False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._code = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._code = False
+
+    def handle_data(self, data):
+        if not self._code:
+            self.text += data
+
+
+def page(run) -> Page:
+    return Page(write_report(run).read_text())
+
+
+def test_the_report_loads_nothing(run):
+    html = write_report(run).read_text()
+    for tag, attributes in Page(html).tags:
+        assert tag not in ("link", "iframe", "object", "base")
+        for name in ("src", "href", "srcset", "action"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert not re.search(r"url\(|@import|fetch\(|https?://", html)
+
+
+def test_the_first_and_the_last_evaluation_stand_side_by_side(run):
+    text = page(run).text
+    assert "+0.500 from 0.250" in " ".join(text.split())
+    assert "+100.0 points from 0.0%" in " ".join(text.split())
+
+    found = changes(evaluation(0, 0.25, objects=0.5), evaluation(9, 0.2, relation=1))
+    rows = {row.label: row for row in found}
+    assert (rows["Reward"].difference, rows["Reward"].verdict) == ("\N{MINUS SIGN}0.050", "worse")
+    assert (rows["objects"].before, rows["objects"].after) == ("0.500", None)
+    assert (rows["relation"].before, rows["relation"].after) == (None, "1.000")
+    assert "Diversity" not in rows  # no prompt had two samples
+
+
+def test_whatever_a_prompt_says_is_text(run):
+    report = page(run)
+    assert f"{ATTACK} number 0" in report.text
+    assert f"plan {ATTACK}" in report.text
+    assert "shapes <b>run" in report.text
+    assert "a < b & c" in report.text
+    assert [tag for tag, _ in report.tags].count("script") == 1
+    assert any(attrs.get("title") == f'"{ATTACK}' for tag, attrs in report.tags if tag == "span")
+
+
+def test_a_torn_line_is_left_out_and_counted(run):
+    assert "unreadable" not in page(run).text
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write('{"step": 11, "note": "é'.encode()[:-1])  # in the middle of a character
+    assert "10 steps" in page(run).text
+    assert "1 unreadable line in metrics.jsonl left out" in page(run).text
+
+
+def test_a_run_that_has_only_begun_has_a_report(tmp_path):
+    Recorder(tmp_path).close()
+    text = page(tmp_path).text
+    for missing in ("No step is recorded yet", "No evaluation is recorded yet", "no config.yaml"):
+        assert missing in text
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"is not a run directory: it has no metrics\.jsonl"):
+        write_report(tmp_path)
+
+
+def test_an_evaluation_that_was_not_finished_is_not_shown(run):
+    (run / "samples" / "eval_000010" / "evaluation.json").unlink()
+    assert "1 evaluation" in " ".join(page(run).text.split())
+
+
+def test_a_large_evaluation_is_cut_and_says_so(tmp_path):
+    recorder = Recorder(tmp_path)
+    recorder.evaluation(5, evaluation(5, 1.0, prompts=60))
+    recorder.close()
+    report = page(tmp_path)
+    assert "Shown: 48 of 60 prompts" in report.text
+    assert [tag for tag, _ in report.tags].count("img") == 48
+
+
+def test_images_are_embedded_as_they_are_or_reduced():
+    assert data_uri(np.zeros((24, 24, 3), np.uint8)).startswith("data:image/png;base64,")
+    noise = np.random.default_rng(0).integers(0, 255, (768, 768, 3), np.uint8)
+    assert data_uri(noise).startswith("data:image/jpeg;base64,")
+    assert len(data_uri(noise)) < 60_000
+
+
+def test_a_finished_run_has_its_curve_its_pictures_and_its_report(run):
+    paths = write_summary(run, evaluation(0, 0.25), evaluation(10, 0.75))
+    assert [path.name for path in paths] == ["reward_curve.png", "before_after.png", "report.html"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_a_choice_of_evaluations_keeps_both_ends():
+    assert spread_with_ends(list(range(100)), 5) == [0, 25, 50, 74, 99]
+    assert spread_with_ends([1, 2], 5) == [1, 2]
+
+
+# --- curves --------------------------------------------------------------------------------------
+
+
+def test_every_series_is_in_exactly_one_chart(run):
+    found = charts(series(read_metrics(run / "metrics.jsonl").lines), ["objects", "relation"])
+    names = [line.name for chart in found for line in chart.lines]
+    assert len(names) == len(set(names))
+    assert {"reward/mean", "eval/reward", "kl/cot", "my/own", "eval/relation"} <= set(names)
+    assert [chart.title for chart in found if chart.lines[0].name == "my/own"] == ["my"]
+
+
+def test_a_resumed_run_replaces_the_steps_that_it_repeats():
+    steps = [(1, 1.0), (2, 1.0), (3, 1.0), (2, 5.0), (4, None)]
+    lines = [{"step": step, "time": 0.0, "loss": value} for step, value in steps]
+    assert series(lines) == {"loss": [(1, 1.0), (2, 5.0)]}
+
+
+def test_smoothing_and_thinning_keep_a_straight_line():
+    line = [(step, 2.0 * step) for step in range(1000)]
+    assert smooth(line)[500] == (500, 1000.0)
+    assert smooth(line[:10]) == line[:10]
+    assert len(thin(line, 400)) == 334
+    assert sum(value for _, value in thin(line, 100)) / 100 == pytest.approx(999.0)
+
+
+def test_ticks_are_round_numbers():
+    assert ticks(0.0, 1.06) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(-0.03, 0.031) == [-0.02, 0, 0.02]
+    assert [short(x) for x in (0, 0.5, -12.34, 1234.5, 1e-5, 2.5e6)] == [
+        "0", "0.5", "-12.3", "1,234", "1e-5", "2.5e6",
+    ]  # fmt: skip

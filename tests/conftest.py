@@ -1,0 +1,81 @@
+"""Shared fixtures: a tiny random Janus in the published layout, and one local Ray for all tests."""
+
+import os
+from pathlib import Path
+
+# Before anything imports torch or ray: one thread a process, and no token for this private cluster.
+os.environ.update(OMP_NUM_THREADS="1", RAY_AUTH_MODE="disabled", HF_HUB_OFFLINE="1")
+os.environ.pop("RAY_ADDRESS", None)
+
+import pytest
+import ray
+import torch
+
+from actors.sampler import SamplingConfig
+from actors.torch_sampler import TorchSampler
+from cluster.session import WORKER_ENV
+from examples.shapes.tiny_janus import build_janus, build_tokenizer
+from policy.janus import Janus, PolicyConfig, load_janus
+from policy.prompts import read_prompts
+from policy.records import Draw, Prompt, Sample
+
+ROOT = Path(__file__).parents[1]
+SHAPES = ROOT / "examples" / "shapes"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def policy_config(tmp_path_factory) -> PolicyConfig:
+    """A Janus of the shapes world's size with random weights, on disk."""
+    folder = tmp_path_factory.mktemp("tiny_janus")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    build_janus(tokenizer, hidden=64, layers=2).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return PolicyConfig(path=str(folder), templates=str(SHAPES / "templates"))
+
+
+@pytest.fixture
+def janus(policy_config) -> Janus:
+    return load_janus(policy_config)
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[Prompt]:
+    """Held-out prompts of the shapes world, of every kind and length."""
+    return read_prompts(SHAPES / "prompts" / "heldout.jsonl")[::9]
+
+
+@pytest.fixture(scope="session")
+def sampling() -> SamplingConfig:
+    return SamplingConfig(guidance=2.0, max_cot_tokens=12)
+
+
+@pytest.fixture(scope="session")
+def samples(policy_config, prompts, sampling) -> list[Sample]:
+    """Two samples each of four prompts, drawn once for all tests that only read them."""
+    sampler = TorchSampler(load_janus(policy_config), sampling, run_seed=0)
+    return sampler.draw([Draw(p, i) for p in prompts[:4] for i in range(2)])
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    ray.init(
+        address="local",
+        num_cpus=8,  # as a number: the roles of these tests share the machine's cores
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=256 * 2**20,
+        runtime_env={"env_vars": WORKER_ENV},
+    )
+    yield
+    ray.shutdown()
+
+
+def shared_file(name: str) -> Path:
+    """A file of the published implementation's data set, which lies beside the repository or not."""
+    path = Path(os.environ.get("BICOT_SHARED", ROOT.parent / "shared")) / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there: set BICOT_SHARED to the folder that holds {name}")
+    return path

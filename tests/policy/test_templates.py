@@ -1,0 +1,41 @@
+import pytest
+
+from policy.errors import UserError
+from policy.templates import BEGIN_OF_IMAGE, Templates, load_templates
+
+PLAIN = Templates(system="be brief", semantic_cot="plan {prompt}", image="{prompt}. {cot}")
+
+
+def test_the_cot_conversation_has_the_system_prompt_and_the_image_conversation_has_none():
+    assert PLAIN.cot_conversation("a dog") == "be brief\n\nUser: plan a dog\n\nAssistant:"
+    assert PLAIN.image_conversation("a dog", "brown fur") == (
+        f"User: a dog. brown fur\n\nAssistant:{BEGIN_OF_IMAGE}"
+    )
+
+
+@pytest.mark.parametrize("prompt", ["A dog.", "A dog", " A dog. "])
+def test_a_prompt_that_ends_in_a_full_stop_gets_no_second_one(prompt):
+    assert "User: A dog. x\n" in PLAIN.image_conversation(prompt, "x")
+
+
+def test_braces_in_prompt_and_cot_are_text():
+    text = PLAIN.image_conversation("a {cot} and {}", "see {prompt} {0}")
+    assert "User: a {cot} and {}. see {prompt} {0}\n" in text
+    assert "plan {prompt} {}" in PLAIN.cot_conversation("{prompt} {}")
+
+
+def test_a_folder_replaces_the_texts_it_holds(tmp_path):
+    (tmp_path / "image.txt").write_text("draw {cot} for {prompt}")
+    (tmp_path / "system.txt").write_text("")
+    templates = load_templates(tmp_path)
+    assert templates.image_conversation("it.", "that").startswith("User: draw that for it\n")
+    assert templates.cot_conversation("it").startswith("User: ")
+    assert templates.semantic_cot == load_templates().semantic_cot
+
+
+def test_a_template_without_its_placeholder_is_named(tmp_path):
+    (tmp_path / "image.txt").write_text("{prompt}")
+    with pytest.raises(UserError, match=r"image\.txt: the template must contain \{cot\}"):
+        load_templates(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        load_templates(tmp_path / "nowhere")

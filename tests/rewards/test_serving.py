@@ -1,0 +1,174 @@
+"""Experts as real Serve applications, asked by a real Judge actor."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray import serve
+
+from policy.errors import UserError
+from policy.prompts import parse_prompt, plain_prompt
+from policy.records import Prompt, Sample
+from rewards.config import GatewayConfig, RewardsConfig
+from rewards.ensemble import ExpertFailed, Judge
+from rewards.gateway import start_gateway
+from rewards.serving import check_applicability, deploy_experts, judge
+from tests.rewards.drawing import draw
+from tests.rewards.experts_for_tests import OnlySpatial, SaysWhatItIsTold
+
+HERE = "tests.rewards.experts_for_tests"
+RED = parse_prompt({"prompt": "a red circle", "task_type": "color", "attr_nouns": ["red circle"]})
+PLAIN = plain_prompt("something bright")
+WHITE = np.full((8, 8, 3), 255, np.uint8)
+
+
+def sample(prompt: Prompt, image: np.ndarray, index: int = 0) -> Sample:
+    ids, logps = np.zeros(1, np.int64), np.zeros(1, np.float32)
+    return Sample(
+        prompt_id=prompt.id,
+        index=index,
+        seed=0,
+        weights_version=0,
+        cot_prompt_ids=ids,
+        cot_ids=ids,
+        cot_text="",
+        image_prompt_ids=ids,
+        image_ids=ids,
+        cot_logps=logps,
+        image_logps=logps,
+        image_guided_logps=logps,
+        image=image,
+        finish_reason="stop",
+    )
+
+
+# --- what an expert says is checked ---
+
+
+@pytest.mark.parametrize(
+    ("values", "evidence", "complaint"),
+    [
+        ([0.5], (), "expert told gave values of shape .1,. and 2 evidences for 2 images"),
+        ([[0.5, 0.5]], (), "expert told gave values of shape .1, 2."),
+        ([0.5, float("nan")], (), "expert told gave nan for prompt 'something bright'"),
+        ([float("inf"), 0.5], (), "expert told gave inf for prompt 'a red circle'"),
+        ([0.5, 0.5], ("only one",), "1 evidences for 2 images"),
+    ],
+)
+def test_a_wrong_answer_raises(values, evidence, complaint):
+    with pytest.raises(RuntimeError, match=complaint):
+        judge("told", SaysWhatItIsTold(values, evidence), [WHITE, WHITE], [RED, PLAIN])
+
+
+def test_an_expert_is_asked_only_where_it_applies():
+    spatial = Prompt("s", "left of", "spatial")
+    answer = judge("spatial", OnlySpatial(), [WHITE] * 3, [RED, spatial, PLAIN])
+    np.testing.assert_array_equal(answer.values, np.array([np.nan, 1, np.nan], np.float32))
+    assert answer.evidence == ("", "", "")
+
+
+# --- through Ray ---
+
+
+@pytest.fixture(scope="module")
+def experts(serving, tmp_path_factory):
+    """Config entries of experts that run, by name."""
+    files = tmp_path_factory.mktemp("experts")
+    entries = {
+        "objects": {"use": "rewards.shapes:ObjectsExpert", "weight": 3},
+        "bright": {"use": f"{HERE}:Brightness", "replicas": 2},
+        "fogged": {
+            "use": f"{HERE}:FailsAtFirst",
+            "options": {"counter": str(files / "fogged"), "failures": 2},
+        },
+        "dead": {
+            "use": f"{HERE}:FailsAtFirst",
+            "options": {"counter": str(files / "dead"), "failures": 10**9},
+        },
+        "slow": {"use": f"{HERE}:WaitsForFile", "options": {"file": str(files / "go")}},
+    }
+    handles = deploy_experts(RewardsConfig(experts=entries))
+    assert set(handles) == set(entries)
+    return entries
+
+
+def config_of(experts: dict, *names: str, **settings) -> RewardsConfig:
+    return RewardsConfig(experts={name: experts[name] for name in names}, **settings)
+
+
+def ask_judge(config: RewardsConfig, samples: list[Sample], prompts: list[Prompt]):
+    actor = ray.remote(num_cpus=0)(Judge).remote(config)
+    return ray.get(actor.score.remote([ray.put(samples)], prompts))
+
+
+def test_serve_runs_without_http(experts):
+    status = serve.status()
+    assert status.proxies == {}
+    with pytest.raises(UserError, match="already runs on this cluster, without HTTP"):
+        start_gateway(RewardsConfig(experts=experts, gateway=GatewayConfig()))
+    running = status.applications["expert_bright"].deployments["bright"]
+    assert running.replica_states == {"RUNNING": 2}
+
+
+def test_the_judge_weighs_what_applies(experts):
+    circle = draw(("red", "circle", 2, 2))
+    samples = [sample(RED, circle, 0), sample(RED, draw(), 1), sample(PLAIN, WHITE, 0)]
+    scores = ask_judge(config_of(experts, "objects", "bright"), samples, [RED, RED, PLAIN])
+
+    assert scores.sample_ids == (f"{RED.id}/0", f"{RED.id}/1", f"{PLAIN.id}/0")
+    assert scores.experts == ("objects", "bright")
+    found, level = scores.values[:, 0], scores.values[:, 1]
+    assert found[0] > 0.9
+    assert found[1] == 0
+    assert np.isnan(found[2])
+    np.testing.assert_allclose(level, [circle.mean() / 255, draw().mean() / 255, 1], rtol=1e-6)
+    expected = [(3 * found[0] + level[0]) / 4, level[1] / 4, 1]
+    np.testing.assert_allclose(scores.rewards, expected, rtol=1e-6)
+    assert scores.passed.tolist() == [True, False, True]
+    assert scores.evidence[0][0].startswith("red circle")
+
+
+def test_an_expert_that_recovers_is_asked_again(experts):
+    scores = ask_judge(config_of(experts, "fogged", retries=2), [sample(PLAIN, WHITE)], [PLAIN])
+    assert scores.rewards.tolist() == [1]
+    assert len(Path(experts["fogged"]["options"]["counter"]).read_text()) == 3
+
+
+def test_an_expert_that_stays_broken_gives_no_score(experts):
+    config = config_of(experts, "bright", "dead", retries=1)
+    with pytest.raises(ExpertFailed) as raised:
+        ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    assert (raised.value.expert, raised.value.tries) == ("dead", 2)
+    assert raised.value.reason == "OSError: the lens is fogged (call 2)"
+
+
+def test_an_expert_that_is_too_slow_gives_no_score(experts):
+    config = config_of(experts, "slow", retries=0, timeout_s=0.5)
+    with pytest.raises(ExpertFailed, match=r"slow failed 1 times, .* no answer within 0.5 s"):
+        ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    Path(experts["slow"]["options"]["file"]).touch()
+    config = config_of(experts, "slow")
+    assert ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN]).rewards.tolist() == [1]
+
+
+def test_samples_of_other_prompts_are_refused(experts):
+    with pytest.raises(ValueError, match="not of these prompts"):
+        ask_judge(config_of(experts, "bright"), [sample(PLAIN, WHITE)], [RED])
+
+
+def test_a_prompt_that_no_expert_applies_to_is_named(experts):
+    check_applicability(config_of(experts, "objects", "bright"), [RED, PLAIN])
+    with pytest.raises(
+        UserError, match=f"no expert .* prompt {PLAIN.id} .*'something bright'.*: objects$"
+    ):
+        check_applicability(config_of(experts, "objects"), [RED, PLAIN])
+
+
+def test_an_expert_that_cannot_start_is_named_with_its_reason(experts):
+    config = RewardsConfig(experts={"broken": {"use": f"{HERE}:CannotStart"}})
+    with pytest.raises(UserError) as raised:
+        deploy_experts(config)
+    assert str(raised.value) == (
+        "expert broken did not start: FileNotFoundError: weights.pt is nowhere to be found"
+    )

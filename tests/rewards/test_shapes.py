@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from policy.prompts import parse_prompt, plain_prompt
+from policy.records import Prompt
+from rewards.shapes import COLORS, SHAPES, CountExpert, ObjectsExpert, RelationExpert, detect
+from tests.rewards.drawing import draw
+
+
+def prompt(**fields) -> Prompt:
+    return parse_prompt({"prompt": "a picture", "task_type": "any", **fields})
+
+
+def score(expert, image: np.ndarray, asked: Prompt) -> float:
+    return float(expert.score([image], [asked]).values[0])
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_seen_for_what_it_is(color, shape):
+    (found,) = detect(draw((color, shape, 2, 12)))
+    assert found.name == f"{color} {shape}"
+    assert found.confidence > 0.7
+    assert (found.x, found.y) == pytest.approx((6, 16), abs=1.5)
+
+
+def test_blank_image_shows_nothing():
+    assert detect(draw()) == []
+
+
+def test_objects_are_graded_one_by_one():
+    both = prompt(attr_nouns=["red circle", "blue square"])
+    expert = ObjectsExpert()
+    assert score(expert, draw(("red", "circle", 2, 2), ("blue", "square", 20, 20)), both) > 0.9
+    assert score(expert, draw(("red", "circle", 2, 2)), both) == pytest.approx(0.5, abs=0.05)
+    assert score(expert, draw(("blue", "circle", 2, 2), ("red", "square", 20, 20)), both) == 0
+    assert score(expert, draw(), both) == 0
+
+
+def test_count_wants_the_number_and_nothing_else():
+    two = prompt(numeracy_info=[{"obj_name": "red circle", "num": 2}])
+    one, other = ("red", "circle", 2, 2), ("red", "circle", 20, 2)
+    expert = CountExpert()
+    assert score(expert, draw(one, other), two) == 1
+    assert score(expert, draw(one), two) == 0.5
+    assert score(expert, draw(one, other, ("blue", "square", 2, 20)), two) == 0.75
+    assert score(expert, draw(), two) == 0
+
+
+def test_relation_has_a_direction():
+    right, left = ("red", "circle", 20, 12), ("blue", "square", 2, 12)
+    image, expert = draw(right, left), RelationExpert()
+
+    def asked(locality: str) -> Prompt:
+        where = {"obj1": "red circle", "obj2": "blue square", "locality": locality}
+        return prompt(spatial_info=where)
+
+    assert score(expert, image, asked("right of")) > 0.9
+    assert score(expert, image, asked("left of")) == 0
+    assert score(expert, image, asked("above")) == 0
+    assert not expert.applies(asked("inside"))
+
+
+def test_evidence_says_what_was_seen():
+    answer = ObjectsExpert().score([draw(("red", "circle", 2, 2))], [prompt(attr_nouns=["red circle"])])
+    assert answer.evidence[0].startswith("red circle (6,6)")
+
+
+def test_a_plain_sentence_concerns_none_of_them():
+    sentence = plain_prompt("a red circle")
+    assert not any(e.applies(sentence) for e in (ObjectsExpert(), CountExpert(), RelationExpert()))
