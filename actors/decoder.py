@@ -1,10 +1,12 @@
 """One Llama trunk, decoded step by step in a preallocated key/value cache.
 
 transformers' generation grows its cache by copying it at every token, and pays Python for features
-that lockstep sampling never uses. Here the cache is allocated once, projections that read the same input
-are one matrix product, and all rows advance together. A test holds it to transformers' own forward.
+that lockstep sampling never uses. Here the cache is allocated once, projections that read the same
+input are one matrix product, and all rows advance together. A test holds it to transformers' own
+forward.
 
-Shapes: B rows, T new positions, L cache length, H query heads, K key/value heads, C head size, D hidden.
+Shapes: B rows, T new positions, L cache length, H query heads, K key/value heads, C head size, D
+hidden.
 """
 
 import torch
@@ -55,7 +57,7 @@ class LockstepDecoder:
 
         The first call takes the whole left-padded prompts (T = width), later ones a token (T = 1).
         """
-        rows, new, _ = embedded.shape
+        new = embedded.shape[1]
         begin, end = self.used, self.used + new
         slots = torch.arange(begin, end, device=embedded.device)
         positions = (slots[None] - self.starts[:, None]).clamp(min=0)

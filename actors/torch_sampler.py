@@ -1,9 +1,10 @@
 """The plain-PyTorch sampler: two phases, all rows in lockstep. The oracle for every other sampler.
 
-Phase 1 writes the semantic CoT as text. Phase 2 draws the image tokens with classifier-free guidance: each
-sample has a conditional and an unconditional row, and the token drawn from both goes into both.
-Log-probabilities are of the conditional distribution over the full vocabulary at the sampling temperature,
-which is what the learner trains; those of the guided one that was drawn from travel beside them.
+Phase 1 writes the semantic CoT as text. Phase 2 draws the image tokens with classifier-free
+guidance: each sample has a conditional and an unconditional row, and the token drawn from both goes
+into both. Log-probabilities are of the conditional distribution over the full vocabulary at the
+sampling temperature, which is what the learner trains; those of the guided one that was drawn from
+travel beside them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -65,9 +66,7 @@ class TorchSampler(Sampler):
         ]
         images = self._draw_images(orders, image_prompts)
         pixels = self.janus.decode_images(images.ids)
-        ids, logps, guided = (
-            t.cpu().numpy() for t in (images.ids, images.logps, images.guided_logps)
-        )
+        ids, logps, guided = (t.cpu().numpy() for t in (images.ids, images.logps, images.guided_logps))
         return [
             Sample(
                 prompt_id=order.prompt.id,

@@ -20,14 +20,18 @@ console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="a run's YAML file, e.g. examples/shapes/train.yaml")]
 Overrides = Annotated[list[str], typer.Argument(help="overrides, e.g. learner.lr=1e-4 seed=1")]
-Policy = Annotated[str | None, typer.Option(help="model directory to use instead of the configured one")]
+Policy = Annotated[
+    str | None, typer.Option(help="model directory to use instead of the configured one")
+]
 
 
 @app.command()
 def train(
     config: ConfigFile,
     overrides: Overrides = [],  # noqa: B006 (typer copies it)
-    dry_run: Annotated[bool, typer.Option(help="print the resolved config and the placement; stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="print the resolved config and the placement; stop")
+    ] = False,
 ):
     """Train with BiCoT-GRPO and write runs/NAME/."""
     from cluster.config import dump_config, load_config
@@ -49,7 +53,9 @@ def evaluate(
     config: ConfigFile,
     overrides: Overrides = [],  # noqa: B006
     policy: Policy = None,
-    out: Annotated[Path | None, typer.Option(help="folder for evaluation.json, PNGs and grid.png")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for evaluation.json, PNGs and grid.png")
+    ] = None,
 ):
     """Draw the held-out prompts and let the experts judge: a table, JSON and a grid."""
     from cluster.config import load_config

@@ -32,7 +32,8 @@ class TrainConfig(BaseModel):
     groups_per_step: int = Field(8, ge=1)
     """Prompts of one optimizer step."""
     max_staleness: int = Field(0, ge=0)
-    """How many optimizer steps old a sample's weights may be; 0 is synchronous and exactly on-policy."""
+    """How many optimizer steps old a sample's weights may be; 0 is synchronous and exactly
+    on-policy."""
     filter_equal_groups: bool = True
     """Leave out groups whose rewards are all equal: they have nothing to teach but the KL term."""
     save_every: int = Field(100, ge=1)
@@ -58,8 +59,8 @@ class RayConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     address: str | None = None
-    """An existing cluster ("auto", "host:port"); None: $RAY_ADDRESS if set, else a cluster of our own on
-    this machine, which ends with the run."""
+    """An existing cluster ("auto", "host:port"); None: $RAY_ADDRESS if set, else a cluster of our
+    own on this machine, which ends with the run."""
     dashboard: bool = True
     """Of our own cluster."""
     object_store_mb: int = Field(512, ge=80)
@@ -133,7 +134,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from None
+        problem = getattr(error, "problem", error)
+        raise UserError(f"override {override!r}: the value is not valid YAML: {problem}") from None
     *parents, last = key.split(".")
     branch = tree
     for name in parents:
@@ -159,7 +161,7 @@ def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> st
     if fault["type"] == "missing":
         return f"{source}: key '{key}' is missing{more}"
     given = f", not {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
-    message = re.sub(r"^(Value error|Input), ?", "", fault["msg"])
+    message = re.sub(r"^(Value error, |Input )", "", fault["msg"])
     return f"{source}: '{key}': {message}{given}{more}" if key else f"{source}: {message}{more}"
 
 
@@ -182,7 +184,9 @@ def _keys(model: type[BaseModel], loc: list, prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
         inner = field.annotation
-        models = [m for m in (inner, *_all_args(inner)) if isinstance(m, type) and issubclass(m, BaseModel)]
+        models = [
+            m for m in (inner, *_all_args(inner)) if isinstance(m, type) and issubclass(m, BaseModel)
+        ]
         if not models:
             continue
         depth = prefix.count(".") + 1

@@ -44,7 +44,9 @@ class TrainProgress:
         self.bar.update(self.task, completed=step, numbers=numbers)
         if not self.console.is_terminal:
             left = (time.monotonic() - self.started) / step * (self.steps - step)
-            self.say(f"step {step}/{self.steps}  {numbers}  {metrics['time/step']:.2f} s  {left:.0f} s left")
+            self.say(
+                f"step {step}/{self.steps}  {numbers}  {metrics['time/step']:.2f} s  {left:.0f} s left"
+            )
         for failure in failures:
             self.say(f"step {step}: dropped the group of {failure}")
 

@@ -1,4 +1,5 @@
-"""All the processes of a run: experts, rollout actors, learner ranks. Started together, stopped together."""
+"""All the processes of a run: experts, rollout actors, learner ranks. Started together, stopped
+together."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

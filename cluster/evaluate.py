@@ -62,7 +62,9 @@ class Evaluator:
     def _judged(self, prompt: Prompt, sample: Sample, scores: Scores, row: int) -> Judged:
         values = dict(zip(scores.experts, scores.values[row].tolist(), strict=True))
         applied = {name: value for name, value in values.items() if not np.isnan(value)}
-        evidence = dict(zip(scores.experts, scores.evidence[row], strict=True)) if scores.evidence else {}
+        evidence = (
+            dict(zip(scores.experts, scores.evidence[row], strict=True)) if scores.evidence else {}
+        )
         return Judged(
             prompt=prompt,
             sample=sample,

@@ -82,7 +82,9 @@ class Experience:
         """Have groups drawn with these weights and judged. Returns at once."""
         chunks = self._chunks(groups)
         pending: Order = []
-        for chunk, number in zip(chunks, islice(cycle(range(len(self.actors))), len(chunks)), strict=True):
+        for chunk, number in zip(
+            chunks, islice(cycle(range(len(self.actors))), len(chunks)), strict=True
+        ):
             draw = self.actors[number].draw.options(num_returns=len(chunk) + 1)
             *drawn, report = draw.remote(chunk, weights)
             for group, samples in zip(chunk, drawn, strict=True):

@@ -38,12 +38,14 @@ def sampling_metrics(harvest: Harvest, version: int) -> dict[str, float]:
     }
 
 
-def time_metrics(harvest: Harvest, *, step_s: float, learn_s: float, publish_s: float) -> dict[str, float]:
+def time_metrics(
+    harvest: Harvest, *, step_s: float, learn_s: float, publish_s: float
+) -> dict[str, float]:
     """Where the step's wall time went, in seconds.
 
-    `sample` is the busiest actor's drawing; drawing ahead (max_staleness > 0) may hide it behind `learn`.
-    `publish` is putting the weights out and pulling them in. `wait` is what the driver waited for draws
-    beyond drawing and pulling; `driver` is what is left: its own work.
+    `sample` is the busiest actor's drawing; drawing ahead (max_staleness > 0) may hide it behind
+    `learn`. `publish` is putting the weights out and pulling them in. `wait` is what the driver
+    waited for draws beyond drawing and pulling; `driver` is what is left: its own work.
     """
     draws, scores = harvest.waited_for_draws_s, harvest.waited_for_scores_s
     return {

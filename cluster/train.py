@@ -1,7 +1,7 @@
 """The loop: sample, judge, compare, learn, publish.
 
-Promised: a group is used whole or not at all; every sample's weights are at most `max_staleness` optimizer
-steps old when it is learned from; the driver moves references, never tensors.
+Promised: a group is used whole or not at all; every sample's weights are at most `max_staleness`
+optimizer steps old when it is learned from; the driver moves references, never tensors.
 """
 
 import time
@@ -37,7 +37,8 @@ from policy.weights import PublishedWeights
 
 @dataclass
 class Run:
-    """What the loop works with; `weights` is the newest published version (None: as loaded, version 0)."""
+    """What the loop works with; `weights` is the newest published version (None: as loaded, version
+    0)."""
 
     config: RunConfig
     crew: Crew

@@ -1,7 +1,7 @@
 """Samples as padded tensors: what one forward pass of the learner reads.
 
-N samples; P1, P2 the longest semantic-CoT and image prompt, Lc the longest CoT, Ti image tokens. Prompts
-are padded on the left and CoTs on the right, so that what was generated starts at one column.
+N samples; P1, P2 the longest semantic-CoT and image prompt, Lc the longest CoT, Ti image tokens.
+Prompts are padded on the left and CoTs on the right, so that what was generated starts at one column.
 """
 
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ def make_batch(
     cot_weight: float = 1.0,
     image_weight: float = 1.0,
 ) -> Batch:
-    """Collate samples. `cot_weight` and `image_weight` weigh each token of the two CoTs in the one token
-    mean; both 1 is the paper's loss."""
+    """Collate samples. `cot_weight` and `image_weight` weigh each token of the two CoTs in the one
+    token mean; both 1 is the paper's loss."""
     cot_prompt, cot_prompt_mask = _pad([s.cot_prompt_ids for s in samples], pad_id, left=True)
     cot, cot_mask = _pad([s.cot_ids for s in samples], pad_id)
     image_prompt, image_prompt_mask = _pad([s.image_prompt_ids for s in samples], pad_id, left=True)
@@ -63,9 +63,7 @@ def make_batch(
         sampled_logps=torch.cat([cot_logps, image_logps], 1),
         guided_logps=guided_logps,
         advantages=torch.tensor(advantages, dtype=torch.float32),
-        weights=torch.cat(
-            [cot_weight * cot_mask.float(), image_weight * torch.ones(image.shape)], 1
-        ),
+        weights=torch.cat([cot_weight * cot_mask.float(), image_weight * torch.ones(image.shape)], 1),
     )
 
 

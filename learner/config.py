@@ -32,7 +32,8 @@ class LearnerConfig(BaseModel):
     clip_high: float = Field(0.2, ge=0)
     advantage_scale: Literal["std", "none"] = "std"
     guidance: Literal["conditional", "guided"] = "conditional"
-    """Train the conditional distribution (as published), or the guided one that images were drawn from."""
+    """Train the conditional distribution (as published), or the guided one that images were drawn
+    from."""
     cot_weight: float = Field(1.0, ge=0)
     image_weight: float = Field(1.0, ge=0)
     """Weight of each CoT's tokens in the one token mean."""
@@ -48,7 +49,8 @@ class LearnerConfig(BaseModel):
     """Module names whose parameters stay as they are; the paper trains the language model alone."""
 
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Upper bound on the padded tokens of one forward and backward pass; at least one sample is taken."""
+    """Upper bound on the padded tokens of one forward and backward pass; at least one sample is
+    taken."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     deepspeed: dict[str, Any] | str | None = None
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
@@ -58,7 +60,7 @@ class LearnerConfig(BaseModel):
     """How long a rank waits for the others before it gives them up."""
 
 
-def deepspeed_settings(config: LearnerConfig, dtype: str, world: int) -> dict[str, Any]:
+def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
     """The settings DeepSpeed is started with: defaults, then the user's, key by key.
 
     `managed_gradient_accumulation: false` leaves the division of the loss to us (see rank.py).

@@ -42,9 +42,7 @@ class LearnerGroup:
         setups = [r.setup.remote(policy, config, temperature, guidance, where) for r in self.ranks]
         self.trained_parameters: int = ray.get(setups)[0]
 
-    def step(
-        self, groups: Sequence[ScoredGroup], micro_batches: int | None = None
-    ) -> list[ObjectRef]:
+    def step(self, groups: Sequence[ScoredGroup], micro_batches: int | None = None) -> list[ObjectRef]:
         """Begin one update, the groups dealt round the ranks. One reference a rank: the step is done
         when all are, and each gives the metrics of the whole step."""
         count = len(self.ranks)
@@ -56,9 +54,7 @@ class LearnerGroup:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.
 
         The references are this process's, so the weights outlive the ranks that made them."""
-        streams = [
-            rank.publish.options(num_returns="streaming").remote() for rank in self.ranks
-        ]
+        streams = [rank.publish.options(num_returns="streaming").remote() for rank in self.ranks]
         manifest, *buckets = list(streams[0])
         for stream in streams[1:]:
             list(stream)

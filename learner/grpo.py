@@ -1,14 +1,15 @@
 """The mathematics of BiCoT-GRPO (T2I-R1, arXiv 2505.00703; GRPO: arXiv 2402.03300), as pure functions.
 
-N samples in groups of G; T token columns, those of the semantic CoT first, then those of the image. With the
-ratio rho = exp(logp - old_logp) and the advantage A of its sample, a token's loss is
+N samples in groups of G; T token columns, those of the semantic CoT first, then those of the image.
+With the ratio rho = exp(logp - old_logp) and the advantage A of its sample, a token's loss is
 
     -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A) + beta * k3
 
-where k3 = exp(ref - logp) - (ref - logp) - 1 estimates the KL divergence from the reference model. The loss of a
-step is one mean over the tokens of both CoTs. Here it stays a sum and a count, so that whoever cuts a step into
-ranks and micro-batches divides once, by the count of the whole step (the published code divides each piece by
-its own count, and so trains differently on a different number of GPUs).
+where k3 = exp(ref - logp) - (ref - logp) - 1 estimates the KL divergence from the reference model.
+The loss of a step is one mean over the tokens of both CoTs. Here it stays a sum and a count, so
+that whoever cuts a step into ranks and micro-batches divides once, by the count of the whole step
+(the published code divides each piece by its own count, and so trains differently on a different
+number of GPUs).
 """
 
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ def group_advantages(
 
 @dataclass(frozen=True)
 class BicotLoss:
-    """`sum` is differentiable; loss = sum / count. `metrics` are masked means of the same tokens, so that
-    weighted by `count` they add up over micro-batches and ranks like the loss itself."""
+    """`sum` is differentiable; loss = sum / count. `metrics` are masked means of the same tokens,
+    so that weighted by `count` they add up over micro-batches and ranks like the loss itself."""
 
     sum: Tensor
     count: Tensor
@@ -64,8 +65,8 @@ def bicot_loss(
 ) -> BicotLoss:
     """The token losses of a batch, summed. All [N, T], but advantages [N].
 
-    `mask` is each token's weight in the mean: 0 for padding, 1 for a token, other weights to make one CoT
-    count more than the other. `ref_logps=None` means no KL term.
+    `mask` is each token's weight in the mean: 0 for padding, 1 for a token, other weights to make
+    one CoT count more than the other. `ref_logps=None` means no KL term.
     """
     mask = mask.to(logps.dtype)
     real = mask > 0

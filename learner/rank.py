@@ -1,8 +1,8 @@
 """One DeepSpeed rank, as a Ray actor.
 
 The loss of a step is one mean over the tokens of the whole step. A rank sums the losses of its
-micro-batches, divided by the count of all ranks' tokens; so the gradient is the same however the step is
-cut into ranks and micro-batches.
+micro-batches, divided by the count of all ranks' tokens; so the gradient is the same however the
+step is cut into ranks and micro-batches.
 """
 
 import logging
@@ -61,7 +61,12 @@ class LearnerRank:
             return Rendezvous(ray.util.get_node_ip_address(), free.getsockname()[1])
 
     def setup(
-        self, policy: PolicyConfig, config: LearnerConfig, temperature: float, guidance: float, where: Rendezvous
+        self,
+        policy: PolicyConfig,
+        config: LearnerConfig,
+        temperature: float,
+        guidance: float,
+        where: Rendezvous,
     ) -> int:
         """Returns the number of trained parameters."""
         self.config = config
@@ -89,7 +94,7 @@ class LearnerRank:
         self._freeze(config.freeze)
         module = JanusLogps(self.janus, **options)
         trained = [p for p in module.parameters() if p.requires_grad]
-        settings = deepspeed_settings(config, policy.dtype, self.world)
+        settings = deepspeed_settings(config, policy.dtype)
         optimizer = None
         if "optimizer" not in settings:
             optimizer = torch.optim.AdamW(
@@ -174,7 +179,10 @@ class LearnerRank:
             return out and (out.guided if guided else out.image)
 
         cot = loss(
-            logps.cot, batch.sampled_logps[:, :split], reference and reference.cot, batch.weights[:, :split]
+            logps.cot,
+            batch.sampled_logps[:, :split],
+            reference and reference.cot,
+            batch.weights[:, :split],
         )
         image = loss(image_of(logps), old_image, image_of(reference), batch.weights[:, split:])
         tally.add("cot", cot)
@@ -225,7 +233,9 @@ class LearnerRank:
             if p.requires_grad
         }
         specs = [
-            TensorSpec(name, tuple(getattr(p, "ds_shape", p.shape)), str(p.dtype).removeprefix("torch."))
+            TensorSpec(
+                name, tuple(getattr(p, "ds_shape", p.shape)), str(p.dtype).removeprefix("torch.")
+            )
             for name, p in parameters.items()
         ]
         manifest = plan_buckets(specs, int(self.config.bucket_mb * 2**20))
@@ -247,7 +257,8 @@ class LearnerRank:
         return deepspeed.zero.GatheredParameters(parameters)
 
     def save(self, folder: str) -> None:
-        """Write the model in transformers layout, under another name until it is whole. Rank 0 writes."""
+        """Write the model in transformers layout, under another name until it is whole. Rank 0
+        writes."""
         state = {}
         for name, parameter in self.engine.module.named_parameters():
             with self._whole([parameter]):
@@ -289,9 +300,7 @@ class _Tally:
         return {"loss": both[0] / max(both[1], 1e-8), **means}
 
 
-def _by_tokens(
-    pairs: Sequence[tuple[Sample, float]], budget: int
-) -> list[list[tuple[Sample, float]]]:
+def _by_tokens(pairs: Sequence[tuple[Sample, float]], budget: int) -> list[list[tuple[Sample, float]]]:
     """Cut into micro-batches of at most `budget` padded tokens each, text and image sequences together.
 
     Sorted by length first, so that little is padding.

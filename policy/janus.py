@@ -55,7 +55,7 @@ class Janus:
     @property
     def image_tokens(self) -> int:
         """Ti: how many tokens an image has; all images have the same number."""
-        return self.model.config.vq_config.num_patches ** 2
+        return self.model.config.vq_config.num_patches**2
 
     @property
     def max_positions(self) -> int:

@@ -1,7 +1,7 @@
 """Weights on the wire: flat byte buckets, a manifest that says what is in them, and a version.
 
-A bucket is a uint8 array, so any dtype travels (numpy has no bfloat16) and Ray's object store can map it
-into every reader's memory without a copy.
+A bucket is a uint8 array, so any dtype travels (numpy has no bfloat16) and Ray's object store can
+map it into every reader's memory without a copy.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,8 @@ class TensorSpec:
 @dataclass(frozen=True)
 class PublishedWeights:
     """One version of the trained parameters, as references into the object store: to a Manifest, and to
-    a bucket each. Small, so it travels with every order for samples; whoever lacks the version pulls."""
+    a bucket each. Small, so it travels with every order for samples; whoever lacks the version
+    pulls."""
 
     version: int
     manifest: object

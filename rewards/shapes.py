@@ -76,7 +76,7 @@ def _shape_of(mask: np.ndarray) -> tuple[str, float]:
     best = int(overlap.argmax())
     aspect = min(height, width) / max(height, width)
     sure = _clip01((overlap[best] - 0.6) / 0.25) * _clip01((aspect - 0.4) / 0.35)
-    sensible = 4 <= min(height, width) and max(height, width) <= 10
+    sensible = min(height, width) >= 4 and max(height, width) <= 10
     return SHAPES[best], float(sure if sensible else 0.3 * sure)
 
 

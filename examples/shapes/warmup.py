@@ -1,12 +1,13 @@
 """Make the checkpoint that `make train` starts from: `python -m examples.shapes.warmup`.
 
-Supervised, from scratch, about ten minutes on one CPU core. The teacher is sloppy on purpose: the plans it
-shows have mistakes, and its images follow the plan it shows, with mistakes of their own. So the model
-learns what a plan is and how to draw one, and leaves to reinforcement learning which plans and images are
-right. Only prompts of the training split are used.
+Supervised, from scratch, about ten minutes on one CPU core. The teacher is sloppy on purpose: the
+plans it shows have mistakes, and its images follow the plan it shows, with mistakes of their own.
+So the model learns what a plan is and how to draw one, and leaves to reinforcement learning which
+plans and images are right. Only prompts of the training split are used.
 
-1. The VQ autoencoder. All images are made of 73 different patches, so the code of every patch is known: one
-   a patch, and for the ground one a place, which tells the trunk where it is. Encoder and decoder learn them.
+1. The VQ autoencoder. All images are made of 73 different patches, so the code of every patch is
+   known: one a patch, and for the ground one a place, which tells the trunk where it is. Encoder
+   and decoder learn them.
 2. The trunk and both heads, on (prompt -> plan) and (prompt, plan -> image).
 """
 
@@ -115,7 +116,7 @@ def lesson(
     """One worked example as a sample: a prompt, a sloppy plan, and a sloppy image of that plan."""
     plan = corrupt(make_plan(prompt, rng), plan_errors, rng)
     text = plan_text(plan)
-    cot = janus.tokenizer(text, add_special_tokens=False).input_ids + [janus.eos_id]
+    cot = [*janus.tokenizer(text, add_special_tokens=False).input_ids, janus.eos_id]
     image = render(corrupt(plan, image_errors, rng))
     ids = codes(image[None])[0].numpy()
     nothing = np.zeros(0, np.float32)
@@ -157,9 +158,7 @@ def train_trunk(janus: Janus, codes: Codes, args, rng: random.Random) -> None:
     started = time.monotonic()
     for step in range(args.steps):
         prompts = [rng.choice(train[kind]) for kind in rng.choices(kinds, shares, k=args.batch)]
-        samples = [
-            lesson(janus, p, codes, args.plan_errors, args.image_errors, rng) for p in prompts
-        ]
+        samples = [lesson(janus, p, codes, args.plan_errors, args.image_errors, rng) for p in prompts]
         samples = [unconditional(janus, s) if rng.random() < args.dropout else s for s in samples]
         batch = make_batch(samples, [0.0] * len(samples), pad_id=janus.pad_id)
         out = logps(batch)

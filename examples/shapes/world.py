@@ -12,8 +12,8 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageDraw
 
-from policy.records import ObjectCount, Prompt, SpatialInfo
 from policy.prompts import prompt_id
+from policy.records import ObjectCount, Prompt, SpatialInfo
 from rewards.shapes import COLORS, GROUND, SHAPES
 
 SIZE = 24

@@ -17,7 +17,13 @@ def test_noise_is_a_function_of_stream_position_and_token_alone(streams, positio
 
 
 def test_streams_differ_by_seed_prompt_index_and_phase():
-    names = [(0, "a", 0, "cot"), (1, "a", 0, "cot"), (0, "b", 0, "cot"), (0, "a", 1, "cot"), (0, "a", 0, "image")]
+    names = [
+        (0, "a", 0, "cot"),
+        (1, "a", 0, "cot"),
+        (0, "b", 0, "cot"),
+        (0, "a", 1, "cot"),
+        (0, "a", 0, "image"),
+    ]
     found = [stream_key(*name) for name in names]
     assert len(set(found)) == len(names)
     assert found == [stream_key(*name) for name in names]
@@ -38,7 +44,10 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_logits():
     rows = 40_000
     for temperature in (1.0, 0.5):
         tokens = draw_tokens(
-            logits.expand(rows, 4), torch.arange(rows) * 31 + 5, torch.zeros(rows, dtype=int), temperature
+            logits.expand(rows, 4),
+            torch.arange(rows) * 31 + 5,
+            torch.zeros(rows, dtype=int),
+            temperature,
         )
         shares = torch.bincount(tokens, minlength=4) / rows
         assert torch.allclose(shares, (logits / temperature).softmax(0), atol=0.01)

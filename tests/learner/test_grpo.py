@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,9 +12,7 @@ from tests.conftest import shared_file
 
 finite = st.floats(-100, 100, width=32)
 groups = st.integers(1, 8).flatmap(
-    lambda size: st.lists(
-        st.lists(finite, min_size=size, max_size=size), min_size=1, max_size=4
-    )
+    lambda size: st.lists(st.lists(finite, min_size=size, max_size=size), min_size=1, max_size=4)
 )
 
 
@@ -94,8 +93,7 @@ def test_sums_and_metrics_add_up_over_any_cut_of_the_batch(seed, cuts):
     whole = bicot_loss(new, old, ref, advantages, mask)
     edges = sorted({0, *cuts, len(advantages)})
     parts = [
-        bicot_loss(new[a:b], old[a:b], ref[a:b], advantages[a:b], mask[a:b])
-        for a, b in zip(edges, edges[1:], strict=False)
+        bicot_loss(new[a:b], old[a:b], ref[a:b], advantages[a:b], mask[a:b]) for a, b in pairwise(edges)
     ]
     assert torch.allclose(sum(p.sum for p in parts), whole.sum)
     assert torch.isclose(sum(p.count for p in parts), whole.count)

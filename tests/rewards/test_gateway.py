@@ -55,7 +55,7 @@ def form(*files: bytes, prompt: str | None = ROW) -> dict:
 # --- before anything starts ---
 
 
-def test_a_busy_port_is_found_before_anything_starts(cluster):
+def test_a_busy_port_is_found_before_anything_starts(local_ray):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

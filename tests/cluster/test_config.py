@@ -1,0 +1,100 @@
+import pytest
+import yaml
+
+from cluster.config import RunConfig, dump_config, load_config
+from policy.errors import UserError
+from tests.conftest import SHAPES
+
+TRAIN = SHAPES / "train.yaml"
+
+
+def test_the_shapes_config_loads_and_survives_a_round_trip(tmp_path):
+    config = load_config(TRAIN)
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+def test_overrides_are_yaml_values_at_dotted_keys():
+    config = load_config(
+        TRAIN,
+        [
+            "learner.lr=1e-4",
+            "train.max_staleness=1",
+            "name=other",
+            "rewards.experts.count.weight=0.5",
+            "learner.deepspeed.zero_optimization.stage=3",
+            "evaluate.samples_per_prompt=4",
+        ],
+    )
+    assert config.learner.lr == 1e-4
+    assert config.train.max_staleness == 1
+    assert config.name == "other"
+    assert config.rewards.experts["count"].weight == 0.5
+    assert config.learner.deepspeed == {"zero_optimization": {"stage": 3}}
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        (
+            "learner.lrr=1",
+            "override 'learner.lrr=1': unknown key 'learner.lrr'; did you mean 'learner.lr'?",
+        ),
+        ("trian.steps=1", "unknown key 'trian'; did you mean 'train'?"),
+        ("train.group_siez=4", "unknown key 'train.group_siez'; did you mean 'train.group_size'?"),
+        ("actors.sampling.guidence=4", "did you mean 'actors.sampling.guidance'?"),
+        (
+            "actors.guidance=4",
+            "unknown key 'actors.guidance'; did you mean 'actors.sampling.guidance'?",
+        ),
+        ("rewards.experts.count.wieght=4", "did you mean 'rewards.experts.count.weight'?"),
+        (
+            "learner.lr=fast",
+            "'learner.lr': should be a valid number, unable to parse string as a number, not 'fast'",
+        ),
+        ("learner.lr=-1", "'learner.lr': should be greater than 0, not -1"),
+        ("train.steps=0", "'train.steps': should be greater than or equal to 1, not 0"),
+        ("learner.zero_stage=4", "'learner.zero_stage': should be 0, 1, 2 or 3, not 4"),
+        ("learner.lr", "write key=value"),
+        ("learner.lr.x=1", "'lr' is a value, not a group of keys"),
+        ("learner.lr=[1", "not valid YAML"),
+        ("name=a/b", "'name': String should match pattern"),
+    ],
+)
+def test_a_bad_override_is_one_clear_line(override, complaint):
+    with pytest.raises(UserError) as caught:
+        load_config(TRAIN, [override])
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_file_is_named_with_its_line(tmp_path):
+    path = tmp_path / "run.yaml"
+    with pytest.raises(UserError, match=r"run\.yaml: no such configuration file"):
+        load_config(path)
+    path.write_text("name: x\n  steps: [\n")
+    with pytest.raises(UserError, match=r"run\.yaml:2: not valid YAML"):
+        load_config(path)
+    path.write_text("- 1\n")
+    with pytest.raises(UserError, match="a mapping of keys to values"):
+        load_config(path)
+    tree = yaml.safe_load(TRAIN.read_text())
+    del tree["policy"]["path"]
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"run\.yaml: key 'policy\.path' is missing"):
+        load_config(path)
+
+
+def test_no_section_takes_unknown_keys():
+    """No free-form tree in which a typo could hide."""
+
+    def models(model):
+        yield model
+        for field in model.model_fields.values():
+            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+                yield from models(field.annotation)
+
+    found = list(models(RunConfig))
+    assert len(found) >= 8
+    assert all(model.model_config.get("extra") == "forbid" for model in found)

@@ -1,0 +1,46 @@
+import dataclasses
+
+import numpy as np
+
+from learner.batch import empty_like, make_batch
+from learner.rank import _by_tokens
+
+
+def test_prompts_are_padded_left_and_cots_right(samples):
+    batch = make_batch(samples, list(range(len(samples))), pad_id=0, cot_weight=3.0, image_weight=0.5)
+    for n, sample in enumerate(samples):
+        assert batch.cot_prompt[n][batch.cot_prompt_mask[n]].tolist() == sample.cot_prompt_ids.tolist()
+        assert batch.cot_prompt_mask[n, -1]
+        assert batch.cot[n, : len(sample.cot_ids)].tolist() == sample.cot_ids.tolist()
+        assert batch.cot_mask[n].sum() == len(sample.cot_ids)
+        assert batch.image_prompt_mask[n].sum() == len(sample.image_prompt_ids)
+        assert batch.image[n].tolist() == sample.image_ids.tolist()
+        weights = batch.weights[n]
+        split = batch.cot.shape[1]
+        assert weights[:split].tolist() == [3.0 * m for m in batch.cot_mask[n].tolist()]
+        assert set(weights[split:].tolist()) == {0.5}
+        np.testing.assert_array_equal(batch.sampled_logps[n, split:], sample.image_logps)
+    assert batch.advantages.tolist() == list(range(len(samples)))
+
+
+def test_an_empty_batch_weighs_nothing(samples):
+    batch = empty_like(make_batch(samples, [1.0] * len(samples), pad_id=0))
+    assert len(batch) == 1
+    assert batch.weights.abs().sum() == 0
+
+
+def test_micro_batches_keep_the_token_budget_and_lose_nothing(samples):
+    long = dataclasses.replace(samples[0], index=99, cot_ids=np.ones(300, np.int64))
+    pairs = [(s, float(n)) for n, s in enumerate([*samples, long])]
+
+    def padded(part):
+        text = max(len(s.cot_prompt_ids) + len(s.cot_ids) for s, _ in part)
+        image = max(len(s.image_prompt_ids) + len(s.image_ids) for s, _ in part)
+        return (text + image) * len(part)
+
+    for budget in (1, 200, 10_000):
+        parts = _by_tokens(pairs, budget)
+        assert all(len(part) == 1 or padded(part) <= budget for part in parts)
+        assert sorted(a for part in parts for _, a in part) == [float(n) for n in range(len(pairs))]
+    assert len(_by_tokens(pairs, 1)) == len(pairs)
+    assert len(_by_tokens(pairs, 10_000)) == 1

@@ -1,0 +1,37 @@
+import json
+
+import pytest
+
+from learner.config import LearnerConfig, deepspeed_settings
+from policy.errors import UserError
+
+
+def test_the_users_deepspeed_settings_pass_over_the_defaults_unchanged(tmp_path):
+    mine = {
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}},
+        "gradient_clipping": 0.3,
+    }
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(mine))
+    for given in (mine, str(path)):
+        settings = deepspeed_settings(LearnerConfig(deepspeed=given), "bfloat16")
+        assert settings["zero_optimization"]["stage"] == 2
+        assert settings["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+        assert settings["zero_optimization"]["overlap_comm"] is False
+        assert settings["scheduler"] == mine["scheduler"]
+        assert settings["gradient_clipping"] == 0.3
+        assert settings["bf16"] == {"enabled": True}
+
+
+def test_a_bad_deepspeed_file_is_named(tmp_path):
+    for name, content, complaint in [
+        ("none.json", None, "no such file"),
+        ("torn.json", '{"a": 1,\n', r"torn\.json:2: "),
+        ("list.json", "[]", "must hold a JSON object"),
+    ]:
+        path = tmp_path / name
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(UserError, match=complaint):
+            deepspeed_settings(LearnerConfig(deepspeed=str(path)), "float32")

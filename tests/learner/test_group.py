@@ -1,0 +1,200 @@
+"""Real DeepSpeed ranks as Ray actors."""
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from learner.batch import make_batch
+from learner.config import LearnerConfig
+from learner.group import LearnerGroup
+from learner.grpo import bicot_loss
+from learner.logprobs import JanusLogps
+from learner.rank import ScoredGroup
+from policy.janus import load_janus
+from policy.weights import unpack
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+FREEZE = ["model.vision_model", "model.aligner", "model.vqmodel"]
+ADVANTAGES = np.array([1.0, -1.0, 0.5, -0.5, 0.2, -0.2, -1.0, 1.0], np.float32).reshape(4, 2)
+
+
+def settings(**changes):
+    values = {"lr": 2e-4, "num_cpus": 0.5, "freeze": FREEZE, "timeout_s": 60, "bucket_mb": 0.1}
+    return LearnerConfig(**(values | changes))
+
+
+@pytest.fixture
+def group(samples):
+    """Four groups of two, in the object store."""
+    return [ScoredGroup(ray.put(samples[2 * n : 2 * n + 2]), a) for n, a in enumerate(ADVANTAGES)]
+
+
+@pytest.fixture
+def start(policy_config):
+    started = []
+
+    def begin(**changes):
+        learner = LearnerGroup(policy_config, settings(**changes), temperature=1.0, guidance=2.0)
+        started.append(learner)
+        return learner
+
+    yield begin
+    for learner in started:
+        learner.stop()
+
+
+def weights_of(learner, version=1):
+    published = learner.publish(version)
+    assert published.version == version
+    assert len(published.buckets) > 1
+    return dict(unpack(ray.get(published.manifest), ray.get(list(published.buckets))))
+
+
+def five_steps(learner, group, micro_batches):
+    metrics = [ray.get(learner.step(group, micro_batches))[0] for _ in range(5)]
+    return metrics, weights_of(learner)
+
+
+def plain_training(policy_config, samples, config):
+    """Five steps of the same with nothing but PyTorch: the whole batch, one optimizer."""
+    janus, frozen = load_janus(policy_config), load_janus(policy_config)
+    for name in config.freeze:
+        janus.model.get_submodule(name).requires_grad_(False)
+    trained = {n: p for n, p in janus.model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), config.lr, betas=config.betas, weight_decay=0.0)
+    batch = make_batch(
+        samples,
+        ADVANTAGES.ravel().tolist(),
+        pad_id=janus.pad_id,
+        cot_weight=config.cot_weight,
+        image_weight=config.image_weight,
+    )
+    losses = []
+    for _ in range(5):
+        new = JanusLogps(janus)(batch)
+        with torch.no_grad():
+            ref = JanusLogps(frozen)(batch)
+        loss = bicot_loss(
+            torch.cat([new.cot, new.image], 1),
+            batch.sampled_logps,
+            torch.cat([ref.cot, ref.image], 1),
+            batch.advantages,
+            batch.weights,
+            beta=config.beta,
+        )
+        optimizer.zero_grad()
+        (loss.sum / loss.count).backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), config.max_grad_norm)
+        optimizer.step()
+        losses.append((loss.sum / loss.count).item())
+    return losses, {n: p.detach() for n, p in trained.items()}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_ranks_and_micro_batches_change_nothing(policy_config, samples, group, start, stage):
+    """1 rank x 1 micro-batch, 2 ranks x 4, and plain PyTorch: equal after five steps."""
+    weights = {"cot_weight": 2.0, "image_weight": 0.5}
+    losses, plain = plain_training(policy_config, samples, settings(**weights))
+    for ranks, micro_batches in ((1, 1), (2, 4)):
+        learner = start(ranks=ranks, zero_stage=stage, **weights)
+        metrics, trained = five_steps(learner, group, micro_batches)
+        assert [m["loss"] for m in metrics] == pytest.approx(losses, abs=1e-5)
+        assert trained.keys() == plain.keys()
+        for name, tensor in trained.items():
+            torch.testing.assert_close(tensor, plain[name], atol=1e-5, rtol=0)
+        learner.stop()
+
+
+def test_a_rank_without_work_keeps_step(group, start):
+    """One group on two ranks: the other walks along with batches that weigh nothing."""
+    one, two = start(ranks=1), start(ranks=2)
+    _, alone = five_steps(one, group[:1], None)
+    _, together = five_steps(two, group[:1], None)
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_frozen_parts_stay_and_are_not_published(policy_config, group, start, tmp_path):
+    before = load_janus(policy_config).model.state_dict()
+    learner = start(ranks=2, zero_stage=3, freeze=[*FREEZE, "lm_head"], weight_decay=0.1)
+    _, trained = five_steps(learner, group, None)
+    frozen = (*FREEZE, "lm_head")
+    assert not any(name.startswith(frozen) for name in trained)
+    learner.save(str(tmp_path / "saved"))
+    saved = load_janus(policy_config.model_copy(update={"path": str(tmp_path / "saved")}))
+    for name, tensor in saved.model.state_dict().items():
+        expected = trained.get(name, before[name])
+        assert torch.equal(tensor, expected), name
+    assert not torch.equal(
+        trained["model.language_model.norm.weight"], before["model.language_model.norm.weight"]
+    )
+    assert not (tmp_path / "saved.part").exists()
+
+
+def test_the_phases_are_told_apart(group, start):
+    learner = start(ranks=1, cot_weight=0.0)
+    metrics = [ray.get(learner.step(group))[0] for _ in range(3)][-1]
+    for name in ("loss", "kl", "clip_fraction", "ratio", "logp"):
+        assert {f"{name}/cot", f"{name}/image"} <= metrics.keys()
+    assert metrics["loss/cot"] == 0
+    assert metrics["loss"] == pytest.approx(metrics["loss/image"])
+    assert metrics["guidance_gap"] > 0
+    assert metrics["kl/image"] > 0
+    assert metrics["lr"] == pytest.approx(2e-4)
+
+
+def test_guided_training_is_on_policy_for_the_guided_distribution(group, start):
+    """The first ratio is 1 only if the learner computes what the sampler drew from."""
+    metrics = ray.get(start(ranks=1, guidance="guided").step(group))[0]
+    assert metrics["ratio/image"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["kl/image"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_no_kl_weight_means_no_kl(group, start):
+    learner = start(ranks=1, beta=0.0)
+    metrics = [ray.get(learner.step(group))[0] for _ in range(2)][-1]
+    assert metrics["kl/cot"] == metrics["kl/image"] == 0
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight(samples, start):
+    learner = start(ranks=1)
+    before = weights_of(learner)
+    bad = [ScoredGroup(ray.put(samples[:2]), np.array([np.nan, 1.0], np.float32))]
+    with pytest.raises(
+        ray.exceptions.RayTaskError, match="the loss is nan; the weights were not changed"
+    ):
+        ray.get(learner.step(bad))
+    after = weights_of(learner)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_deepspeeds_own_scheduler_and_optimizer_are_used(group, start):
+    learner = start(
+        ranks=1,
+        deepspeed={
+            "optimizer": {"type": "AdamW", "params": {"lr": 3e-4, "torch_adam": True}},
+            "scheduler": {
+                "type": "WarmupLR",
+                "params": {
+                    "warmup_min_lr": 0,
+                    "warmup_max_lr": 3e-4,
+                    "warmup_num_steps": 4,
+                    "warmup_type": "linear",
+                },
+            },
+        },
+    )
+    rates = [ray.get(learner.step(group))[0]["lr"] for _ in range(5)]
+    assert rates == sorted(rates)
+    assert rates[0] < rates[-1] == pytest.approx(3e-4)
+
+
+def test_bfloat16_trains(samples, policy_config, group):
+    config = policy_config.model_copy(update={"dtype": "bfloat16"})
+    learner = LearnerGroup(config, settings(ranks=1), temperature=1.0, guidance=2.0)
+    losses = [ray.get(learner.step(group))[0]["loss"] for _ in range(3)]
+    trained = weights_of(learner)
+    learner.stop()
+    assert np.isfinite(losses).all()
+    assert {t.dtype for t in trained.values()} == {torch.bfloat16}
