@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.evaluate import Evaluator
+from learner.config import check_learner
 from policy.janus import check_policy
 from policy.prompts import read_prompts
 from policy.records import Prompt
@@ -26,6 +27,7 @@ class Inputs:
 def check_inputs(config: RunConfig) -> Inputs:
     """Raises UserError for the first thing that would stop the run later."""
     check_policy(config.policy)
+    check_learner(config.learner, config.policy)
     check_experts(config.rewards)
     held_out = read_prompts(config.evaluate.prompts)
     return Inputs(read_prompts(config.train.prompts), Evaluator.of(config.evaluate, held_out))
