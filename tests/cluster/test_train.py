@@ -1,6 +1,7 @@
 """The whole loop as a user runs it, with every real component: Ray, Serve, DeepSpeed on two ranks."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.config import load_config
+from cluster.preflight import fresh_folder
 from policy.janus import load_janus
 from tests.cluster.commands import TRAIN, a_few, bicot
 from tests.conftest import ROOT
@@ -122,13 +124,21 @@ def test_drawing_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(
 
 
 def test_an_earlier_run_is_kept(tmp_path):
-    """Bad input starts nothing and touches nothing; a second run puts the first aside."""
-    from cluster.preflight import fresh_folder
-
-    folder = tmp_path / "shapes"
+    config = load_config(ROOT / TRAIN, [f"runs_dir={tmp_path}"])
     for name in ("first", "second", "third"):
-        fresh_folder(folder)
-        assert list(folder.iterdir()) == []
+        folder = fresh_folder(config)
+        assert [p.name for p in folder.iterdir()] == ["config.yaml"]
         (folder / name).touch()
-    found = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
-    assert found == {Path("shapes/third"), Path("shapes.1/first"), Path("shapes.2/second")}
+    found = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.name != "config.yaml"}
+    assert found >= {Path("shapes/third"), Path("shapes.1/first"), Path("shapes.2/second")}
+
+
+def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = bicot("train", TRAIN, f"runs_dir={tmp_path}/runs", f"rewards.gateway.port={port}")
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1 is in use" in done.stdout
+    assert not (tmp_path / "runs").exists()
