@@ -43,13 +43,15 @@ class LockstepDecoder:
         """`lengths`: the prompts' true lengths, int64 [B]; `capacity`: L, prompt slots included."""
         weight = trunk.llama.embed_tokens.weight
         self.trunk = trunk
+        capacity = _round_up(capacity)
         shape = (len(trunk.layers), len(lengths), trunk.kv_heads, capacity, trunk.head_size)
-        # Slots are written before they are read, so they need no zeros.
-        self.keys, self.values = (weight.new_empty(shape) for _ in range(2))
-        self.starts = int(lengths.max()) - lengths  # [B] slot of each row's first token
+        self.keys, self.values = (weight.new_zeros(shape) for _ in range(2))
+        self.width = int(lengths.max())
+        self.starts = self.width - lengths  # [B] slot of each row's first token
         slots = torch.arange(capacity, device=weight.device)
-        hidden = (slots[None] < self.starts[:, None])[:, None, None]
-        self.bias = weight.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))  # [B, 1, 1, L]
+        unseen = (slots[None] < self.starts[:, None]) | (slots >= self.width)[None]
+        self.bias = weight.new_zeros(len(lengths), 1, 1, capacity)  # added to the attention scores
+        self.bias.masked_fill_(unseen[:, None, None], float("-inf"))
         self.used = 0
 
     @classmethod
@@ -66,8 +68,8 @@ class LockstepDecoder:
         once = cls(trunk, lengths, width)
         hidden = once.step(embedded)
         decoder = cls(trunk, lengths[rows], width + new_tokens)
-        decoder.keys[:, :, :, :width] = once.keys[:, rows]
-        decoder.values[:, :, :, :width] = once.values[:, rows]
+        decoder.keys[:, :, :, :width] = once.keys[:, rows, :, :width]
+        decoder.values[:, :, :, :width] = once.values[:, rows, :, :width]
         decoder.used = width
         return decoder, hidden[rows]
 
@@ -87,17 +89,23 @@ class LockstepDecoder:
         self.used = end
         return self.trunk.llama.norm(hidden[:, -1])
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, int64 [fewer]."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.starts, self.bias = self.starts[rows], self.bias[rows]
+
     def _bias(self, slots: Tensor, end: int) -> Tensor:
-        """Added to the attention scores, [B, 1, T, end]: 0 where a slot sees another, else -inf. A slot
-        sees its row's slots up to itself. A padding slot sees itself only, so that softmax has
-        something to sum; nobody reads the result."""
-        bias = self.bias[..., :end]
+        """[B, 1, T, >= end]: 0 where a slot sees another, else -inf. A slot sees its row's slots up to
+        itself. A padding slot sees itself only, so that softmax has something to sum; nobody reads
+        the result."""
         if len(slots) == 1:
-            return bias
+            self.bias[..., slots] = 0.0
+            return self.bias[..., : _round_up(end)]
         columns = torch.arange(end, device=slots.device)
         later = columns[None] > slots[:, None]
         itself = columns[None] == slots[:, None]
-        return bias.masked_fill(later, float("-inf")).masked_fill(itself, 0.0)
+        bias = self.bias[..., :end].masked_fill(later, float("-inf"))
+        return bias.masked_fill(itself, 0.0)
 
     def _layer(self, index: int, x: Tensor, rope, bias: Tensor, begin: int, end: int) -> Tensor:
         trunk, layer = self.trunk, self.trunk.layers[index]
@@ -108,16 +116,33 @@ class LockstepDecoder:
         keys, values = self.keys[index], self.values[index]
         keys[:, :, begin:end] = turned[:, trunk.heads :]
         values[:, :, begin:end] = qkv[:, trunk.heads + trunk.kv_heads :]
-        attended = F.scaled_dot_product_attention(
-            turned[:, : trunk.heads],
-            keys[:, :, :end],
-            values[:, :, :end],
-            attn_mask=bias,
-            enable_gqa=trunk.heads != trunk.kv_heads,
-        )
+        query = turned[:, : trunk.heads]
+        if index + 1 == len(trunk.layers):  # nobody reads what the last layer says of earlier positions
+            query, bias, x, new = query[:, :, -1:], bias[:, :, -1:], x[:, -1:], 1
+        seen = bias.shape[-1]
+        attended = _attend(query, keys[:, :, :seen], values[:, :, :seen], bias)
         x = x + layer.self_attn.o_proj(attended.transpose(1, 2).reshape(rows, new, -1))
         gate, up = F.linear(layer.post_attention_layernorm(x), trunk.gate_up[index]).chunk(2, -1)
         return x + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
+
+
+def _round_up(slots: int) -> int:
+    """Cache lengths are whole blocks of 32 slots: on CPUs, products over odd lengths take up to
+    twice as long as over the next whole block."""
+    return -(-slots // 32) * 32
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Attention of T new positions, [B, H, T, C], over the cache, [B, K, L, C] each."""
+    groups = query.shape[1] // keys.shape[1]
+    if query.shape[2] > 1 or query.is_cuda:
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=bias, enable_gqa=groups > 1
+        )
+    # One position on a CPU: two batched products are faster than the fused kernel.
+    query = query.unflatten(1, (-1, groups)).squeeze(3) * query.shape[-1] ** -0.5  # [B, K, H/K, C]
+    scores = torch.matmul(query, keys.transpose(2, 3)).add_(bias)
+    return torch.matmul(scores.softmax(-1), values).flatten(1, 2)[:, :, None]
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

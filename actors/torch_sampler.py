@@ -94,26 +94,29 @@ class TorchSampler(Sampler):
         self._check_context(orders, prompts, self.config.max_cot_tokens)
         keys = self._keys(orders, "cot")
         decoder, hidden = self._read(prompts, self.config.max_cot_tokens)
-        done = torch.zeros(len(orders), dtype=torch.bool, device=self.device)
-        drawn, logps = [], []
+        ids: list[list[int]] = [[] for _ in orders]
+        logps: list[list[float]] = [[] for _ in orders]
+        ended = [False] * len(orders)
+        rows = list(range(len(orders)))  # the order that each row of the decoder belongs to
         for position in range(self.config.max_cot_tokens):
             logits = self.janus.text_logits(hidden)
             tokens = draw_tokens(logits, keys, _at(keys, position), self.config.temperature)
-            drawn.append(tokens)
-            logps.append(self._logp(logits, tokens))
-            done = done | (tokens == self.janus.eos_id)
-            if done.all() or position + 1 == self.config.max_cot_tokens:
+            drawn = zip(rows, tokens.tolist(), self._logp(logits, tokens).tolist(), strict=True)
+            for row, token, logp in drawn:
+                if not ended[row]:
+                    ids[row].append(token)
+                    logps[row].append(logp)
+                    ended[row] = token == self.janus.eos_id
+            unfinished = [place for place, row in enumerate(rows) if not ended[row]]
+            if not unfinished or position + 1 == self.config.max_cot_tokens:
                 break
+            if len(unfinished) <= len(rows) // 2:  # CoTs differ in length: do not draw on for nobody
+                places = torch.tensor(unfinished, device=self.device)
+                decoder.keep(places)
+                tokens, keys = tokens[places], keys[places]
+                rows = [rows[place] for place in unfinished]
             hidden = decoder.step(self.janus.embed_text(tokens[:, None]))
-        rows = torch.stack(drawn, 1).tolist()
-        ends = [r.index(self.janus.eos_id) + 1 if self.janus.eos_id in r else len(r) for r in rows]
-        row_logps = torch.stack(logps, 1).tolist()
-        return _Cots(
-            prompt_ids=prompts,
-            ids=[row[:end] for row, end in zip(rows, ends, strict=True)],
-            logps=[row[:end] for row, end in zip(row_logps, ends, strict=True)],
-            ended=[self.janus.eos_id in row for row in rows],
-        )
+        return _Cots(prompts, ids, logps, ended)
 
     # --- phase 2 ---
 

@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--policy", default="examples/shapes/checkpoint")
     parser.add_argument("--templates", default="examples/shapes/templates")
     parser.add_argument("--prompts", default="examples/shapes/prompts/heldout.jsonl")
+    parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--runs", type=int, default=7)
     args = parser.parse_args()
@@ -111,7 +112,8 @@ def main() -> None:
     for column in ("batch", "plain loop", "torch sampler", "ratio"):
         table.add_column(column, justify="right")
     for batch in args.batch:
-        chosen = [prompts[i % len(prompts)] for i in range(batch)]
+        groups = batch // args.group_size
+        chosen = [prompts[i % len(prompts)] for i in range(groups) for _ in range(args.group_size)]
         times = {"plain": [], "ours": []}
         for run in range(args.runs + 1):  # the first of each is a warm-up
             started = time.perf_counter()
