@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from policy import original_config

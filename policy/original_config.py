@@ -5,6 +5,7 @@ below is that code. A model of other shapes (a tiny one for tests) states them u
 underscore, which the released code ignores.
 """
 
+import copy
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
@@ -60,7 +61,8 @@ class TokenIds(NamedTuple):
 def to_transformers(original: Json, tokens: TokenIds, dtype: str | None = None) -> JanusConfig:
     """Raises UserError for a config that is not a Janus's, or asks for what transformers lacks."""
     try:
-        return _to_transformers(original, tokens, dtype)
+        # A copy: LlamaConfig writes into the dicts that it is given.
+        return _to_transformers(copy.deepcopy(original), tokens, dtype)
     except KeyError as error:
         raise UserError(f"config.json: not one of an original Janus: it lacks {error}") from None
     except (TypeError, AttributeError, ValueError, StrictDataclassError) as error:

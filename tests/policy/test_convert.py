@@ -1,6 +1,7 @@
 """From one layout to the other and back: nothing is lost, whatever the files look like."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -162,3 +163,30 @@ def test_the_source_is_left_alone_and_the_result_is_reproducible(policy_config, 
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
     assert digest(Path(policy_config.path)) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_training_in_place_leaves_the_files_alone(original_folder, tmp_path):
+    """Loading maps the files; writing to a parameter must not write to them."""
+    for folder in (original_folder, as_bin(original_folder, tmp_path / "bin")):
+        before = digest(folder)
+        janus = load_janus(PolicyConfig(path=str(folder)))
+        with torch.no_grad():
+            for parameter in janus.model.parameters():
+                parameter.add_(1)
+        del janus
+        assert digest(folder) == before
+
+
+def test_no_two_parameters_share_memory(original_folder):
+    janus = load_janus(PolicyConfig(path=str(original_folder)))
+    spans = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in janus.model.parameters())
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+def test_a_model_that_was_loaded_and_saved_goes_back(original_folder, tmp_path):
+    """As a training run does: it starts from the original layout and saves in transformers'."""
+    janus = load_janus(PolicyConfig(path=str(original_folder)))
+    janus.model.save_pretrained(tmp_path / "saved")
+    janus.tokenizer.save_pretrained(tmp_path / "saved")
+    convert(str(tmp_path / "saved"), tmp_path / "back", "original")
+    assert_same_tensors(tensors(tmp_path / "back"), tensors(original_folder))
