@@ -37,6 +37,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
     said = json.loads(settings.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only"):  # how it was loaded here, not what it is
+        said.pop(key, None)
     said["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(extra := said.pop("extra_special_tokens", None), list):
         said["additional_special_tokens"] = extra  # the name that older releases know
