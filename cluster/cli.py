@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -100,6 +100,21 @@ def report(run: Annotated[Path, typer.Argument(help="a run directory, finished o
     from cluster.report import write_report
 
     console.print(str(write_report(run)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="a model directory or a hub id")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="a new directory, or an empty one")],
+    to: Annotated[Literal["transformers", "original"], typer.Option(help="the layout to write")],
+    shard_gb: Annotated[float, typer.Option(min=0.001, help="size of one weights file, at most")] = 4,
+):
+    """Write a Janus in the other layout: transformers', or the published checkpoints' own."""
+    from policy.convert import convert as run
+
+    done = run(source, target, to, shard_bytes=int(shard_gb * 1e9))
+    size = f"{done.tensors} tensors, {done.nbytes / 1e9:.2f} GB in {len(done.files)} file(s)"
+    console.print(f"{done.folder}: {size}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _with_policy(overrides: list[str], policy: str | None) -> list[str]:

@@ -4,19 +4,19 @@ The model speaks two vocabularies, text and image tokens, through one Llama trun
 positions, D hidden, Vt text vocabulary, Vi image codebook, Ti image tokens of one image.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration
+from transformers import JanusForConditionalGeneration
 
+from policy.checkpoint import open_checkpoint
 from policy.errors import UserError
+from policy.location import is_hub_id, model_folder
 from policy.templates import BEGIN_OF_IMAGE, Templates, load_templates
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -28,7 +28,7 @@ class PolicyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str
-    """A directory with a Janus in transformers layout, or a hub id."""
+    """A directory or a hub id, of a Janus in transformers layout or in the original one."""
     templates: str | None = None
     """Folder with system.txt, semantic_cot.txt and image.txt; None: the ones in policy/templates."""
     dtype: Dtype = "float32"
@@ -102,56 +102,51 @@ class Janus:
         levels = (pixels.float().clamp(-1, 1) + 1) * 127.5
         return levels.round().to(torch.uint8).cpu().numpy()
 
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels in -1..1, float [B, 3, H, W] -> image token ids, int64 [B, Ti].
+
+        By the angle between codes, as the published model: transformers' own `encode` compares
+        vectors of any length and finds other ids.
+        """
+        vq = self.model.model.vqmodel
+        found = F.normalize(vq.quant_conv(vq.encoder(pixels)), dim=1).flatten(2)
+        codes = F.normalize(vq.quantize.embedding.weight, dim=1)
+        return (codes @ found).argmax(1)
+
 
 def load_janus(config: PolicyConfig, device: str = "cpu") -> Janus:
-    """Load model and tokenizer. Raises UserError if the place holds no complete Janus."""
-    _check_directory(config.path)
+    """Load model and tokenizer, of either layout. Raises UserError if there is no complete Janus."""
     templates = load_templates(config.templates)
-    try:
-        model, report = JanusForConditionalGeneration.from_pretrained(
-            config.path, dtype=getattr(torch, config.dtype), output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(config.path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{config.path}: cannot be loaded as a Janus model: {error}") from error
-    wrong = [f"{kind} {sorted(map(str, keys))[:5]}" for kind, keys in report.items() if keys]
+    checkpoint = open_checkpoint(model_folder(config.path))
+    if BEGIN_OF_IMAGE not in checkpoint.tokenizer.get_vocab():
+        raise UserError(f"{config.path}: the tokenizer has no {BEGIN_OF_IMAGE} token")
+    # The tensors are mapped, not copied, until they are in the model.
+    model, report = JanusForConditionalGeneration.from_pretrained(
+        None,
+        config=checkpoint.config,
+        state_dict=dict(checkpoint.transformers_tensors()),
+        dtype=getattr(torch, config.dtype),
+        output_loading_info=True,
+    )
+    wrong = [f"{kind} {sorted(map(str, names))[:5]}" for kind, names in report.items() if names]
     if wrong:
         raise UserError(f"{config.path}: the weights do not fit a Janus model: {'; '.join(wrong)}")
-    if BEGIN_OF_IMAGE not in tokenizer.get_vocab():
-        raise UserError(f"{config.path}: the tokenizer has no {BEGIN_OF_IMAGE} token")
-    return Janus(model.eval().to(device), tokenizer, templates)
+    return Janus(model.eval().to(device), checkpoint.tokenizer, templates)
 
 
 def empty_janus(config: PolicyConfig) -> JanusForConditionalGeneration | None:
     """The model without weights (on the meta device), to look names and shapes up; None for a hub id,
-    whose configuration is not here yet."""
-    if not Path(config.path).exists():
+    whose files may not be here yet."""
+    if is_hub_id(config.path):
         return None
-    _check_directory(config.path)
+    checkpoint = open_checkpoint(model_folder(config.path))
     with torch.device("meta"):
-        return JanusForConditionalGeneration(JanusConfig.from_pretrained(config.path))
+        return JanusForConditionalGeneration(checkpoint.config)
 
 
 def check_policy(config: PolicyConfig) -> None:
     """The cheap part of `load_janus`, for a driver that must refuse a bad path before it starts."""
-    _check_directory(config.path)
+    if not is_hub_id(config.path):
+        open_checkpoint(model_folder(config.path))
     load_templates(config.templates)
-
-
-def _check_directory(path: str) -> None:
-    """A hub id passes (transformers will say if it cannot be had); a folder must hold a Janus."""
-    folder = Path(path)
-    if not folder.exists():
-        looks_like_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-        if looks_like_hub_id:
-            return
-        raise UserError(f"{path}: no such model directory")
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"{path}: not a model directory: it has no config.json")
-    try:
-        kind = json.loads(file.read_text()).get("model_type")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise UserError(f"{file}: not a model's config: {error}") from None
-    if kind != "janus":
-        raise UserError(f"{path}: a {kind!r} checkpoint, where a 'janus' one is needed")

@@ -67,6 +67,7 @@ def local_ray():
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=256 * 2**20,
+        _system_config={"metrics_report_interval_ms": 500},
         runtime_env={"env_vars": WORKER_ENV},
     )
     yield

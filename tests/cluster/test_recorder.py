@@ -196,24 +196,19 @@ def test_an_evaluation_that_cannot_be_read_is_named(tmp_path):
         load_evaluation(tmp_path)
 
 
-def test_metrics_are_ray_gauges_where_ray_runs(tmp_path):
+def test_metrics_are_ray_gauges_where_ray_runs(tmp_path, local_ray):
     assert gauge_name("eval/reward") == "bicot_eval_reward"
-    often = {"metrics_report_interval_ms": 500}
-    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False, _system_config=often)
-    try:
-        recorder = Recorder(tmp_path)
-        recorder.step(1, {"eval/reward": 0.625})
-        recorder.close()
-        port = ray.nodes()[0]["MetricsExportPort"]
-        for _ in range(60):  # Ray exports them from a process of its own
-            exported = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-            if found := re.search(r"^ray_bicot_eval_reward\{.*\} (\S+)$", exported, re.MULTILINE):
-                break
-            time.sleep(1)
-        assert found
-        assert float(found[1]) == 0.625
-    finally:
-        ray.shutdown()
+    recorder = Recorder(tmp_path)
+    recorder.step(1, {"eval/reward": 0.625})
+    recorder.close()
+    port = ray.nodes()[0]["MetricsExportPort"]
+    for _ in range(60):  # Ray exports them from a process of its own
+        exported = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        if found := re.search(r"^ray_bicot_eval_reward\{.*\} (\S+)$", exported, re.MULTILINE):
+            break
+        time.sleep(1)
+    assert found
+    assert float(found[1]) == 0.625
 
 
 # --- pictures ------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_a_directory_that_is_not_a_janus_is_refused(policy_config, tmp_path):
     def become_llama(folder):
         (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
 
-    with pytest.raises(UserError, match="a 'llama' checkpoint, where a 'janus' one is needed"):
+    with pytest.raises(UserError, match="a 'llama' checkpoint, where a Janus"):
         load_janus(broken(policy_config, tmp_path, become_llama))
 
 
@@ -62,7 +62,7 @@ def test_missing_weights_are_an_error_not_random_weights(policy_config, tmp_path
         del state["lm_head.weight"]
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(UserError, match=r"missing_keys \['lm_head.weight'\]"):
+    with pytest.raises(UserError, match=r"1 missing: lm_head\.weight"):
         load_janus(broken(policy_config, tmp_path, drop_one))
 
 
@@ -71,5 +71,5 @@ def test_a_truncated_weights_file_is_an_error(policy_config, tmp_path):
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:1000])
 
-    with pytest.raises(UserError, match="cannot be loaded as a Janus model"):
+    with pytest.raises(UserError, match=r"model\.safetensors: truncated"):
         load_janus(broken(policy_config, tmp_path, cut))

@@ -1,0 +1,160 @@
+"""A Janus from one layout to the other, tensor by tensor: `bicot convert`.
+
+Nothing is lost: what the transformers layout has no place for (unused tensors, the config's wording,
+the settings beside it) lies in its folder `original/`, and goes back where it came from.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from policy import original_config
+from policy.checkpoint import Checkpoint, open_checkpoint, original_shapes
+from policy.errors import UserError
+from policy.key_map import UNUSED_BY_TRANSFORMERS
+from policy.location import Layout, model_folder
+from policy.shards import Shards, write_shards
+from policy.tokenizer import save_tokenizer
+from policy.weights import TensorSpec
+
+KEPT = "original"
+_SIDE_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
+SHARD_BYTES = 4 * 10**9
+
+
+@dataclass(frozen=True)
+class Converted:
+    folder: Path
+    tensors: int
+    nbytes: int
+    files: tuple[str, ...]
+
+
+def convert(source: str, target: Path, to: Layout, shard_bytes: int = SHARD_BYTES) -> Converted:
+    """Write the model at `source`, a directory or hub id, to `target` in layout `to`.
+
+    Everything is checked before anything is written, and `target` appears whole or not at all.
+    Raises UserError if the source is no complete Janus, or is in that layout already.
+    """
+    _check_target(target)
+    checkpoint = open_checkpoint(model_folder(source))
+    if checkpoint.layout == to:
+        raise UserError(f"{source}: is in the {to} layout already")
+    write = _write_transformers if to == "transformers" else _write_original
+    part = target.with_name(target.name + ".part")
+    try:
+        part.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{part}: is there already, perhaps from a broken run; remove it") from None
+    except OSError as error:
+        raise UserError(f"{part}: cannot be written: {error}") from None
+    try:
+        converted = write(checkpoint, part, target, shard_bytes)
+        part.rename(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return converted
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target}: is there already; give a new directory, or an empty one")
+
+
+def _write_transformers(source: Checkpoint, part: Path, target: Path, shard_bytes: int) -> Converted:
+    found = source.shards.specs
+    specs = [
+        TensorSpec(name, source.shapes[name], found[pair.original].dtype)
+        for pair in source.correspondences()
+        for name in pair.transformers
+    ]
+    tensors = (tensor for _, tensor in source.transformers_tensors())
+    files = write_shards(part, specs, tensors, shard_bytes)
+
+    unused = [name for name in found if UNUSED_BY_TRANSFORMERS.fullmatch(name)]
+    kept = part / KEPT
+    kept.mkdir()
+    if unused:
+        write_shards(kept, [found[n] for n in unused], map(source.shards.read, unused), shard_bytes)
+    for name in ("config.json", *_SIDE_FILES):
+        _copy(source.folder / name, kept)
+    source.config.dtype = _dtype(specs)
+    source.config.save_pretrained(part)
+    save_tokenizer(source.tokenizer, part)
+    return Converted(target, len(specs), sum(spec.nbytes for spec in specs), tuple(files))
+
+
+def _write_original(source: Checkpoint, part: Path, target: Path, shard_bytes: int) -> Converted:
+    kept = source.folder / KEPT
+    unused = Shards(kept) if any(kept.glob("*.safetensors")) else None
+    shapes = original_shapes(source.shapes)
+    pairs = source.correspondences()
+    specs = []
+    for pair in pairs:
+        dtypes = {source.shards.specs[name].dtype for name in pair.transformers}
+        if len(dtypes) > 1:
+            raise UserError(
+                f"{source.folder}: {', '.join(pair.transformers)} differ in type, and the original"
+                f" layout stacks them: {', '.join(sorted(dtypes))}"
+            )
+        specs.append(TensorSpec(pair.original, shapes[pair.original], dtypes.pop()))
+    _check_kept(kept, unused)
+    extra = list(unused.specs.values()) if unused else []
+
+    def tensors() -> Iterator[Tensor]:
+        for pair in pairs:
+            yield pair.join([source.shards.read(name) for name in pair.transformers])
+        for spec in extra:
+            yield unused.read(spec.name)
+
+    files = write_shards(part, [*specs, *extra], tensors(), shard_bytes)
+    config = _original_config(source, _dtype(specs))
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in _SIDE_FILES:
+        _copy(kept / name, part)
+    save_tokenizer(source.tokenizer, part)
+    nbytes = sum(spec.nbytes for spec in [*specs, *extra])
+    return Converted(target, len(specs) + len(extra), nbytes, tuple(files))
+
+
+def _original_config(source: Checkpoint, dtype: str) -> dict:
+    """The config as it once was, if it still describes this model; else one of our own."""
+    config = original_config.to_original(source.config, dtype)
+    once = source.folder / KEPT / "config.json"
+    if not once.is_file():
+        return config
+    try:
+        kept = json.loads(once.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{once}: not a model's config: {error}") from None
+    text = source.config.text_config
+    tokens = original_config.TokenIds(
+        text.bos_token_id, text.eos_token_id, text.pad_token_id, source.config.image_token_id
+    )
+    same_model = original_config.to_original(original_config.to_transformers(kept, tokens), dtype)
+    return kept if same_model == config else config
+
+
+def _check_kept(kept: Path, unused: Shards | None) -> None:
+    odd = [n for n in (unused.specs if unused else ()) if not UNUSED_BY_TRANSFORMERS.fullmatch(n)]
+    if odd:
+        raise UserError(f"{kept}: {len(odd)} tensors that do not belong there: {', '.join(odd[:10])}")
+
+
+def _dtype(specs: list[TensorSpec]) -> str:
+    """Of most of the model, by size: a few tensors may be kept in another type."""
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
+    return max(sizes, key=sizes.get)
+
+
+def _copy(file: Path, folder: Path) -> None:
+    if file.is_file():
+        shutil.copyfile(file, folder / file.name)
