@@ -4,9 +4,23 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from policy.errors import UserError
+
+
+class LoraSettings(BaseModel):
+    """Adapters in the language model; everything else stays as it is, whatever `freeze` says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64.0, gt=0)
+    """The adapter counts alpha / rank times."""
+    target_modules: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
+    """Linear modules of the language model, by the last part of their name."""
 
 
 class LearnerConfig(BaseModel):
@@ -28,6 +42,11 @@ class LearnerConfig(BaseModel):
 
     beta: float = Field(0.01, ge=0)
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
+    reference: Literal["copy", "sharded", "offload", "none"] | None = None
+    """Where the reference model is: a copy on every rank, sharded over the ranks (ZeRO-3), or in host
+    memory. None: a copy; nowhere if beta is 0; with `lora`, the model with its adapters off."""
+    lora: LoraSettings | None = None
+    """Train adapters instead of the model."""
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.2, ge=0)
     advantage_scale: Literal["std", "none"] = "std"
@@ -51,6 +70,11 @@ class LearnerConfig(BaseModel):
     micro_batch_tokens: int = Field(16384, ge=1)
     """Upper bound on the padded tokens of one forward and backward pass; at least one sample is
     taken."""
+    logprob_chunk_tokens: int = Field(1024, ge=1)
+    """Positions whose logits exist at one time; backward computes them again."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for backward, and compute the layer again: about a third more
+    compute, and far less memory."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     deepspeed: dict[str, Any] | str | None = None
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
@@ -58,6 +82,31 @@ class LearnerConfig(BaseModel):
     """Size of a bucket when weights are published."""
     timeout_s: float = Field(600.0, gt=0)
     """How long a rank waits for the others before it gives them up."""
+
+    @model_validator(mode="after")
+    def _reference_makes_sense(self):
+        if self.reference == "none" and self.beta > 0:
+            raise ValueError(
+                f"learner.beta {self.beta:g} needs a reference model: set beta 0, or reference to copy,"
+                " sharded or offload"
+            )
+        if self.reference not in (None, "none") and self.beta == 0:
+            raise ValueError(
+                f"learner.beta 0 uses no reference model: leave out learner.reference {self.reference}"
+            )
+        if self.reference not in (None, "none") and self.lora:
+            raise ValueError(
+                "with learner.lora the reference is the model with its adapters off: leave out"
+                f" learner.reference {self.reference}"
+            )
+        return self
+
+    @property
+    def reference_kind(self) -> Literal["copy", "sharded", "offload", "lora-off", "none"]:
+        """`reference`, decided."""
+        if self.beta == 0:
+            return "none"
+        return "lora-off" if self.lora else self.reference or "copy"
 
 
 def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
