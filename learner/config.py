@@ -70,7 +70,7 @@ class LearnerConfig(BaseModel):
     micro_batch_tokens: int = Field(16384, ge=1)
     """Upper bound on the padded tokens of one forward and backward pass; at least one sample is
     taken."""
-    logprob_chunk_tokens: int = Field(1024, ge=1)
+    logprob_chunk_tokens: int = Field(512, ge=1)
     """Positions whose logits exist at one time; backward computes them again."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for backward, and compute the layer again: about a third more

@@ -33,7 +33,7 @@ class JanusLogps(nn.Module):
         *,
         temperature: float = 1.0,
         guidance: float | None = None,
-        chunk_tokens: int = 1024,
+        chunk_tokens: int = 512,
     ):
         """`guidance`: the sampler's weight, to also compute the guided distribution; else None.
         `chunk_tokens`: positions whose logits exist at one time."""

@@ -49,7 +49,9 @@ def test_any_chunk_size_gives_the_plain_values_and_gradients(
         gradients = torch.autograd.grad((logps * upstream).sum(), [*rows, *head.parameters()])
         results.append([logps, *gradients])
     for mine, plain in zip(*results, strict=True):
-        torch.testing.assert_close(mine, plain, atol=1e-6, rtol=1e-5)
+        # Relative to the tensor: guidance 5 makes gradients of hundreds, whose sums differ in order.
+        scale = max(1.0, plain.abs().max().item()) if plain.numel() else 1.0
+        torch.testing.assert_close(mine, plain, atol=1e-6 * scale, rtol=1e-6)
 
 
 @pytest.mark.parametrize("guidance", [None, 2.0])
