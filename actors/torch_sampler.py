@@ -93,9 +93,7 @@ class TorchSampler(Sampler):
         prompts = [self.janus.cot_prompt_ids(order.prompt.text) for order in orders]
         self._check_context(orders, prompts, self.config.max_cot_tokens)
         keys = self._keys(orders, "cot")
-        padded, lengths = self._left_pad(prompts)
-        decoder = LockstepDecoder(self._trunk, lengths, self.config.max_cot_tokens)
-        hidden = decoder.step(self.janus.embed_text(padded))
+        decoder, hidden = self._read(prompts, self.config.max_cot_tokens)
         done = torch.zeros(len(orders), dtype=torch.bool, device=self.device)
         drawn, logps = [], []
         for position in range(self.config.max_cot_tokens):
@@ -126,9 +124,7 @@ class TorchSampler(Sampler):
         self._check_context(orders, prompts, length)
         keys = self._keys(orders, "image")
         rows = prompts + [self.janus.unconditional_ids(p) for p in prompts] if guided else prompts
-        padded, lengths = self._left_pad(rows)
-        decoder = LockstepDecoder(self._trunk, lengths, length)
-        hidden = decoder.step(self.janus.embed_text(padded))
+        decoder, hidden = self._read(rows, length)
         ids, logps, guided_logps = [], [], []
         for position in range(length):
             logits = self.janus.image_logits(hidden)
@@ -156,12 +152,17 @@ class TorchSampler(Sampler):
         keys = [stream_key(self.run_seed, o.prompt.id, o.index, phase) for o in orders]
         return torch.tensor(keys, device=self.device)
 
-    def _left_pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """int64 [B, width] and the true lengths, int64 [B]."""
-        width = max(map(len, rows))
-        padded = [[self.janus.pad_id] * (width - len(row)) + row for row in rows]
-        lengths = [len(row) for row in rows]
-        return (torch.tensor(x, device=self.device) for x in (padded, lengths))
+    def _read(self, prompts: list[list[int]], new_tokens: int) -> tuple[LockstepDecoder, Tensor]:
+        """A decoder that has read the prompts, each different one once; hidden states [B, D]."""
+        numbers: dict[tuple[int, ...], int] = {}
+        rows = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+        width = max(map(len, numbers))
+        padded = [[self.janus.pad_id] * (width - len(prompt)) + [*prompt] for prompt in numbers]
+        ids, lengths, index = (
+            torch.tensor(x, device=self.device) for x in (padded, [*map(len, numbers)], rows)
+        )
+        embedded = self.janus.embed_text(ids)
+        return LockstepDecoder.prefill(self._trunk, embedded, lengths, index, new_tokens)
 
     def _check_context(self, orders: Sequence[Draw], prompts: list[list[int]], new: int) -> None:
         for order, ids in zip(orders, prompts, strict=True):

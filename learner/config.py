@@ -1,12 +1,15 @@
 """What the learner can be told, and DeepSpeed's settings over sensible defaults."""
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
 
 from policy.errors import UserError
+from policy.janus import PolicyConfig, empty_janus
 
 
 class LoraSettings(BaseModel):
@@ -133,6 +136,44 @@ def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     return _merge(defaults, _user_settings(config.deepspeed))
+
+
+def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
+    """What a driver can refuse before it starts ranks: DeepSpeed's settings, and names of modules to
+    freeze or to adapt.
+
+    Raises UserError.
+    """
+    deepspeed_settings(config, policy.dtype)
+    model = empty_janus(policy)
+    if model is None:
+        return
+    if config.lora:
+        check_targets(model.model.language_model, config.lora.target_modules)
+    for name in config.freeze:
+        frozen_module(model, name)
+
+
+def frozen_module(model: nn.Module, name: str) -> nn.Module:
+    """The module that an entry of `freeze` names, or UserError with the nearest right name."""
+    modules = dict(model.named_modules())
+    if name not in modules:
+        near = get_close_matches(name, modules, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"learner.freeze: the model has no module {name!r}{hint}")
+    return modules[name]
+
+
+def check_targets(trunk: nn.Module, targets: list[str]) -> None:
+    """Raises UserError for a LoRA target that names no linear module of the language model."""
+    linear = {name for name, m in trunk.named_modules() if isinstance(m, nn.Linear)}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise UserError(
+                f"learner.lora.target_modules: the language model has no linear module {target!r};"
+                f" it has {', '.join(known)}"
+            )
 
 
 def _user_settings(source: dict[str, Any] | str | None) -> dict[str, Any]:

@@ -4,12 +4,11 @@ import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from difflib import get_close_matches
 
 import torch
 from torch import nn
 
-from learner.config import LearnerConfig, deepspeed_settings
+from learner.config import LearnerConfig, deepspeed_settings, frozen_module
 from learner.logprobs import JanusLogps
 from policy.errors import UserError
 
@@ -45,13 +44,8 @@ def join(rank: int, world: int, where: Rendezvous, *, on_gpu: bool, timeout_s: f
 
 def freeze(model: nn.Module, names: list[str]) -> None:
     """Before the optimizer is built: ZeRO weight-decays parameters that never get a gradient."""
-    modules = dict(model.named_modules())
     for name in names:
-        if name not in modules:
-            near = get_close_matches(name, modules, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"learner.freeze: the model has no module {name!r}{hint}")
-        modules[name].requires_grad_(False)
+        frozen_module(model, name).requires_grad_(False)
 
 
 def training_engine(module: JanusLogps, config: LearnerConfig, dtype: str):

@@ -13,8 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from learner.config import LoraSettings
-from policy.errors import UserError
+from learner.config import LoraSettings, check_targets
 from policy.janus import Janus
 
 ADAPTER = "default"
@@ -26,7 +25,7 @@ def add_adapters(janus: Janus, settings: LoraSettings) -> None:
     Raises UserError if a target is not there or is not a linear module.
     """
     trunk = janus.model.model.language_model
-    _check_targets(trunk, settings.target_modules)
+    check_targets(trunk, settings.target_modules)
     janus.model.requires_grad_(False)
     options = LoraConfig(
         r=settings.rank,
@@ -39,17 +38,6 @@ def add_adapters(janus: Janus, settings: LoraSettings) -> None:
         inject_adapter_in_model(options, trunk, ADAPTER)
     for layer in lora_layers(trunk).values():
         layer.to(layer.weight.device, layer.weight.dtype)
-
-
-def _check_targets(trunk: nn.Module, targets: list[str]) -> None:
-    linear = {name for name, m in trunk.named_modules() if isinstance(m, nn.Linear)}
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            raise UserError(
-                f"learner.lora.target_modules: the language model has no linear module {target!r};"
-                f" it has {', '.join(known)}"
-            )
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
