@@ -95,6 +95,23 @@ def serve(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    gpu_gb: Annotated[float, typer.Option(min=1, help="memory of one GPU, in GiB")] = 80,
+):
+    """Estimate each process's memory; exit status 1 where it does not fit its GPU. Loads nothing."""
+    from cluster.config import load_config
+    from cluster.plan import model_shapes, needs, plan_table
+
+    resolved = load_config(config, overrides)
+    needed = needs(resolved, model_shapes(resolved.policy))
+    console.print(plan_table(resolved, needed, gpu_gb))
+    if not all(need.fits(gpu_gb) for need in needed):
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="a run directory, finished or not")]):
     """Write report.html of a run directory again."""
     from cluster.report import write_report

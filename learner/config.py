@@ -5,11 +5,25 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from policy.errors import UserError
 from policy.janus import PolicyConfig, empty_janus
+
+
+class LoraSettings(BaseModel):
+    """Adapters in the language model; everything else stays as it is, whatever `freeze` says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64.0, gt=0)
+    """The adapter counts alpha / rank times."""
+    target_modules: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
+    """Linear modules of the language model, by the last part of their name."""
 
 
 class LearnerConfig(BaseModel):
@@ -31,6 +45,11 @@ class LearnerConfig(BaseModel):
 
     beta: float = Field(0.01, ge=0)
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
+    reference: Literal["copy", "sharded", "offload", "none"] | None = None
+    """Where the reference model is: a copy on every rank, sharded over the ranks (ZeRO-3), or in host
+    memory. None: a copy; nowhere if beta is 0; with `lora`, the model with its adapters off."""
+    lora: LoraSettings | None = None
+    """Train adapters instead of the model."""
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.2, ge=0)
     advantage_scale: Literal["std", "none"] = "std"
@@ -54,6 +73,11 @@ class LearnerConfig(BaseModel):
     micro_batch_tokens: int = Field(16384, ge=1)
     """Upper bound on the padded tokens of one forward and backward pass; at least one sample is
     taken."""
+    logprob_chunk_tokens: int = Field(512, ge=1)
+    """Positions whose logits exist at one time; backward computes them again."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for backward, and compute the layer again: about a third more
+    compute, and far less memory."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     deepspeed: dict[str, Any] | str | None = None
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
@@ -61,6 +85,31 @@ class LearnerConfig(BaseModel):
     """Size of a bucket when weights are published."""
     timeout_s: float = Field(600.0, gt=0)
     """How long a rank waits for the others before it gives them up."""
+
+    @model_validator(mode="after")
+    def _reference_makes_sense(self):
+        if self.reference == "none" and self.beta > 0:
+            raise ValueError(
+                f"learner.beta {self.beta:g} needs a reference model: set beta 0, or reference to copy,"
+                " sharded or offload"
+            )
+        if self.reference not in (None, "none") and self.beta == 0:
+            raise ValueError(
+                f"learner.beta 0 uses no reference model: leave out learner.reference {self.reference}"
+            )
+        if self.reference not in (None, "none") and self.lora:
+            raise ValueError(
+                "with learner.lora the reference is the model with its adapters off: leave out"
+                f" learner.reference {self.reference}"
+            )
+        return self
+
+    @property
+    def reference_kind(self) -> Literal["copy", "sharded", "offload", "lora-off", "none"]:
+        """`reference`, decided."""
+        if self.beta == 0:
+            return "none"
+        return "lora-off" if self.lora else self.reference or "copy"
 
 
 def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
@@ -90,15 +139,19 @@ def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
 
 
 def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
-    """What a driver can refuse before it starts ranks: DeepSpeed's settings and names to freeze.
+    """What a driver can refuse before it starts ranks: DeepSpeed's settings, and names of modules to
+    freeze or to adapt.
 
     Raises UserError.
     """
     deepspeed_settings(config, policy.dtype)
     model = empty_janus(policy)
-    if model is not None:
-        for name in config.freeze:
-            frozen_module(model, name)
+    if model is None:
+        return
+    if config.lora:
+        check_targets(model.model.language_model, config.lora.target_modules)
+    for name in config.freeze:
+        frozen_module(model, name)
 
 
 def frozen_module(model: nn.Module, name: str) -> nn.Module:
@@ -109,6 +162,18 @@ def frozen_module(model: nn.Module, name: str) -> nn.Module:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"learner.freeze: the model has no module {name!r}{hint}")
     return modules[name]
+
+
+def check_targets(trunk: nn.Module, targets: list[str]) -> None:
+    """Raises UserError for a LoRA target that names no linear module of the language model."""
+    linear = {name for name, m in trunk.named_modules() if isinstance(m, nn.Linear)}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise UserError(
+                f"learner.lora.target_modules: the language model has no linear module {target!r};"
+                f" it has {', '.join(known)}"
+            )
 
 
 def _user_settings(source: dict[str, Any] | str | None) -> dict[str, Any]:

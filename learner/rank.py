@@ -5,28 +5,28 @@ micro-batches, divided by the count of all ranks' tokens; so the gradient is the
 step is cut into ranks and micro-batches.
 """
 
-import logging
-import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import ray
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from learner.batch import Batch, empty_like, make_batch
-from learner.config import LearnerConfig, deepspeed_settings, frozen_module
-from learner.grpo import BicotLoss, bicot_loss
+from learner.config import LearnerConfig
+from learner.engine import Rendezvous, freeze, join, training_engine
+from learner.export import exports, gathered
 from learner.logprobs import JanusLogps, Logps
+from learner.lora import adapters_off, add_adapters
+from learner.micro_batches import by_tokens, in_parts
+from learner.objective import phase_losses
+from learner.reference import load_reference
+from learner.tally import Tally
 from policy.janus import PolicyConfig, load_janus
-from policy.records import Sample
-from policy.weights import Manifest, TensorSpec, pack, plan_buckets
+from policy.weights import Manifest, pack, plan_buckets
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,6 @@ class ScoredGroup:
 
     samples: ray.ObjectRef
     advantages: np.ndarray
-
-
-@dataclass(frozen=True)
-class Rendezvous:
-    host: str
-    port: int
 
 
 class LearnerRank:
@@ -70,57 +64,24 @@ class LearnerRank:
     ) -> int:
         """Returns the number of trained parameters."""
         self.config = config
-        os.environ.update(
-            RANK=str(self.rank),
-            WORLD_SIZE=str(self.world),
-            LOCAL_RANK="0",  # Ray shows each rank its own GPU alone
-            MASTER_ADDR=where.host,
-            MASTER_PORT=str(where.port),
-        )
-        deepspeed = self._import_deepspeed()
-        deepspeed.init_distributed(
-            "nccl" if self.on_gpu else "gloo",
-            timeout=timedelta(seconds=config.timeout_s),
-            verbose=False,
-        )
+        join(self.rank, self.world, where, on_gpu=self.on_gpu, timeout_s=config.timeout_s)
+        options = {
+            "temperature": temperature,
+            "guidance": guidance if config.guidance == "guided" else None,
+            "chunk_tokens": config.logprob_chunk_tokens,
+        }
+        self.reference = load_reference(policy, config, self.device, options)
         self.janus = load_janus(policy, self.device)
-        guided = guidance if config.guidance == "guided" else None
-        options = {"temperature": temperature, "guidance": guided}
-        self.reference = None
-        if config.beta > 0:
-            frozen = load_janus(policy, self.device)
-            frozen.model.requires_grad_(False)
-            self.reference = JanusLogps(frozen, **options)
-        self._freeze(config.freeze)
+        if config.lora:
+            add_adapters(self.janus, config.lora)
+        else:
+            freeze(self.janus.model, config.freeze)
         module = JanusLogps(self.janus, **options)
-        trained = [p for p in module.parameters() if p.requires_grad]
-        settings = deepspeed_settings(config, policy.dtype)
-        optimizer = None
-        if "optimizer" not in settings:
-            optimizer = torch.optim.AdamW(
-                trained, config.lr, betas=config.betas, weight_decay=config.weight_decay
-            )
-        count = sum(p.numel() for p in trained)
-        self.engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, model_parameters=trained, config=settings
-        )
+        if config.gradient_checkpointing:
+            module.checkpoint_layers()
+        count = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        self.engine = training_engine(module, config, policy.dtype)
         return count
-
-    def _import_deepspeed(self):
-        if not self.on_gpu:
-            os.environ["DS_ACCELERATOR"] = "cpu"
-        import deepspeed
-        import deepspeed.ops
-
-        deepspeed.utils.logger.setLevel(logging.WARNING)
-        # Else the first collective compiles an extension for shared-memory CPUs: 40 s and a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        return deepspeed
-
-    def _freeze(self, names: Sequence[str]) -> None:
-        """Before the optimizer is built: ZeRO weight-decays parameters that never get a gradient."""
-        for name in names:
-            frozen_module(self.janus.model, name).requires_grad_(False)
 
     # --- a step ---
 
@@ -137,14 +98,10 @@ class LearnerRank:
         total_weight = weight.to(self.device)
         dist.all_reduce(total_weight)
         example = self._example_batch(batches)
-        tally = _Tally(self.device)
+        tally = Tally(self.device)
         for index in range(int(rounds[0])):
             batch = batches[index] if index < len(batches) else example
-            batch = batch.to(self.device)
-            cot, image = self._losses(batch, tally)
-            # DeepSpeed averages gradients over ranks; we want their sum.
-            loss = (cot.sum + image.sum) / total_weight * self.world
-            self.engine.backward(loss, scale_wrt_gas=False)
+            self._backward(batch.to(self.device), total_weight, tally)
         metrics = tally.reduce()
         if not np.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss is {metrics['loss']}; the weights were not changed")
@@ -153,42 +110,25 @@ class LearnerRank:
         metrics["lr"] = float(self.engine.optimizer.param_groups[0]["lr"])
         return metrics
 
-    def _losses(self, batch: Batch, tally: "_Tally") -> tuple[BicotLoss, BicotLoss]:
-        config = self.config
-        logps = self.engine(batch)
-        with torch.no_grad():
-            reference = self.reference(batch) if self.reference else None
-        split = batch.cot.shape[1]
-        guided = config.guidance == "guided"
-        old_image = batch.guided_logps if guided else batch.sampled_logps[:, split:]
-
-        def loss(new: Tensor, old: Tensor, ref: Tensor | None, weights: Tensor) -> BicotLoss:
-            return bicot_loss(
-                new,
-                old,
-                ref,
-                batch.advantages,
-                weights,
-                beta=config.beta,
-                clip_low=config.clip_low,
-                clip_high=config.clip_high,
-            )
-
-        def image_of(out: Logps | None) -> Tensor | None:
-            return out and (out.guided if guided else out.image)
-
-        cot = loss(
-            logps.cot,
-            batch.sampled_logps[:, :split],
-            reference and reference.cot,
-            batch.weights[:, :split],
-        )
-        image = loss(image_of(logps), old_image, image_of(reference), batch.weights[:, split:])
+    def _backward(self, batch: Batch, total_weight: torch.Tensor, tally: Tally) -> None:
+        # The reference first: what it needs is free again before the policy keeps its activations.
+        reference = self._reference_logps(batch)
+        cot, image = phase_losses(batch, self.engine(batch), reference, self.config)
         tally.add("cot", cot)
         tally.add("image", image)
+        split = batch.cot.shape[1]
         gap = (batch.guided_logps - batch.sampled_logps[:, split:]).abs()
         tally.add_mean("guidance_gap", gap, batch.weights[:, split:])
-        return cot, image
+        # DeepSpeed averages gradients over ranks; we want their sum.
+        loss = (cot.sum + image.sum) / total_weight * self.world
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    @torch.no_grad()
+    def _reference_logps(self, batch: Batch) -> Logps | None:
+        if self.config.reference_kind == "lora-off":
+            with adapters_off(self.janus.model):
+                return self.engine.module(batch)
+        return self.reference(batch) if self.reference else None
 
     def _micro_batches(self, groups: Sequence[ScoredGroup], count: int | None) -> list[Batch]:
         drawn = ray.get([group.samples for group in groups])
@@ -197,10 +137,7 @@ class LearnerRank:
             for group, samples in zip(groups, drawn, strict=True)
             for sample, advantage in zip(samples, group.advantages, strict=True)
         ]
-        if count is None:
-            parts = _by_tokens(pairs, self.config.micro_batch_tokens)
-        else:
-            parts = [pairs[i::count] for i in range(count)] if pairs else []
+        budget = self.config.micro_batch_tokens
         return [
             make_batch(
                 [sample for sample, _ in part],
@@ -209,7 +146,7 @@ class LearnerRank:
                 cot_weight=self.config.cot_weight,
                 image_weight=self.config.image_weight,
             )
-            for part in parts
+            for part in (by_tokens(pairs, budget) if count is None else in_parts(pairs, count))
         ]
 
     def _example_batch(self, batches: list[Batch]) -> Batch:
@@ -222,103 +159,31 @@ class LearnerRank:
     # --- weights ---
 
     def publish(self) -> Iterator[Manifest | np.ndarray]:
-        """The trained parameters in transformers' names: first the manifest, then bucket after bucket.
+        """The trained tensors in transformers' names: first the manifest, then bucket after bucket.
 
         Every rank walks every gather (ZeRO-3 is collective); rank 0 alone yields.
         """
-        parameters = {
-            name.removeprefix("model."): p
-            for name, p in self.engine.module.named_parameters()
-            if p.requires_grad
-        }
-        specs = [
-            TensorSpec(
-                name, tuple(getattr(p, "ds_shape", p.shape)), str(p.dtype).removeprefix("torch.")
-            )
-            for name, p in parameters.items()
-        ]
-        manifest = plan_buckets(specs, int(self.config.bucket_mb * 2**20))
+        trained = {e.name: e for e in exports(self.janus.model) if e.trained}
+        manifest = plan_buckets([e.spec for e in trained.values()], int(self.config.bucket_mb * 2**20))
         if self.rank == 0:
             yield manifest
         for bucket in manifest:
-            wanted = [parameters[spec.name] for spec in bucket]
-            with self._whole(wanted):
-                packed = pack(wanted) if self.rank == 0 else None
+            wanted = [trained[spec.name] for spec in bucket]
+            with gathered(wanted):
+                packed = pack([e.whole() for e in wanted]) if self.rank == 0 else None
             if self.rank == 0:
                 yield packed
-
-    def _whole(self, parameters: Sequence[Tensor]):
-        """ZeRO-3 keeps a part of each parameter on each rank; elsewhere there is nothing to gather."""
-        if not hasattr(parameters[0], "ds_id"):
-            return nullcontext()
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters(parameters)
 
     def save(self, folder: str) -> None:
         """Write the model in transformers layout, under another name until it is whole. Rank 0
         writes."""
         state = {}
-        for name, parameter in self.engine.module.named_parameters():
-            with self._whole([parameter]):
+        for export in exports(self.janus.model):
+            with gathered([export]):
                 if self.rank == 0:
-                    state[name.removeprefix("model.")] = parameter.detach().cpu().clone()
+                    state[export.name] = export.whole().detach().cpu().clone()
         if self.rank == 0:
             part = Path(f"{folder}.part")
             self.janus.model.save_pretrained(part, state_dict=state)
             self.janus.tokenizer.save_pretrained(part)
             part.rename(folder)
-
-
-class _Tally:
-    """Weighted sums of a step's metrics, added up over micro-batches and ranks."""
-
-    def __init__(self, device: str):
-        self.device = device
-        self.sums: dict[str, list[Tensor]] = {}
-
-    def add(self, phase: str, loss: BicotLoss) -> None:
-        self._add(f"loss/{phase}", loss.sum.detach(), loss.count)
-        for name, mean in loss.metrics.items():
-            self._add(f"{name}/{phase}", mean * loss.count, loss.count)
-
-    def add_mean(self, name: str, values: Tensor, weights: Tensor) -> None:
-        self._add(name, (values * weights).sum(), weights.sum())
-
-    def _add(self, name: str, total: Tensor, count: Tensor) -> None:
-        pair = torch.stack([total.float(), count.float()])
-        self.sums[name] = self.sums.get(name, torch.zeros(2, device=self.device)) + pair
-
-    def reduce(self) -> dict[str, float]:
-        names = sorted(self.sums)
-        table = torch.stack([self.sums[name] for name in names])
-        dist.all_reduce(table)
-        sums = dict(zip(names, table.tolist(), strict=True))
-        both = [sum(column) for column in zip(sums["loss/cot"], sums["loss/image"], strict=True)]
-        means = {name: total / max(count, 1e-8) for name, (total, count) in sums.items()}
-        return {"loss": both[0] / max(both[1], 1e-8), **means}
-
-
-def _by_tokens(pairs: Sequence[tuple[Sample, float]], budget: int) -> list[list[tuple[Sample, float]]]:
-    """Cut into micro-batches of at most `budget` padded tokens each, text and image sequences together.
-
-    Sorted by length first, so that little is padding.
-    """
-
-    def lengths(sample: Sample) -> tuple[int, int]:
-        return (
-            len(sample.cot_prompt_ids) + len(sample.cot_ids),
-            len(sample.image_prompt_ids) + len(sample.image_ids),
-        )
-
-    parts: list[list[tuple[Sample, float]]] = []
-    widest = (0, 0)
-    for pair in sorted(pairs, key=lambda p: sum(lengths(p[0]))):
-        wider = tuple(map(max, widest, lengths(pair[0])))
-        if parts and sum(wider) * (len(parts[-1]) + 1) <= budget:
-            parts[-1].append(pair)
-            widest = wider
-        else:
-            parts.append([pair])
-            widest = lengths(pair[0])
-    return parts

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 
 from learner.batch import empty_like, make_batch
-from learner.rank import _by_tokens
+from learner.micro_batches import by_tokens
 
 
 def test_prompts_are_padded_left_and_cots_right(samples):
@@ -39,8 +39,8 @@ def test_micro_batches_keep_the_token_budget_and_lose_nothing(samples):
         return (text + image) * len(part)
 
     for budget in (1, 200, 10_000):
-        parts = _by_tokens(pairs, budget)
+        parts = by_tokens(pairs, budget)
         assert all(len(part) == 1 or padded(part) <= budget for part in parts)
         assert sorted(a for part in parts for _, a in part) == [float(n) for n in range(len(pairs))]
-    assert len(_by_tokens(pairs, 1)) == len(pairs)
-    assert len(_by_tokens(pairs, 10_000)) == 1
+    assert len(by_tokens(pairs, 1)) == len(pairs)
+    assert len(by_tokens(pairs, 10_000)) == 1

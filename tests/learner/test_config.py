@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from learner.config import LearnerConfig, deepspeed_settings
 from policy.errors import UserError
@@ -35,3 +36,26 @@ def test_a_bad_deepspeed_file_is_named(tmp_path):
             path.write_text(content)
         with pytest.raises(UserError, match=complaint):
             deepspeed_settings(LearnerConfig(deepspeed=str(path)), "float32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"reference": "none"}, "learner.beta 0.01 needs a reference model: set beta 0, or"),
+        ({"reference": "sharded", "beta": 0}, "learner.beta 0 uses no reference model: leave out"),
+        ({"reference": "copy", "lora": {}}, "the reference is the model with its adapters off"),
+        ({"lora": {"rank": 0}}, "greater than or equal to 1"),
+        ({"lora": {"target_modules": []}}, "at least 1 item"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        LearnerConfig(**settings)
+
+
+def test_the_reference_follows_from_beta_and_lora():
+    assert LearnerConfig().reference_kind == "copy"
+    assert LearnerConfig(reference="sharded").reference_kind == "sharded"
+    assert LearnerConfig(lora={}).reference_kind == "lora-off"
+    assert LearnerConfig(lora={}, beta=0).reference_kind == "none"
+    assert LearnerConfig(beta=0, reference="none").reference_kind == "none"

@@ -93,11 +93,13 @@ def plain_training(policy_config, samples, config):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_ranks_and_micro_batches_change_nothing(policy_config, samples, group, start, stage):
-    """1 rank x 1 micro-batch, 2 ranks x 4, and plain PyTorch: equal after five steps."""
+    """1 rank x 1 micro-batch, 2 ranks x 4, and plain PyTorch: equal after five steps. The two ranks
+    recompute layers and heads; 7 positions a chunk, so that they differ in their number of chunks."""
+    frugal = {"logprob_chunk_tokens": 7, "gradient_checkpointing": True}
     weights = {"cot_weight": 2.0, "image_weight": 0.5}
     losses, plain = plain_training(policy_config, samples, settings(**weights))
-    for ranks, micro_batches in ((1, 1), (2, 4)):
-        learner = start(ranks=ranks, zero_stage=stage, **weights)
+    for ranks, micro_batches, how in ((1, 1, {}), (2, 4, frugal)):
+        learner = start(ranks=ranks, zero_stage=stage, **weights, **how)
         metrics, trained = five_steps(learner, group, micro_batches)
         assert [m["loss"] for m in metrics] == pytest.approx(losses, abs=1e-5)
         assert trained.keys() == plain.keys()
@@ -146,9 +148,21 @@ def test_the_phases_are_told_apart(group, start):
 
 def test_guided_training_is_on_policy_for_the_guided_distribution(group, start):
     """The first ratio is 1 only if the learner computes what the sampler drew from."""
-    metrics = ray.get(start(ranks=1, guidance="guided").step(group))[0]
-    assert metrics["ratio/image"] == pytest.approx(1.0, abs=1e-5)
-    assert metrics["kl/image"] == pytest.approx(0.0, abs=1e-6)
+    plain = start(ranks=1, guidance="guided")
+    frugal = start(
+        ranks=2,
+        guidance="guided",
+        zero_stage=3,
+        logprob_chunk_tokens=5,
+        gradient_checkpointing=True,
+    )
+    for learner in (plain, frugal):
+        metrics = ray.get(learner.step(group))[0]
+        assert metrics["ratio/image"] == pytest.approx(1.0, abs=1e-5)
+        assert metrics["kl/image"] == pytest.approx(0.0, abs=1e-6)
+    one, two = weights_of(plain), weights_of(frugal)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
 
 
 def test_no_kl_weight_means_no_kl(group, start):

@@ -1,0 +1,77 @@
+"""DeepSpeed, as a Ray actor starts it."""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import nn
+
+from learner.config import LearnerConfig, deepspeed_settings, frozen_module
+from learner.logprobs import JanusLogps
+from policy.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of a group meet."""
+
+    host: str
+    port: int
+
+
+def join(rank: int, world: int, where: Rendezvous, *, on_gpu: bool, timeout_s: float) -> None:
+    """Meet the other ranks."""
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK="0",  # Ray shows each rank its own GPU alone
+        MASTER_ADDR=where.host,
+        MASTER_PORT=str(where.port),
+    )
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Else the first collective compiles an extension for shared-memory CPUs: 40 s and a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if on_gpu else "gloo"
+    deepspeed.init_distributed(backend, timeout=timedelta(seconds=timeout_s), verbose=False)
+
+
+def freeze(model: nn.Module, names: list[str]) -> None:
+    """Before the optimizer is built: ZeRO weight-decays parameters that never get a gradient."""
+    for name in names:
+        frozen_module(model, name).requires_grad_(False)
+
+
+def training_engine(module: JanusLogps, config: LearnerConfig, dtype: str):
+    """Trains whatever requires a gradient, with AdamW unless DeepSpeed's settings name an optimizer."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise UserError("learner.freeze: nothing is left to train")
+    settings = deepspeed_settings(config, dtype)
+    optimizer = None
+    if "optimizer" not in settings:
+        optimizer = torch.optim.AdamW(
+            trained, config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
+    return _initialize(module, settings, optimizer=optimizer, model_parameters=trained)
+
+
+def sharded_engine(module: JanusLogps, config: LearnerConfig, dtype: str):
+    """For forward passes only: each rank keeps its share of the parameters (ZeRO-3)."""
+    settings = deepspeed_settings(config.model_copy(update={"deepspeed": None, "zero_stage": 3}), dtype)
+    return _initialize(module, settings)
+
+
+def _initialize(module: JanusLogps, settings: dict, **options):
+    import deepspeed
+
+    for leaf in module.zero3_leaves():
+        deepspeed.utils.set_z3_leaf_module(leaf, True)
+    engine, *_ = deepspeed.initialize(model=module, config=settings, **options)
+    return engine

@@ -1,0 +1,54 @@
+"""A head and the log-probabilities of tokens under it, a chunk of positions at a time.
+
+Logits are by far the widest tensors of a step: 102,400 floats for one text position of Janus-Pro. So
+they live for one chunk only: backward computes a chunk's logits again instead of keeping them.
+Shapes: M positions, D hidden.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class TokenLogps(nn.Module):
+    """Under ZeRO-3 this module is a leaf (`zero3_leaves`): the head's weights are gathered once for all
+    chunks, forward and backward. Ranks may therefore have different numbers of chunks, which gathers
+    chunk by chunk would deadlock on; and so the head's own hooks must not run."""
+
+    def __init__(self, head: nn.Module, *, temperature: float, guidance: float | None, chunk: int):
+        """`guidance`: weight of the guided distribution, where it is asked for."""
+        super().__init__()
+        self.head = head
+        self._temperature = temperature
+        self._guidance = guidance
+        self._chunk = chunk
+
+    def forward(self, hidden: Tensor, ids: Tensor, unconditional: Tensor | None = None) -> Tensor:
+        """[M, D], int64 [M] -> float32 [1, M]; with the unconditional row's hidden states, [M, D], also
+        the guided distribution's: [2, M]."""
+        inputs = [x for x in (hidden, ids, unconditional) if x is not None]
+        # No position still is one (empty) chunk, so that backward reaches the head on every rank.
+        chunks = zip(*(x.split(self._chunk) for x in inputs), strict=True)
+        logps = [
+            checkpoint(self._of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in chunks
+        ]
+        return torch.cat(logps, 1)
+
+    def _of_chunk(self, hidden: Tensor, ids: Tensor, unconditional: Tensor | None = None) -> Tensor:
+        conditional = self._logits(hidden)
+        logps = [self._gather(conditional, ids)]
+        if unconditional is not None:
+            away = self._logits(unconditional)
+            logps.append(self._gather(away + self._guidance * (conditional - away), ids))
+        return torch.stack(logps)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.head.forward(hidden).float()
+
+    def _gather(self, logits: Tensor, ids: Tensor) -> Tensor:
+        if self._temperature != 1:
+            logits = logits / self._temperature
+        # Fused: of everything as wide as the vocabulary, its backward makes the gradient alone.
+        return -F.cross_entropy(logits, ids, reduction="none")

@@ -1,0 +1,114 @@
+"""Chunks and recomputation change memory, never numbers."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from learner.batch import make_batch
+from learner.logprobs import JanusLogps
+from learner.token_logps import TokenLogps
+from policy.janus import load_janus
+
+
+def plain_logps(head, hidden, ids, temperature, guidance, unconditional):
+    """All logits at once, as one would write it first."""
+    logits = head(hidden)
+    rows = [logits]
+    if unconditional is not None:
+        away = head(unconditional)
+        rows.append(away + guidance * (logits - away))
+    return torch.stack([(r / temperature).log_softmax(-1).gather(1, ids[:, None])[:, 0] for r in rows])
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    positions=st.integers(0, 40),
+    chunk=st.integers(1, 50),
+    guidance=st.sampled_from([None, 1.0, 5.0]),
+    temperature=st.sampled_from([1.0, 0.7]),
+)
+def test_any_chunk_size_gives_the_plain_values_and_gradients(
+    seed, positions, chunk, guidance, temperature
+):
+    g = torch.Generator().manual_seed(seed)
+    head = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 30))
+    ids = torch.randint(30, (positions,), generator=g)
+    count = 1 if guidance is None else 2
+    rows = [torch.randn(positions, 8, generator=g).requires_grad_() for _ in range(count)]
+    upstream = torch.randn(count, positions, generator=g)
+    unconditional = rows[1] if count == 2 else None
+    ours = TokenLogps(head, temperature=temperature, guidance=guidance, chunk=chunk)
+    results = []
+    for logps in (
+        ours(rows[0], ids, unconditional),
+        plain_logps(head, rows[0], ids, temperature, guidance, unconditional),
+    ):
+        gradients = torch.autograd.grad((logps * upstream).sum(), [*rows, *head.parameters()])
+        results.append([logps, *gradients])
+    for mine, plain in zip(*results, strict=True):
+        # Relative to the tensor: guidance 5 makes gradients of hundreds, whose sums differ in order.
+        scale = max(1.0, plain.abs().max().item()) if plain.numel() else 1.0
+        torch.testing.assert_close(mine, plain, atol=1e-6 * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("guidance", [None, 2.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_and_checkpointed_layers_change_nothing(policy_config, samples, guidance, dtype):
+    """The whole Janus: every variant's values and gradients against those of one chunk, all kept."""
+    config = policy_config.model_copy(update={"dtype": dtype})
+    batch = make_batch(samples, [1.0] * len(samples), pad_id=0)
+
+    def run(chunk, checkpointed):
+        module = JanusLogps(load_janus(config), guidance=guidance, chunk_tokens=chunk)
+        if checkpointed:
+            module.checkpoint_layers()
+        logps = module(batch)
+        out = torch.cat([x.flatten() for x in logps if x is not None])
+        (out * torch.linspace(-1, 1, len(out))).sum().backward()
+        return out.detach(), {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+
+    values, gradients = run(10_000, False)
+    assert any("lm_head" in name for name in gradients)
+    # In bfloat16 a weight's gradient is rounded after every chunk that adds to it.
+    share = 1e-6 if dtype == "float32" else 0.03
+    for chunk, checkpointed in ((10_000, True), (13, False), (13, True)):
+        ours, theirs = run(chunk, checkpointed)
+        torch.testing.assert_close(ours, values, atol=1e-6, rtol=1e-6)
+        assert theirs.keys() == gradients.keys()
+        for name, gradient in theirs.items():
+            scale = gradients[name].abs().max().item()
+            torch.testing.assert_close(gradient, gradients[name], atol=max(scale, 1) * share, rtol=1e-5)
+
+
+def test_no_logits_are_kept_for_backward(janus, samples):
+    """What autograd saves is hidden states and weights: nothing as wide as a vocabulary."""
+    batch = make_batch(samples, [1.0] * len(samples), pad_id=0)
+    weights = {p.data_ptr() for p in janus.model.parameters()}
+    vocabularies = {
+        janus.model.config.text_config.vocab_size,
+        janus.model.config.vq_config.num_embeddings,
+    }
+    wide = []
+
+    def look(tensor):
+        if tensor.data_ptr() not in weights and tensor.shape[-1:] and tensor.shape[-1] in vocabularies:
+            wide.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(look, lambda t: t):
+        JanusLogps(janus, chunk_tokens=16)(batch)
+    assert not wide
+
+
+def test_padding_has_no_logits(janus, samples):
+    """The text head sees the CoT tokens that were really drawn, and nothing else."""
+    batch = make_batch(samples, [1.0] * len(samples), pad_id=0)
+    seen = []
+    module = JanusLogps(janus)
+    module.text.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    logps = module(batch)
+    assert seen == [int(batch.cot_mask.sum())]
+    assert (logps.cot[~batch.cot_mask] == 0).all()
