@@ -44,8 +44,6 @@ class LearnerRank:
     def __init__(self, rank: int, world: int):
         self.rank = rank
         self.world = world
-        self.on_gpu = torch.cuda.is_available()
-        self.device = "cuda:0" if self.on_gpu else "cpu"
         torch.set_num_threads(1)
 
     def rendezvous(self) -> Rendezvous:
@@ -64,7 +62,9 @@ class LearnerRank:
     ) -> int:
         """Returns the number of trained parameters."""
         self.config = config
-        join(self.rank, self.world, where, on_gpu=self.on_gpu, timeout_s=config.timeout_s)
+        on_gpu = config.num_gpus > 0  # what was asked for: Ray hides no GPU from who asked for none
+        self.device = "cuda:0" if on_gpu else "cpu"
+        join(self.rank, self.world, where, on_gpu=on_gpu, timeout_s=config.timeout_s)
         options = {
             "temperature": temperature,
             "guidance": guidance if config.guidance == "guided" else None,
