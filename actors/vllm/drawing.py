@@ -1,4 +1,4 @@
-"""How the tokens of a batch are drawn: guidance, noise and log-probabilities, for both of vLLM's runners.
+"""How the tokens of a batch are drawn: guidance, noise, log-probabilities; for both vLLM runners.
 
 vLLM samples each row for itself. Here a pair's two rows get one token: the choice is made on the
 logits, and the logits are then set so that greedy sampling can only pick it. The log-probabilities of
@@ -112,9 +112,8 @@ class Drawer:
         """All that was drawn since the last call, by sample."""
         drawn: dict[int, Drawn] = defaultdict(Drawn)
         for samples, *columns in self._journal:
-            for sample, token, logp, guided in zip(
-                samples, *(c.tolist() for c in columns), strict=True
-            ):
+            rows = zip(samples, *(column.tolist() for column in columns), strict=True)
+            for sample, token, logp, guided in rows:
                 entry = drawn[sample]
                 entry.tokens.append(token)
                 entry.logps.append(logp)
@@ -123,7 +122,7 @@ class Drawer:
         return dict(drawn)
 
     def _span(self, logits: Tensor) -> tuple[int, Tensor]:
-        """The phase's own part of the joint vocabulary: its first id and its logits, [R, Vt] or [R, Vi]."""
+        """The phase's part of the joint vocabulary: its first id and its logits, [R, Vt] or [R, Vi]."""
         if self.plan.phase == "cot":
             return 0, logits[:, : self._text_vocabulary]
         return self._text_vocabulary, logits[:, self._text_vocabulary :]

@@ -1,4 +1,4 @@
-"""A vLLM engine in this process that draws whole samples, with weights that can be replaced under it."""
+"""A vLLM engine in this process that draws whole samples, with weights that can be replaced."""
 
 import tempfile
 from collections.abc import Sequence

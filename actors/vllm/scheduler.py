@@ -1,5 +1,5 @@
-"""Which rows run together. vLLM's own scheduler admits, cuts and preempts rows one by one, which takes a
-pair apart as soon as anything is scarce. This one decides for whole samples:
+"""Which rows run together. vLLM's own scheduler admits, cuts and preempts rows one by one, which takes
+a pair apart as soon as anything is scarce. This one decides for whole samples:
 
 - a sample is admitted with all its rows or not at all, in order of arrival;
 - its prompts are computed whole, in one step;
