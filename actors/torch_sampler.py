@@ -35,6 +35,7 @@ class TorchSampler(TwoPhaseSampler):
         self._trunk = Trunk(self.janus.model.model.language_model)
         self.weights_version = version
 
+    @torch.no_grad()
     def write_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
         eos, temperature = self.janus.eos_id, self.config.temperature
         streams = torch.tensor(keys, device=self.device)
@@ -60,6 +61,7 @@ class TorchSampler(TwoPhaseSampler):
             logps=[row[:end] for row, end in zip(row_logps, ends, strict=True)],
         )
 
+    @torch.no_grad()
     def draw_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
         count, length = len(prompts), self.janus.image_tokens
         weight, temperature = self.config.guidance, self.config.temperature

@@ -41,10 +41,6 @@ class TwoPhaseSampler(Sampler):
         self.run_seed = run_seed
 
     def draw(self, orders: Sequence[Draw]) -> list[Sample]:
-        with torch.no_grad():
-            return self._draw(orders)
-
-    def _draw(self, orders: Sequence[Draw]) -> list[Sample]:
         janus = self.janus
         cot_prompts = [janus.cot_prompt_ids(order.prompt.text) for order in orders]
         self._check_context(orders, cot_prompts, self.config.max_cot_tokens)

@@ -43,6 +43,7 @@ class Engine:
     def __init__(self, janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig):
         register()
         _check_head_size(janus)
+        _check_cache(janus, dtype, settings)
         # vLLM reads a model from a folder: here one that holds the config alone. It starts with made-up
         # weights, so that any layout that `load_janus` reads will do; the first arrive like all later.
         with tempfile.TemporaryDirectory() as folder:
@@ -193,6 +194,20 @@ def _check_head_size(janus: JanusConfig) -> None:
         raise UserError(
             f"vLLM on a CPU has no attention for heads of size {size} (it has {known}):"
             " set actors.sampler: torch"
+        )
+
+
+def _check_cache(janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig) -> None:
+    """vLLM insists that one row as long as the context fits, and says so in words of its own."""
+    text = janus.text_config
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * size * dtype.itemsize
+    need = -(-per_token * text.max_position_embeddings // settings.tensor_parallel_size // 2**20)
+    if settings.kv_cache_mb and settings.kv_cache_mb < need:
+        raise UserError(
+            f"actors.vllm.kv_cache_mb: {settings.kv_cache_mb} MB do not hold one row of the model's"
+            f" context of {text.max_position_embeddings} tokens: it takes more than {need} MB,"
+            " and a guided sample has two rows"
         )
 
 

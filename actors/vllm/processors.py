@@ -66,6 +66,7 @@ class PairProcessorV2(LogitsProcessorV2):
         if slots.tobytes() != self._slots:
             self._layout = self.drawer.layout(lanes, logits.device)
             self._slots = slots.tobytes()
-        positions = ctx.seq_lens_upper_bound_np - self._states.prompt_len.np[slots]
+        lengths = ctx.seq_lens_upper_bound_np[: len(slots)]  # exact without speculative decoding
+        positions = lengths - self._states.prompt_len.np[slots]
         self.drawer.draw(logits, self._layout, positions)
         return logits

