@@ -38,7 +38,10 @@ class Request:
 
 
 class Engine:
-    """Holds no weights worth having until the first `load_weights`, which must bring all of them."""
+    """Holds no weights worth having until the first `load_weights`, which must bring all of them.
+
+    One to a process is the intended use: an engine that ends takes vLLM's process-wide state with it.
+    """
 
     def __init__(self, janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig):
         register()
