@@ -36,64 +36,83 @@ class Trunk:
 class LockstepDecoder:
     """B sequences of different lengths that end at the same cache slot (left-padded).
 
-    `lengths` are the prompts' true lengths; what lies left of a row's prompt is neither attended to
-    nor counted by its position ids.
+    What lies left of a row's prompt is neither attended to nor counted by its position ids.
     """
 
-    def __init__(self, trunk: Trunk, lengths: Tensor, new_tokens: int):
+    def __init__(self, trunk: Trunk, lengths: Tensor, capacity: int):
+        """`lengths`: the prompts' true lengths, int64 [B]; `capacity`: L, prompt slots included."""
         weight = trunk.llama.embed_tokens.weight
-        rows, self.width = len(lengths), int(lengths.max())
-        shape = (len(trunk.layers), rows, trunk.kv_heads, self.width + new_tokens, trunk.head_size)
         self.trunk = trunk
-        self.keys, self.values = (weight.new_zeros(shape) for _ in range(2))
-        self.starts = self.width - lengths  # [B] slot of each row's first token
-        slots = torch.arange(self.width + new_tokens, device=weight.device)
-        self.visible = slots[None] >= self.starts[:, None]  # bool [B, L]
+        shape = (len(trunk.layers), len(lengths), trunk.kv_heads, capacity, trunk.head_size)
+        # Slots are written before they are read, so they need no zeros.
+        self.keys, self.values = (weight.new_empty(shape) for _ in range(2))
+        self.starts = int(lengths.max()) - lengths  # [B] slot of each row's first token
+        slots = torch.arange(capacity, device=weight.device)
+        hidden = (slots[None] < self.starts[:, None])[:, None, None]
+        self.bias = weight.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))  # [B, 1, 1, L]
         self.used = 0
+
+    @classmethod
+    def prefill(
+        cls, trunk: Trunk, embedded: Tensor, lengths: Tensor, rows: Tensor, new_tokens: int
+    ) -> tuple["LockstepDecoder", Tensor]:
+        """Read left-padded prompts, [U, T, D] of true `lengths` [U], and spread them: row b of the
+        decoder goes on from prompt `rows[b]`, int64 [B]. So equal prompts (the group of one prompt,
+        unconditional rows of one length) are read once.
+
+        Returns the decoder and the last position's normed hidden states, [B, D].
+        """
+        width = embedded.shape[1]
+        once = cls(trunk, lengths, width)
+        hidden = once.step(embedded)
+        decoder = cls(trunk, lengths[rows], width + new_tokens)
+        decoder.keys[:, :, :, :width] = once.keys[:, rows]
+        decoder.values[:, :, :, :width] = once.values[:, rows]
+        decoder.used = width
+        return decoder, hidden[rows]
 
     @torch.no_grad()
     def step(self, embedded: Tensor) -> Tensor:
-        """Append T positions, [B, T, D]; returns the last position's normed hidden state, [B, D].
-
-        The first call takes the whole left-padded prompts (T = width), later ones a token (T = 1).
-        """
+        """Append T positions, [B, T, D]; returns the last position's normed hidden state, [B, D]."""
         new = embedded.shape[1]
         begin, end = self.used, self.used + new
         slots = torch.arange(begin, end, device=embedded.device)
         positions = (slots[None] - self.starts[:, None]).clamp(min=0)
-        mask = self._mask(slots, end)
-        rope = self.trunk.llama.rotary_emb(embedded, positions)
+        bias = self._bias(slots, end)
+        cos, sin = self.trunk.llama.rotary_emb(embedded, positions)
+        rope = cos[:, None], sin[:, None]
         hidden = embedded
         for index in range(len(self.trunk.layers)):
-            hidden = self._layer(index, hidden, rope, mask, begin, end)
+            hidden = self._layer(index, hidden, rope, bias, begin, end)
         self.used = end
         return self.trunk.llama.norm(hidden[:, -1])
 
-    def _mask(self, slots: Tensor, end: int) -> Tensor:
-        """bool [B, 1, T, end]: a slot sees the slots of its row up to itself. A padding slot sees
-        itself only, so that softmax has something to sum; nobody reads the result."""
+    def _bias(self, slots: Tensor, end: int) -> Tensor:
+        """Added to the attention scores, [B, 1, T, end]: 0 where a slot sees another, else -inf. A slot
+        sees its row's slots up to itself. A padding slot sees itself only, so that softmax has
+        something to sum; nobody reads the result."""
+        bias = self.bias[..., :end]
+        if len(slots) == 1:
+            return bias
         columns = torch.arange(end, device=slots.device)
-        causal = columns[None] <= slots[:, None]
-        mask = self.visible[:, None, :end] & causal[None]
-        if len(slots) > 1:
-            mask = mask | (columns[None] == slots[:, None])[None]
-        return mask[:, None]
+        later = columns[None] > slots[:, None]
+        itself = columns[None] == slots[:, None]
+        return bias.masked_fill(later, float("-inf")).masked_fill(itself, 0.0)
 
-    def _layer(self, index: int, x: Tensor, rope, mask: Tensor, begin: int, end: int) -> Tensor:
+    def _layer(self, index: int, x: Tensor, rope, bias: Tensor, begin: int, end: int) -> Tensor:
         trunk, layer = self.trunk, self.trunk.layers[index]
         rows, new, _ = x.shape
-        size = trunk.head_size
-        split = [trunk.heads, trunk.kv_heads, trunk.kv_heads]
-        qkv = F.linear(layer.input_layernorm(x), trunk.qkv[index]).view(rows, new, -1, size)
-        query, key, value = qkv.transpose(1, 2).split(split, 1)
+        qkv = F.linear(layer.input_layernorm(x), trunk.qkv[index])
+        qkv = qkv.view(rows, new, -1, trunk.head_size).transpose(1, 2)
+        turned = _rotate(qkv[:, : trunk.heads + trunk.kv_heads], rope)  # queries and keys alike
         keys, values = self.keys[index], self.values[index]
-        keys[:, :, begin:end] = _rotate(key, rope)
-        values[:, :, begin:end] = value
+        keys[:, :, begin:end] = turned[:, trunk.heads :]
+        values[:, :, begin:end] = qkv[:, trunk.heads + trunk.kv_heads :]
         attended = F.scaled_dot_product_attention(
-            _rotate(query, rope),
+            turned[:, : trunk.heads],
             keys[:, :, :end],
             values[:, :, :end],
-            attn_mask=mask,
+            attn_mask=bias,
             enable_gqa=trunk.heads != trunk.kv_heads,
         )
         x = x + layer.self_attn.o_proj(attended.transpose(1, 2).reshape(rows, new, -1))
@@ -102,7 +121,7 @@ class LockstepDecoder:
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding on [B, heads, T, C]; rope: cos and sin, [B, T, C] each."""
-    cos, sin = rope[0][:, None], rope[1][:, None]
+    """Rotary position embedding on [B, heads, T, C]; rope: cos and sin, [B, 1, T, C] each."""
+    cos, sin = rope
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([-second, first], -1) * sin

@@ -39,9 +39,7 @@ class TorchSampler(TwoPhaseSampler):
     def write_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
         eos, temperature = self.janus.eos_id, self.config.temperature
         streams = torch.tensor(keys, device=self.device)
-        padded, lengths = self._left_pad(prompts)
-        decoder = LockstepDecoder(self._trunk, lengths, self.config.max_cot_tokens)
-        hidden = decoder.step(self.janus.embed_text(padded))
+        decoder, hidden = self._read(prompts, self.config.max_cot_tokens)
         done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         drawn, logps = [], []
         for position in range(self.config.max_cot_tokens):
@@ -68,9 +66,7 @@ class TorchSampler(TwoPhaseSampler):
         guided = weight != 1.0
         streams = torch.tensor(keys, device=self.device)
         rows = prompts + [self.janus.unconditional_ids(p) for p in prompts] if guided else prompts
-        padded, lengths = self._left_pad(rows)
-        decoder = LockstepDecoder(self._trunk, lengths, length)
-        hidden = decoder.step(self.janus.embed_text(padded))
+        decoder, hidden = self._read(rows, length)
         ids, logps, guided_logps = [], [], []
         for position in range(length):
             logits = self.janus.image_logits(hidden)
@@ -88,12 +84,17 @@ class TorchSampler(TwoPhaseSampler):
                 hidden = decoder.step(self.janus.embed_image(both[:, None]))
         return Images(torch.stack(ids, 1), torch.stack(logps, 1), torch.stack(guided_logps, 1))
 
-    def _left_pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """int64 [B, width] and the true lengths, int64 [B]."""
-        width = max(map(len, rows))
-        padded = [[self.janus.pad_id] * (width - len(row)) + row for row in rows]
-        lengths = [len(row) for row in rows]
-        return (torch.tensor(x, device=self.device) for x in (padded, lengths))
+    def _read(self, prompts: list[list[int]], new_tokens: int) -> tuple[LockstepDecoder, Tensor]:
+        """A decoder that has read the prompts, each different one once; hidden states [B, D]."""
+        numbers: dict[tuple[int, ...], int] = {}
+        rows = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+        width = max(map(len, numbers))
+        padded = [[self.janus.pad_id] * (width - len(prompt)) + [*prompt] for prompt in numbers]
+        ids, lengths, index = (
+            torch.tensor(x, device=self.device) for x in (padded, [*map(len, numbers)], rows)
+        )
+        embedded = self.janus.embed_text(ids)
+        return LockstepDecoder.prefill(self._trunk, embedded, lengths, index, new_tokens)
 
 
 def _at(streams: Tensor, position: int) -> Tensor:

@@ -45,7 +45,11 @@ def train(
         console.print(dump_config(resolved), highlight=False, soft_wrap=True, markup=False)
         console.print(placement_table(resolved))
         return
-    run(resolved, console)
+    try:
+        run(resolved, console)
+    except KeyboardInterrupt:
+        console.print(f"stopped; what was recorded is in {resolved.folder}", highlight=False)
+        raise
 
 
 @app.command()
@@ -110,7 +114,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        # Raised in a worker, it comes wrapped in that worker's traceback.
+        told = getattr(error, "cause", None) or error
+        console.print(f"error: {told}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -20,7 +20,7 @@ from cluster.pictures import grid
 from cluster.placement import total_cpus
 from cluster.preflight import check_inputs
 from cluster.prompt_stream import sample_group
-from cluster.session import ray_session
+from cluster.session import existing_cluster, ray_session
 from policy.errors import UserError
 from policy.janus import load_janus
 from policy.prompts import plain_prompt, read_prompts
@@ -88,10 +88,15 @@ def serve(config: RunConfig, console: Console) -> None:
             with console.status("starting experts"):
                 deploy_experts(rewards)
                 url = start_gateway(rewards)
-            console.print(f"experts answer at {url}  ({url}/docs); Ctrl-C stops them", highlight=False)
+            console.print(
+                f"experts answer at {url}  ({url}/docs); Ctrl-C stops them",
+                highlight=False,
+                soft_wrap=True,
+            )
             threading.Event().wait()
         finally:
-            shutdown_experts()
+            if existing_cluster(config.ray):  # our own ends with us, all at once
+                shutdown_experts()
 
 
 def _prompts(asked: Sequence[str]) -> list[Prompt]:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config import RunConfig
+from cluster.config import RunConfig, dump_config
 from cluster.evaluate import Evaluator
+from learner.config import check_learner
 from policy.janus import check_policy
 from policy.prompts import read_prompts
 from policy.records import Prompt
@@ -26,16 +27,20 @@ class Inputs:
 def check_inputs(config: RunConfig) -> Inputs:
     """Raises UserError for the first thing that would stop the run later."""
     check_policy(config.policy)
+    check_learner(config.learner, config.policy)
     check_experts(config.rewards)
     held_out = read_prompts(config.evaluate.prompts)
     return Inputs(read_prompts(config.train.prompts), Evaluator.of(config.evaluate, held_out))
 
 
-def fresh_folder(folder: Path) -> None:
-    """Make an empty run directory. An earlier run's is kept, under NAME.1, NAME.2, ..."""
+def fresh_folder(config: RunConfig) -> Path:
+    """An empty run directory, but for config.yaml. An earlier run is kept, as NAME.1, NAME.2, ..."""
+    folder = config.folder
     if folder.exists() and any(folder.iterdir()):
         number = 1
         while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
         folder.rename(kept)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    return folder

@@ -27,7 +27,6 @@ WORKER_ENV = {
 def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[None]:
     """Connect, or start a cluster that has at least `cpus` (as a number: a laptop with fewer cores than
     roles shares them). SIGTERM ends the command like Ctrl-C does, so that nothing is left behind."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     address = existing_cluster(config)
     options = {
@@ -48,12 +47,12 @@ def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[No
         with console.status("starting Ray"):
             context = ray.init(**options)
     except ConnectionError as error:
-        signal.signal(signal.SIGTERM, previous)
         raise UserError(f"no Ray cluster answers at {address}: {error}") from None
     if context.dashboard_url:
         console.print(f"Ray dashboard: http://{context.dashboard_url}", highlight=False)
         if not address:
             console.print("  to sign in: ray get-auth-token", highlight=False)
+    previous = signal.signal(signal.SIGTERM, _interrupt)  # after Ray, which sets a handler itself
     try:
         yield
     finally:

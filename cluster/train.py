@@ -16,7 +16,7 @@ import ray
 import torch
 from rich.console import Console
 
-from cluster.config import RunConfig, dump_config
+from cluster.config import RunConfig
 from cluster.console import TrainProgress, evaluation_table
 from cluster.crew import Crew, start_crew
 from cluster.evaluate import Evaluator
@@ -55,15 +55,14 @@ class Run:
 def train(config: RunConfig, console: Console) -> Path:
     """A whole run, from prompts to report. Returns the run directory.
 
-    Raises UserError for anything wrong in the configuration, before anything is started or written.
+    Raises UserError for anything wrong in the configuration before anything starts, and for anything
+    that does not start before anything is written.
     """
     inputs = check_inputs(config)
-    fresh_folder(config.folder)
-    (config.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     with (
         ray_session(config.ray, total_cpus(config), console),
         start_crew(config, inputs.all_prompts, console) as crew,
-        closing(Recorder(config.folder)) as recorder,
+        closing(Recorder(fresh_folder(config))) as recorder,
         TrainProgress(console, config.train.steps) as progress,
     ):
         run = Run(config, crew, recorder, progress, inputs.evaluator)

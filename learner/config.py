@@ -1,12 +1,15 @@
 """What the learner can be told, and DeepSpeed's settings over sensible defaults."""
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
 from policy.errors import UserError
+from policy.janus import PolicyConfig, empty_janus
 
 
 class LearnerConfig(BaseModel):
@@ -84,6 +87,28 @@ def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     return _merge(defaults, _user_settings(config.deepspeed))
+
+
+def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
+    """What a driver can refuse before it starts ranks: DeepSpeed's settings and names to freeze.
+
+    Raises UserError.
+    """
+    deepspeed_settings(config, policy.dtype)
+    model = empty_janus(policy)
+    if model is not None:
+        for name in config.freeze:
+            frozen_module(model, name)
+
+
+def frozen_module(model: nn.Module, name: str) -> nn.Module:
+    """The module that an entry of `freeze` names, or UserError with the nearest right name."""
+    modules = dict(model.named_modules())
+    if name not in modules:
+        near = get_close_matches(name, modules, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"learner.freeze: the model has no module {name!r}{hint}")
+    return modules[name]
 
 
 def _user_settings(source: dict[str, Any] | str | None) -> dict[str, Any]:

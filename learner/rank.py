@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.batch import Batch, empty_like, make_batch
-from learner.config import LearnerConfig, deepspeed_settings
+from learner.config import LearnerConfig, deepspeed_settings, frozen_module
 from learner.grpo import BicotLoss, bicot_loss
 from learner.logprobs import JanusLogps, Logps
 from policy.janus import PolicyConfig, load_janus
@@ -119,9 +119,8 @@ class LearnerRank:
 
     def _freeze(self, names: Sequence[str]) -> None:
         """Before the optimizer is built: ZeRO weight-decays parameters that never get a gradient."""
-        modules = dict(self.janus.model.named_modules())
         for name in names:
-            modules[name].requires_grad_(False)
+            frozen_module(self.janus.model, name).requires_grad_(False)
 
     # --- a step ---
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, JanusForConditionalGeneration
+from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration
 
 from policy.errors import UserError
 from policy.templates import BEGIN_OF_IMAGE, Templates, load_templates
@@ -120,6 +120,16 @@ def load_janus(config: PolicyConfig, device: str = "cpu") -> Janus:
     if BEGIN_OF_IMAGE not in tokenizer.get_vocab():
         raise UserError(f"{config.path}: the tokenizer has no {BEGIN_OF_IMAGE} token")
     return Janus(model.eval().to(device), tokenizer, templates)
+
+
+def empty_janus(config: PolicyConfig) -> JanusForConditionalGeneration | None:
+    """The model without weights (on the meta device), to look names and shapes up; None for a hub id,
+    whose configuration is not here yet."""
+    if not Path(config.path).exists():
+        return None
+    _check_directory(config.path)
+    with torch.device("meta"):
+        return JanusForConditionalGeneration(JanusConfig.from_pretrained(config.path))
 
 
 def check_policy(config: PolicyConfig) -> None:

@@ -28,12 +28,19 @@ def test_stepping_equals_transformers_own_forward(kv_heads):
         padded[width - length :] = row[:length]
     generated = torch.stack([row[-new:] for row in rows])
 
-    decoder = LockstepDecoder(Trunk(llama), torch.tensor(lengths), new)
-    states = [decoder.step(llama.embed_tokens(prompts))]
+    # Row b goes on from prompt spread[b], so a prompt may be read once for several rows.
+    spread = [2, 0, 1, 1, 3, 0]
+    generated = generated[[0, 1, 2, 3, 0, 1]]
+    decoder, first = LockstepDecoder.prefill(
+        Trunk(llama), llama.embed_tokens(prompts), torch.tensor(lengths), torch.tensor(spread), new
+    )
+    states = [first]
     states += [decoder.step(llama.embed_tokens(generated[:, i : i + 1])) for i in range(new)]
     stepped = torch.stack(states, 1)
 
-    for n, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+    for state, which, tail in zip(stepped, spread, generated, strict=True):
+        length = lengths[which]
+        row = torch.cat([rows[which][:length], tail])
         with torch.no_grad():
             whole = llama(input_ids=row[None]).last_hidden_state[0, length - 1 :]
-        assert torch.allclose(stepped[n], whole, atol=1e-5)
+        assert torch.allclose(state, whole, atol=1e-5)

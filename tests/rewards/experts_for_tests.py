@@ -78,3 +78,15 @@ class WaitsForFile(Brightness):
         while not self._file.exists():
             time.sleep(0.05)
         return super().score(images, prompts)
+
+
+class FailsOn(Brightness):
+    """Cannot judge prompts that contain a word."""
+
+    def __init__(self, word: str):
+        self._word = word
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+        if any(self._word in prompt.text for prompt in prompts):
+            raise OSError(f"blind to {self._word}")
+        return super().score(images, prompts)

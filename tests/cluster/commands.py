@@ -1,0 +1,29 @@
+"""Run `bicot` as a user does: a process of its own, in the repository, with nothing set."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+TRAIN = "examples/shapes/train.yaml"
+
+
+def environment() -> dict[str, str]:
+    """This process's, less what the tests set for themselves."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "HF_", "OMP_"))}
+
+
+def bicot(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280, **options
+    )
+
+
+def a_few(prompts: str, path: Path, every: int) -> Path:
+    """A prompt file with every n-th prompt of another."""
+    lines = (ROOT / "examples/shapes/prompts" / prompts).read_text().splitlines()[::every]
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,145 @@
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from cluster.config import load_config
+from cluster.preflight import check_inputs
+from policy.errors import UserError
+from tests.cluster.commands import TRAIN, a_few, bicot, environment
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("learner.lrr=1", "unknown key 'learner.lrr'; did you mean 'learner.lr'?"),
+        ("train.prompts=none.jsonl", "none.jsonl: no such prompt file"),
+        ("evaluate.prompts={tmp}/bad.jsonl", "bad.jsonl:2: field 'prompt': Field required"),
+        ("policy.path={tmp}", "it has no config.json"),
+        ("policy.path=examples/shapes/nowhere", "no such model directory"),
+        ("policy.templates={tmp}/nowhere", "no such folder of prompt templates"),
+        ("rewards.experts.count.use=rewards.shapes:CuontExpert", "did you mean CountExpert?"),
+        ("rewards.experts.extra.use=nowhere.experts:One", "there is no module 'nowhere'"),
+        ("evaluate.plan_judge=examples.shapes.world:nobody", "evaluate.plan_judge"),
+        ("learner.deepspeed={tmp}/none.json", "none.json: no such file"),
+        ("learner.freeze=[model.vqmodle]", "no module 'model.vqmodle'; did you mean 'model.vqmodel'?"),
+    ],
+)
+def test_bad_input_is_found_before_anything_starts(tmp_path, monkeypatch, override, complaint):
+    good = '{"prompt": "a red circle", "task_type": "color"}\n'
+    (tmp_path / "bad.jsonl").write_text(good + '{"task_type": "color"}\n')
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as caught:
+        check_inputs(load_config(TRAIN, [override.format(tmp=tmp_path)]))
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_input_ends_the_command_with_one_line_and_no_half_start(tmp_path):
+    done = bicot("train", TRAIN, f"runs_dir={tmp_path}/runs", "train.prompts=none.jsonl")
+    assert done.returncode == 2
+    assert done.stdout == "error: none.jsonl: no such prompt file\n"
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_prints_config_and_placement_and_starts_nothing(tmp_path):
+    done = bicot("train", TRAIN, "--dry-run", f"runs_dir={tmp_path}/runs", "actors.count=3")
+    assert done.returncode == 0
+    assert "max_staleness: 0" in done.stdout
+    assert "rollout" in done.stdout
+    assert "spread over nodes" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_busy_port_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = bicot("serve", TRAIN, f"rewards.gateway.port={port}")
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1 is in use" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_generate_writes_plans_images_and_a_grid(tmp_path):
+    done = bicot(
+        "generate", TRAIN, "a red circle", "two blue squares.", "--samples", 3, "--out", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "plans.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["a red circle"] * 3 + ["two blue squares."] * 3
+    assert all(row["plan"] for row in rows)
+    pictures = [np.asarray(Image.open(tmp_path / row["image"])) for row in rows]
+    assert {p.shape for p in pictures} == {(24, 24, 3)}
+    assert (tmp_path / "grid.png").exists()
+    assert "a red circle" in done.stdout
+    again = bicot("generate", TRAIN, "two blue squares.", "--samples", 3, "--out", tmp_path / "again")
+    assert again.returncode == 0
+    for n, picture in enumerate(pictures[3:]):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"again/{n:04d}.png")), picture)
+
+
+def test_evaluate_writes_a_table_json_and_a_grid(tmp_path):
+    held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=20)
+    out = tmp_path / "out"
+    done = bicot("evaluate", TRAIN, f"evaluate.prompts={held_out}", "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "evaluation.json").read_text())
+    assert len(found["judged"]) == 2 * 7
+    assert 0 < found["metrics"]["eval/reward"] < 1
+    assert f"{found['metrics']['eval/reward']:.3f}" in done.stdout
+    assert (out / "grid.png").exists()
+
+
+def ours(children):
+    return [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_nothing_behind(tmp_path, which):
+    """In the middle of training: workers, Ray and Serve are gone within ten seconds."""
+    held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=60)
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "cluster",
+                "train",
+                TRAIN,
+                f"runs_dir={tmp_path}",
+                f"evaluate.prompts={held_out}",
+            ],
+            cwd=ROOT,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 200
+    while "step 2/" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) > 8
+    process.send_signal(which)
+    assert process.wait(timeout=10) != 0
+    gone, alive = psutil.wait_procs(children, timeout=5)
+    assert not ours(alive), ours(alive)
+    assert len(gone) == len(children)
+    assert "Traceback" not in log.read_text()
+    assert "stopped; what was recorded is in" in log.read_text()
+    lines = (tmp_path / "shapes" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines][:3] == [0, 1, 2]

@@ -1,0 +1,144 @@
+"""The whole loop as a user runs it, with every real component: Ray, Serve, DeepSpeed on two ranks."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cluster.config import load_config
+from cluster.preflight import fresh_folder
+from policy.janus import load_janus
+from tests.cluster.commands import TRAIN, a_few, bicot
+from tests.conftest import ROOT
+
+
+def read_lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def sync_run(tmp_path_factory):
+    """Four synchronous steps, with three evaluations."""
+    tmp = tmp_path_factory.mktemp("sync")
+    held_out = a_few("heldout.jsonl", tmp / "heldout.jsonl", every=14)
+    overrides = ["train.steps=4", "evaluate.every=2", f"evaluate.prompts={held_out}", f"runs_dir={tmp}"]
+    done = bicot("train", TRAIN, *overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, tmp / "shapes", overrides
+
+
+def test_a_run_tells_its_steps_and_ends_with_a_summary(sync_run):
+    done, folder, _ = sync_run
+    for text in (
+        "step 4/4",
+        "strict",
+        "s left",
+        "evaluation at step 0",
+        "evaluation at step 4",
+        "before",
+    ):
+        assert text in done.stdout
+    for name in ("reward_curve.png", "before_after.png", "report.html"):
+        assert str(folder / name) in done.stdout
+        assert (folder / name).stat().st_size > 1000
+
+
+def test_metrics_have_a_line_a_step_and_a_line_an_evaluation(sync_run):
+    _, folder, _ = sync_run
+    lines = read_lines(folder)
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "eval/reward" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert [line["step"] for line in evaluations] == [0, 2, 4]
+    names = ("reward", "strict_accuracy", "plan_accuracy", "diversity", "objects", "count", "relation")
+    for line in evaluations:
+        assert all(0 <= line[f"eval/{name}"] <= 1 for name in names)
+    for line in steps:
+        assert line["staleness/max"] == 0
+        assert line["groups/dropped"] == 0
+        assert 0 < line["reward/mean"] < 1
+        # Exactly on-policy: what the learner computes is what the sampler drew from.
+        assert line["ratio/cot"] == pytest.approx(1, abs=1e-4)
+        assert line["ratio/image"] == pytest.approx(1, abs=1e-4)
+        parts = [line[f"time/{p}"] for p in ("sample", "judge", "learn", "publish", "wait", "driver")]
+        assert sum(parts) == pytest.approx(line["time/step"], rel=0.1)
+    assert steps[0]["kl/cot"] == pytest.approx(0, abs=1e-6)
+    assert steps[3]["kl/cot"] > 0
+
+
+def test_the_run_directory_is_complete(sync_run):
+    _, folder, overrides = sync_run
+    assert load_config(folder / "config.yaml") == load_config(ROOT / TRAIN, overrides)
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    assert {"reward/mean", "loss/cot", "loss/image", "eval/reward"} <= set(tags["scalars"])
+    assert "evaluation" in tags["images"]
+    assert any("plans" in tag for tag in tags["tensors"])
+    assert (folder / "samples" / "eval_000004" / "grid.png").exists()
+    assert (folder / "samples" / "step_000004.png").exists()
+
+
+def test_the_checkpoint_is_a_model_that_has_learned_where_it_may(sync_run):
+    _, folder, _ = sync_run
+    config = load_config(ROOT / TRAIN).policy
+    before = load_janus(config).model.state_dict()
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert checkpoint.name == "step_000004"
+    after = load_janus(config.model_copy(update={"path": str(checkpoint)})).model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "model.language_model.layers.0.self_attn.q_proj.weight" in changed
+    frozen = ("model.vision_model", "model.aligner", "model.vqmodel")
+    assert not any(name.startswith(frozen) for name in changed)
+
+
+def test_drawing_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(tmp_path):
+    """max_staleness 1, and an expert that is blind to yellow: its groups go, told and counted."""
+    held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=40)
+    without = [line for line in held_out.read_text().splitlines() if "yellow" not in line]
+    held_out.write_text("\n".join(without) + "\n")
+    done = bicot(
+        "train",
+        TRAIN,
+        "train.steps=5",
+        "train.max_staleness=1",
+        "train.groups_per_step=8",
+        "learner.ranks=1",
+        f"evaluate.prompts={held_out}",
+        f"runs_dir={tmp_path}",
+        "rewards.retries=0",
+        "rewards.experts.picky.use=tests.rewards.experts_for_tests:FailsOn",
+        "rewards.experts.picky.options.word=yellow",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [line for line in read_lines(tmp_path / "shapes") if "loss" in line]
+    assert [line["staleness/max"] for line in steps] == [0, 1, 1, 1, 1]
+    dropped = sum(line["groups/dropped"] for line in steps)
+    assert 0 < dropped < 40
+    assert done.stdout.count("dropped the group of") == dropped
+    assert "OSError: blind to yellow" in done.stdout
+    assert all(line["groups/dropped"] + line["groups/filtered"] < 8 for line in steps)
+
+
+def test_an_earlier_run_is_kept(tmp_path):
+    config = load_config(ROOT / TRAIN, [f"runs_dir={tmp_path}"])
+    for name in ("first", "second", "third"):
+        folder = fresh_folder(config)
+        assert [p.name for p in folder.iterdir()] == ["config.yaml"]
+        (folder / name).touch()
+    found = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.name != "config.yaml"}
+    assert found >= {Path("shapes/third"), Path("shapes.1/first"), Path("shapes.2/second")}
+
+
+def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = bicot("train", TRAIN, f"runs_dir={tmp_path}/runs", f"rewards.gateway.port={port}")
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1 is in use" in done.stdout
+    assert not (tmp_path / "runs").exists()
