@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors.sampler import SamplingConfig
+from actors.vllm.config import VLLMConfig
 
 
 class ActorsConfig(BaseModel):
@@ -15,7 +16,10 @@ class ActorsConfig(BaseModel):
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     """Resources of one."""
-    sampler: Literal["torch"] = "torch"
+    sampler: Literal["auto", "torch", "vllm"] = "auto"
+    """auto: vllm where it is installed and `num_gpus` asks for a GPU, else torch. The tokens are the
+    same."""
     batch_size: int = Field(32, ge=1)
     """Samples that one actor draws together, at most; a group is never split."""
     sampling: SamplingConfig = SamplingConfig()
+    vllm: VLLMConfig = VLLMConfig()

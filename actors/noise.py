@@ -46,3 +46,10 @@ def draw_tokens(logits: Tensor, keys: Tensor, positions: Tensor, temperature: fl
     if temperature == 0:
         return logits.argmax(-1)
     return (logits / temperature + gumbel_noise(keys, positions, logits.shape[-1])).argmax(-1)
+
+
+def token_logps(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of one token a row: logits float32 [B, V], tokens int64 [B] -> float32 [B].
+    Those of a greedy draw (temperature 0) are at temperature 1."""
+    scaled = logits / (temperature or 1.0)
+    return scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(-1)

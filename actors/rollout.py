@@ -8,8 +8,8 @@ import ray
 import torch
 
 from actors.config import ActorsConfig
-from actors.torch_sampler import TorchSampler
-from policy.janus import PolicyConfig, load_janus
+from actors.make import make_sampler
+from policy.janus import PolicyConfig
 from policy.records import Draw, Sample
 from policy.weights import PublishedWeights, unpack
 
@@ -32,8 +32,7 @@ class RolloutActor:
 
     def __init__(self, policy: PolicyConfig, config: ActorsConfig, run_seed: int):
         torch.set_num_threads(1)
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-        self.sampler = TorchSampler(load_janus(policy, device), config.sampling, run_seed)
+        self.sampler = make_sampler(policy, config, run_seed)
 
     def ready(self) -> bool:
         return True

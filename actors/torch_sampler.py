@@ -7,40 +7,21 @@ sampling temperature, which is what the learner trains; those of the guided one 
 travel beside them.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from actors.decoder import LockstepDecoder, Trunk
-from actors.noise import draw_tokens, stream_key
-from actors.sampler import Sampler, SamplingConfig
-from policy.errors import UserError
+from actors.noise import draw_tokens, token_logps
+from actors.sampler import SamplingConfig
+from actors.two_phase import Cots, Images, TwoPhaseSampler, check_names
 from policy.janus import Janus
-from policy.records import Draw, Sample
 
 
-@dataclass(frozen=True)
-class _Cots:
-    prompt_ids: list[list[int]]
-    ids: list[list[int]]
-    logps: list[list[float]]
-    ended: list[bool]
-
-
-@dataclass(frozen=True)
-class _Images:
-    ids: Tensor  # int64 [B, Ti]
-    logps: Tensor  # float32 [B, Ti]
-    guided_logps: Tensor  # float32 [B, Ti]
-
-
-class TorchSampler(Sampler):
+class TorchSampler(TwoPhaseSampler):
     def __init__(self, janus: Janus, config: SamplingConfig, run_seed: int):
-        self.janus = janus
-        self.config = config
-        self.run_seed = run_seed
+        super().__init__(janus, config, run_seed)
         self.device = next(janus.model.parameters()).device
         self._trunk = Trunk(janus.model.model.language_model)
 
@@ -48,84 +29,47 @@ class TorchSampler(Sampler):
     def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         parameters = dict(self.janus.model.named_parameters())
         named = list(tensors)
-        wrong = [n for n, t in named if n not in parameters or parameters[n].shape != t.shape]
-        if wrong:
-            raise ValueError(f"weights that do not belong to this model: {wrong[:5]}")
+        check_names({name: p.shape for name, p in parameters.items()}, named)
         for name, tensor in named:
             parameters[name].copy_(tensor)
         self._trunk = Trunk(self.janus.model.model.language_model)
         self.weights_version = version
 
     @torch.no_grad()
-    def draw(self, orders: Sequence[Draw]) -> list[Sample]:
-        cots = self._write_cots(orders)
-        texts = [self.janus.cot_text(ids) for ids in cots.ids]
-        image_prompts = [
-            self.janus.image_prompt_ids(order.prompt.text, text)
-            for order, text in zip(orders, texts, strict=True)
-        ]
-        images = self._draw_images(orders, image_prompts)
-        pixels = self.janus.decode_images(images.ids)
-        ids, logps, guided = (t.cpu().numpy() for t in (images.ids, images.logps, images.guided_logps))
-        return [
-            Sample(
-                prompt_id=order.prompt.id,
-                index=order.index,
-                seed=self.run_seed,
-                weights_version=self.weights_version,
-                cot_prompt_ids=_ids(cots.prompt_ids[n]),
-                cot_ids=_ids(cots.ids[n]),
-                cot_text=texts[n],
-                image_prompt_ids=_ids(image_prompts[n]),
-                image_ids=ids[n],
-                cot_logps=torch.tensor(cots.logps[n]).numpy(),
-                image_logps=logps[n],
-                image_guided_logps=guided[n],
-                image=pixels[n],
-                finish_reason="stop" if cots.ended[n] else "length",
-            )
-            for n, order in enumerate(orders)
-        ]
-
-    # --- phase 1 ---
-
-    def _write_cots(self, orders: Sequence[Draw]) -> _Cots:
-        prompts = [self.janus.cot_prompt_ids(order.prompt.text) for order in orders]
-        self._check_context(orders, prompts, self.config.max_cot_tokens)
-        keys = self._keys(orders, "cot")
+    def write_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
+        eos, temperature = self.janus.eos_id, self.config.temperature
+        streams = torch.tensor(keys, device=self.device)
         decoder, hidden = self._read(prompts, self.config.max_cot_tokens)
-        ids: list[list[int]] = [[] for _ in orders]
-        logps: list[list[float]] = [[] for _ in orders]
-        ended = [False] * len(orders)
-        rows = list(range(len(orders)))  # the order that each row of the decoder belongs to
+        ids: list[list[int]] = [[] for _ in prompts]
+        logps: list[list[float]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        rows = list(range(len(prompts)))  # the CoT that each row of the decoder writes
         for position in range(self.config.max_cot_tokens):
             logits = self.janus.text_logits(hidden)
-            tokens = draw_tokens(logits, keys, _at(keys, position), self.config.temperature)
-            drawn = zip(rows, tokens.tolist(), self._logp(logits, tokens).tolist(), strict=True)
-            for row, token, logp in drawn:
+            tokens = draw_tokens(logits, streams, _at(streams, position), temperature)
+            drawn = token_logps(logits, tokens, temperature).tolist()
+            for row, token, logp in zip(rows, tokens.tolist(), drawn, strict=True):
                 if not ended[row]:
                     ids[row].append(token)
                     logps[row].append(logp)
-                    ended[row] = token == self.janus.eos_id
+                    ended[row] = token == eos
             unfinished = [place for place, row in enumerate(rows) if not ended[row]]
             if not unfinished or position + 1 == self.config.max_cot_tokens:
                 break
             if len(unfinished) <= len(rows) // 2:  # CoTs differ in length: do not draw on for nobody
                 places = torch.tensor(unfinished, device=self.device)
                 decoder.keep(places)
-                tokens, keys = tokens[places], keys[places]
+                tokens, streams = tokens[places], streams[places]
                 rows = [rows[place] for place in unfinished]
             hidden = decoder.step(self.janus.embed_text(tokens[:, None]))
-        return _Cots(prompts, ids, logps, ended)
+        return Cots(ids=ids, logps=logps)
 
-    # --- phase 2 ---
-
-    def _draw_images(self, orders: Sequence[Draw], prompts: list[list[int]]) -> _Images:
-        count, length = len(orders), self.janus.image_tokens
-        weight = self.config.guidance
+    @torch.no_grad()
+    def draw_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
+        count, length = len(prompts), self.janus.image_tokens
+        weight, temperature = self.config.guidance, self.config.temperature
         guided = weight != 1.0
-        self._check_context(orders, prompts, length)
-        keys = self._keys(orders, "image")
+        streams = torch.tensor(keys, device=self.device)
         rows = prompts + [self.janus.unconditional_ids(p) for p in prompts] if guided else prompts
         decoder, hidden = self._read(rows, length)
         ids, logps, guided_logps = [], [], []
@@ -136,24 +80,14 @@ class TorchSampler(Sampler):
             if guided:
                 unconditional = logits[count:]
                 target = unconditional + weight * (conditional - unconditional)
-            tokens = draw_tokens(target, keys, _at(keys, position), self.config.temperature)
+            tokens = draw_tokens(target, streams, _at(streams, position), temperature)
             ids.append(tokens)
-            logps.append(self._logp(conditional, tokens))
-            guided_logps.append(self._logp(target, tokens) if guided else logps[-1])
+            logps.append(token_logps(conditional, tokens, temperature))
+            guided_logps.append(token_logps(target, tokens, temperature) if guided else logps[-1])
             if position + 1 < length:
                 both = tokens.repeat(2) if guided else tokens
                 hidden = decoder.step(self.janus.embed_image(both[:, None]))
-        return _Images(torch.stack(ids, 1), torch.stack(logps, 1), torch.stack(guided_logps, 1))
-
-    # --- helpers ---
-
-    def _logp(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        scaled = logits / (self.config.temperature or 1.0)
-        return scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(-1)
-
-    def _keys(self, orders: Sequence[Draw], phase: str) -> Tensor:
-        keys = [stream_key(self.run_seed, o.prompt.id, o.index, phase) for o in orders]
-        return torch.tensor(keys, device=self.device)
+        return Images(torch.stack(ids, 1), torch.stack(logps, 1), torch.stack(guided_logps, 1))
 
     def _read(self, prompts: list[list[int]], new_tokens: int) -> tuple[LockstepDecoder, Tensor]:
         """A decoder that has read the prompts, each different one once; hidden states [B, D]."""
@@ -167,18 +101,6 @@ class TorchSampler(Sampler):
         embedded = self.janus.embed_text(ids)
         return LockstepDecoder.prefill(self._trunk, embedded, lengths, index, new_tokens)
 
-    def _check_context(self, orders: Sequence[Draw], prompts: list[list[int]], new: int) -> None:
-        for order, ids in zip(orders, prompts, strict=True):
-            if len(ids) + new > self.janus.max_positions:
-                raise UserError(
-                    f"prompt {order.prompt.text[:60]!r}: {len(ids)} prompt tokens and {new} new ones"
-                    f" do not fit the model's context of {self.janus.max_positions}"
-                )
 
-
-def _at(keys: Tensor, position: int) -> Tensor:
-    return torch.full_like(keys, position)
-
-
-def _ids(ids: list[int]):
-    return torch.tensor(ids, dtype=torch.int64).numpy()
+def _at(streams: Tensor, position: int) -> Tensor:
+    return torch.full_like(streams, position)

@@ -1,0 +1,17 @@
+"""vLLM runs both phases of Janus: the sampler for GPUs. docs/vllm.md tells how it works.
+
+Reading order: lane.py (what a request carries), drawing.py (how a token is drawn), processors.py (where
+vLLM calls that), scheduler.py (which rows run together), model.py (Janus as one language model),
+engine.py (all of it in one process), sampler.py.
+
+Nothing here may be imported where vLLM is not installed, but config.py.
+"""
+
+import os
+
+# Read by vLLM when it is first imported.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in the actor's own process
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# On CPUs vLLM pins its threads to cores, which starves neighbours on a shared machine.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -1,0 +1,271 @@
+"""A vLLM engine in this process that draws whole samples, with weights that can be replaced."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import JanusConfig
+from vllm import EngineArgs, SamplingParams
+from vllm.config import VllmConfig
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor import Executor
+
+from actors.vllm.config import VLLMConfig
+from actors.vllm.drawing import Drawer, Drawn
+from actors.vllm.lane import Lane, Plan
+from actors.vllm.model import joint_config, register
+from actors.vllm.processors import PairProcessorV1, PairProcessorV2
+from actors.vllm.scheduler import AsyncPairScheduler, PairScheduler, blocks
+from policy.errors import UserError
+
+_CPU_KV_CACHE_MB = 256
+
+
+@dataclass(frozen=True)
+class Request:
+    """An order for one sample's tokens in one phase."""
+
+    prompt: list[int]
+    negative: list[int] | None
+    """The unconditional row's prompt, as long as the other; None: no guidance."""
+    key: int
+    """The noise stream."""
+
+
+class Engine:
+    """Holds no weights worth having until the first `load_weights`, which must bring all of them.
+
+    One to a process is the intended use: an engine that ends takes vLLM's process-wide state with it.
+    """
+
+    def __init__(self, janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig):
+        register()
+        _check_head_size(janus)
+        _check_cache(janus, dtype, settings)
+        # vLLM reads a model from a folder: here one that holds the config alone. It starts with made-up
+        # weights, so that any layout that `load_janus` reads will do; the first arrive like all later.
+        with tempfile.TemporaryDirectory() as folder:
+            joint_config(janus).save_pretrained(folder)
+            self._config = _engine_config(folder, dtype, settings)
+            self._engine = LLMEngine(
+                vllm_config=self._config,
+                executor_class=Executor.get_class(self._config),
+                log_stats=False,
+                multiprocess_mode=False,
+            )
+        self._plan: Plan | None = None
+        self._rows: dict[str, int] = {}  # unfinished requests, and whose sample each is
+        self._tokens: dict[int, list[int]] = {}  # what vLLM says it sampled, by sample
+
+    def run(self, plan: Plan, requests: Sequence[Request]) -> list[Drawn]:
+        """Draw all requests, one Drawn each, in their order. All or nothing."""
+        self.submit(plan, requests)
+        try:
+            while self._rows:
+                self.step()
+        except BaseException:
+            self.abandon()
+            raise
+        drawn = self.collect()
+        return [drawn[n] for n in range(len(requests))]
+
+    # --- run, in pieces ---
+
+    def submit(self, plan: Plan, requests: Sequence[Request]) -> None:
+        """Hand requests to vLLM; their sample is their number. One plan at a time."""
+        if self.busy:
+            raise RuntimeError("a batch is still being drawn")
+        for request in requests:
+            self._check_fits(request, plan.max_tokens)
+        self._plan = plan
+        self._tokens = {}
+        self._on_workers(_begin, plan)
+        for sample, request in enumerate(requests):
+            if request.negative is None:
+                self._add(Lane(sample, "alone", plan.phase, request.key), request.prompt)
+            else:
+                self._add(Lane(sample, "cond", plan.phase, request.key), request.prompt)
+                self._add(Lane(sample, "uncond", plan.phase, request.key), request.negative)
+
+    def step(self) -> None:
+        """One forward pass over whatever runs together."""
+        for output in self._engine.step():
+            if output.finished:
+                sample = self._rows.pop(output.request_id)
+                tokens = list(output.outputs[0].token_ids)
+                if self._tokens.setdefault(sample, tokens) != tokens:
+                    raise RuntimeError(f"the two rows of sample {sample} got different tokens")
+
+    def abort(self, samples: Sequence[int]) -> None:
+        """Give up some samples, with all their rows at once."""
+        rows = [name for name, sample in self._rows.items() if sample in set(samples)]
+        for name in rows:
+            del self._rows[name]
+        self._engine.abort_request(rows)
+
+    def abandon(self) -> None:
+        """Give up everything. The cache goes too: a step that broke may have left blocks in it that
+        are marked as computed and are not."""
+        self.abort(list(self._rows.values()))
+        self._on_workers(_take)
+        self._engine.reset_prefix_cache()
+
+    def collect(self) -> dict[int, Drawn]:
+        """What was drawn for every sample that finished."""
+        journal = self._on_workers(_take)
+        first = self._config.model_config.hf_config.text_vocabulary
+        offset = first if self._plan.phase == "image" else 0
+        found = {}
+        for sample, tokens in self._tokens.items():
+            drawn, length = journal[sample], len(tokens)
+            if [t + offset for t in drawn.tokens[:length]] != tokens:
+                raise RuntimeError(f"vLLM sampled other tokens than were drawn for sample {sample}")
+            # With asynchronous scheduling a row is drawn once more before its end is seen.
+            columns = (drawn.tokens, drawn.logps, drawn.guided_logps)
+            found[sample] = Drawn(*(column[:length] for column in columns))
+        return found
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._rows)
+
+    # --- weights ---
+
+    def load_weights(self, named: Sequence[tuple[str, Tensor]], *, complete: bool = False) -> None:
+        """Replace parameters by transformers' names, between batches. What vLLM has no use for is
+        passed over; `complete` insists that nothing of its own is left out."""
+        if self.busy:
+            raise RuntimeError("weights cannot change while a batch is being drawn")
+        missing = self._on_workers(_load, named)
+        if complete and missing:
+            raise ValueError(f"the engine's first weights are incomplete: {missing[:5]}")
+        # Keys and values of the old weights must not meet queries of the new ones.
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM did not let go of the keys and values of the old weights")
+
+    # --- helpers ---
+
+    def _add(self, lane: Lane, prompt: list[int]) -> None:
+        name = f"{lane.sample}-{lane.role}"
+        stop = self._plan.stop_id
+        params = SamplingParams(
+            temperature=0.0,  # the Drawer draws; vLLM only takes the likeliest
+            max_tokens=self._plan.max_tokens,
+            stop_token_ids=None if stop is None else [stop],
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=lane.extra_args(),
+        )
+        self._engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        self._rows[name] = lane.sample
+
+    def _check_fits(self, request: Request, new: int) -> None:
+        rows = 1 if request.negative is None else 2
+        cache, scheduler = self._config.cache_config, self._config.scheduler_config
+        tokens = rows * len(request.prompt)
+        if tokens > scheduler.max_num_batched_tokens:
+            raise UserError(
+                f"a sample's prompts have {tokens} tokens and are computed in one step: raise"
+                f" actors.vllm.max_num_batched_tokens from {scheduler.max_num_batched_tokens}"
+            )
+        need = rows * blocks(len(request.prompt) + new, cache.block_size)
+        have = cache.num_gpu_blocks - 1  # vLLM keeps one
+        if need > have:
+            raise UserError(
+                f"a sample of {rows} rows, {len(request.prompt)} prompt tokens and {new} new ones each,"
+                f" needs {need} blocks of the key/value cache, which has {have}: raise"
+                " actors.vllm.kv_cache_mb (or gpu_memory_utilization)"
+            )
+
+    def _on_workers(self, function, *args):
+        """Run on every worker; they all hold the same, so the first one's answer is the answer."""
+        return self._engine.collective_rpc(partial(_call, function), args=args)[0]
+
+
+def _check_head_size(janus: JanusConfig) -> None:
+    """On CPUs vLLM would only say so in the middle of the first batch."""
+    text = janus.text_config
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if not torch.cuda.is_available() and size not in known:
+        raise UserError(
+            f"vLLM on a CPU has no attention for heads of size {size} (it has {known}):"
+            " set actors.sampler: torch"
+        )
+
+
+def _check_cache(janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig) -> None:
+    """vLLM insists that one row as long as the context fits, and says so in words of its own."""
+    text = janus.text_config
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * size * dtype.itemsize
+    need = -(-per_token * text.max_position_embeddings // settings.tensor_parallel_size // 2**20)
+    if settings.kv_cache_mb and settings.kv_cache_mb < need:
+        raise UserError(
+            f"actors.vllm.kv_cache_mb: {settings.kv_cache_mb} MB do not hold one row of the model's"
+            f" context of {text.max_position_embeddings} tokens: it takes more than {need} MB,"
+            " and a guided sample has two rows"
+        )
+
+
+def _engine_config(folder: str, dtype: torch.dtype, settings: VLLMConfig) -> VllmConfig:
+    on_gpu = torch.cuda.is_available()
+    cache_mb = settings.kv_cache_mb or (None if on_gpu else _CPU_KV_CACHE_MB)
+    config = EngineArgs(
+        model=folder,
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        generation_config="vllm",
+        dtype=str(dtype).removeprefix("torch."),
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache_memory_bytes=cache_mb and cache_mb * 2**20,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        block_size=settings.block_size,
+        enable_prefix_caching=settings.prefix_caching,
+        enforce_eager=settings.enforce_eager or not on_gpu,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
+        disable_log_stats=True,
+    ).create_engine_config()
+    v2 = config.use_v2_model_runner
+    config.model_config.logits_processors = [PairProcessorV2 if v2 else PairProcessorV1]
+    overlapped = config.scheduler_config.async_scheduling
+    config.scheduler_config.scheduler_cls = AsyncPairScheduler if overlapped else PairScheduler
+    return config
+
+
+# --- on the workers ---
+
+
+def _call(function, worker, *args):
+    return function(worker, *args)
+
+
+def _drawer(worker) -> Drawer:
+    runner = worker.model_runner
+    v2 = hasattr(runner, "sampler") and hasattr(runner.sampler, "logits_processors")
+    found = runner.sampler.logits_processors if v2 else runner.input_batch.logitsprocs.all
+    return next(p.drawer for p in found if isinstance(p, PairProcessorV1 | PairProcessorV2))
+
+
+def _begin(worker, plan: Plan) -> None:
+    worker.get_model().phase = plan.phase
+    _drawer(worker).plan = plan
+
+
+def _take(worker) -> dict[int, Drawn]:
+    return _drawer(worker).take()
+
+
+def _load(worker, named: Sequence[tuple[str, Tensor]]) -> list[str]:
+    """Returns the names of the parameters that were left as they are."""
+    model = worker.get_model()
+    loaded = model.load_weights(iter(named))
+    return sorted({name for name, _ in model.named_parameters()} - loaded)

