@@ -10,7 +10,8 @@ from policy.janus import PolicyConfig, load_janus
 
 
 def make_sampler(policy: PolicyConfig, config: ActorsConfig, run_seed: int) -> Sampler:
-    """Load the policy into the sampler of `config.sampler`, on a GPU if `config.num_gpus` asks for one."""
+    """Load the policy into the sampler of `config.sampler`, on a GPU if `config.num_gpus` asks for
+    one."""
     if choose_sampler(config) == "torch":
         device = "cuda:0" if config.num_gpus > 0 else "cpu"
         return TorchSampler(load_janus(policy, device), config.sampling, run_seed)
@@ -20,8 +21,8 @@ def make_sampler(policy: PolicyConfig, config: ActorsConfig, run_seed: int) -> S
 
 
 def choose_sampler(config: ActorsConfig) -> str:
-    """ "torch" or "vllm"; auto is vLLM on GPUs, where it is installed. Raises UserError if vLLM is asked
-    for and is not installed on this machine."""
+    """ "torch" or "vllm"; auto is vLLM on GPUs, where it is installed. Raises UserError if vLLM is
+    asked for and is not installed on this machine."""
     installed = find_spec("vllm") is not None
     if config.sampler == "vllm" and not installed:
         raise UserError(
