@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.make import choose_sampler
 from cluster.config import RunConfig, dump_config
 from cluster.evaluate import Evaluator
+from cluster.session import existing_cluster
 from learner.config import check_learner
 from policy.janus import check_policy
 from policy.prompts import read_prompts
@@ -29,6 +31,8 @@ def check_inputs(config: RunConfig) -> Inputs:
     check_policy(config.policy)
     check_learner(config.learner, config.policy)
     check_experts(config.rewards)
+    if not existing_cluster(config.ray):  # there the actors' machines may hold what this one does not
+        choose_sampler(config.actors)
     held_out = read_prompts(config.evaluate.prompts)
     return Inputs(read_prompts(config.train.prompts), Evaluator.of(config.evaluate, held_out))
 

@@ -75,7 +75,7 @@ def _views(manifest: Manifest, buckets: Sequence[np.ndarray]) -> Iterator[tuple[
         for spec in specs:
             tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
             if spec.nbytes:
-                part = bucket[offset : offset + spec.nbytes]
-                tensor.view(-1).view(torch.uint8).copy_(torch.tensor(part))
+                raw = tensor.view(-1).view(torch.uint8).numpy()  # the tensor's own memory
+                raw[:] = bucket[offset : offset + spec.nbytes]
             yield spec.name, tensor
             offset += spec.nbytes
