@@ -63,9 +63,12 @@ def training_engine(module: JanusLogps, config: LearnerConfig, dtype: str):
 
 
 def sharded_engine(module: JanusLogps, config: LearnerConfig, dtype: str):
-    """For forward passes only: each rank keeps its share of the parameters (ZeRO-3)."""
-    settings = deepspeed_settings(config.model_copy(update={"deepspeed": None, "zero_stage": 3}), dtype)
-    return _initialize(module, settings)
+    """For forward passes only: each rank keeps its share of the parameters (ZeRO-3). Of the user's
+    DeepSpeed settings, those on gathering hold here too."""
+    mine = deepspeed_settings(config, dtype)["zero_optimization"]
+    gathering = {key: value for key, value in mine.items() if key.startswith("stage3_")}
+    plain = config.model_copy(update={"deepspeed": {"zero_optimization": gathering}, "zero_stage": 3})
+    return _initialize(module, deepspeed_settings(plain, dtype))
 
 
 def _initialize(module: JanusLogps, settings: dict, **options):

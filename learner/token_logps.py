@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 class TokenLogps(nn.Module):
     """Under ZeRO-3 this module is a leaf (`zero3_leaves`): the head's weights are gathered once for all
     chunks, forward and backward. Ranks may therefore have different numbers of chunks, which gathers
-    chunk by chunk would deadlock on; and so the head's own hooks must not run."""
+    chunk by chunk do not survive; and so the head's own hooks must not run."""
 
     def __init__(self, head: nn.Module, *, temperature: float, guidance: float | None, chunk: int):
         """`guidance`: weight of the guided distribution, where it is asked for."""
