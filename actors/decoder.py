@@ -43,7 +43,6 @@ class LockstepDecoder:
         """`lengths`: the prompts' true lengths, int64 [B]; `capacity`: L, prompt slots included."""
         weight = trunk.llama.embed_tokens.weight
         self.trunk = trunk
-        capacity = _round_up(capacity)
         shape = (len(trunk.layers), len(lengths), trunk.kv_heads, capacity, trunk.head_size)
         self.keys, self.values = (weight.new_zeros(shape) for _ in range(2))
         self.width = int(lengths.max())
@@ -64,13 +63,9 @@ class LockstepDecoder:
 
         Returns the decoder and the last position's normed hidden states, [B, D].
         """
-        width = embedded.shape[1]
-        once = cls(trunk, lengths, width)
-        hidden = once.step(embedded)
-        decoder = cls(trunk, lengths[rows], width + new_tokens)
-        decoder.keys[:, :, :, :width] = once.keys[:, rows, :, :width]
-        decoder.values[:, :, :, :width] = once.values[:, rows, :, :width]
-        decoder.used = width
+        decoder = cls(trunk, lengths, embedded.shape[1] + new_tokens)
+        hidden = decoder.step(embedded)
+        decoder.keep(rows)
         return decoder, hidden[rows]
 
     @torch.no_grad()
@@ -90,17 +85,19 @@ class LockstepDecoder:
         return self.trunk.llama.norm(hidden[:, -1])
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, int64 [fewer]."""
+        """Go on with these rows, int64 [B']: some, or some more than once."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.starts, self.bias = self.starts[rows], self.bias[rows]
 
     def _bias(self, slots: Tensor, end: int) -> Tensor:
-        """[B, 1, T, >= end]: 0 where a slot sees another, else -inf. A slot sees its row's slots up to
-        itself. A padding slot sees itself only, so that softmax has something to sum; nobody reads
+        """[B, 1, T, end or L]: 0 where a slot sees another, else -inf. A slot sees its row's slots up
+        to itself. A padding slot sees itself only, so that softmax has something to sum; nobody reads
         the result."""
         if len(slots) == 1:
             self.bias[..., slots] = 0.0
-            return self.bias[..., : _round_up(end)]
+            # A CPU's batched product over part of a tensor takes three times as long as over the whole:
+            # there the slots still to come are read too, and masked.
+            return self.bias[..., :end] if self.bias.is_cuda else self.bias
         columns = torch.arange(end, device=slots.device)
         later = columns[None] > slots[:, None]
         itself = columns[None] == slots[:, None]
@@ -124,12 +121,6 @@ class LockstepDecoder:
         x = x + layer.self_attn.o_proj(attended.transpose(1, 2).reshape(rows, new, -1))
         gate, up = F.linear(layer.post_attention_layernorm(x), trunk.gate_up[index]).chunk(2, -1)
         return x + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
-
-
-def _round_up(slots: int) -> int:
-    """Cache lengths are whole blocks of 32 slots: on CPUs, products over odd lengths take up to
-    twice as long as over the next whole block."""
-    return -(-slots // 32) * 32
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ class TorchSampler(TwoPhaseSampler):
             logps.append(token_logps(conditional, tokens, temperature))
             guided_logps.append(token_logps(target, tokens, temperature) if guided else logps[-1])
             if position + 1 < length:
-                both = tokens.repeat(2) if guided else tokens
-                hidden = decoder.step(self.janus.embed_image(both[:, None]))
+                embedded = self.janus.embed_image(tokens[:, None])
+                hidden = decoder.step(embedded.repeat(2, 1, 1) if guided else embedded)
         return Images(torch.stack(ids, 1), torch.stack(logps, 1), torch.stack(guided_logps, 1))
 
     def _read(self, prompts: list[list[int]], new_tokens: int) -> tuple[LockstepDecoder, Tensor]:
