@@ -76,6 +76,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Box:
+    """Something that an expert found in an image, for people to look at."""
+
+    label: str
+    score: float
+    xyxy: tuple[float, float, float, float]
+    """Left, top, right, bottom, each 0..1 of the image's width or height."""
+
+
+@dataclass(frozen=True)
 class Scores:
     """What the experts said of N samples: one column an expert.
 

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from policy.records import Prompt
+from policy.records import Box, Prompt
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One expert's answer on N images: float32 [N], and a line for people on each."""
+    """One expert's answer on N images: float32 [N], and for people a line and boxes on each."""
 
     values: np.ndarray
     evidence: tuple[str, ...] = field(default=())
+    boxes: tuple[tuple[Box, ...], ...] = field(default=())
 
 
 class Expert(ABC):

@@ -1,0 +1,1 @@
+"""Vision experts: published models behind `rewards.expert.Expert`, one family a file."""
