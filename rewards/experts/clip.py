@@ -1,5 +1,5 @@
-"""How well an image goes with its prompt, as the angle between two embeddings: CLIPScore, and two models
-of human preference with its architecture, PickScore and HPSv2.
+"""How well an image goes with its prompt, as the angle between two embeddings: CLIPScore, and two
+models of human preference with its architecture, PickScore and HPSv2.
 
 All give the cosine c of image and prompt embedding, uncut; `unit: logit` gives s * c, with the model's
 learned scale s (about 100).

@@ -136,7 +136,9 @@ def read_tensors(file: Path, wrapper: str = "state_dict") -> dict[str, Tensor]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Raises UserError if the folder holds no tokenizer."""
+    """Raises UserError if the folder holds no tokenizer; transformers would make up an empty one."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+        raise UserError(f"{folder}: no tokenizer in it: neither tokenizer.json nor a vocabulary")
     return load_part(AutoTokenizer.from_pretrained, folder, "tokenizer")
 
 
