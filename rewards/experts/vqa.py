@@ -1,9 +1,9 @@
 """Visual question answering: is each thing that the prompt names there, with its attributes?
 
 For each of the prompt's attribute phrases ("a red dog") the model is asked "a red dog?", and answers
-with P(yes) / (P(yes) + P(no)), from its distribution over the first token of an answer. The score is the
-mean over the phrases (T2I-R1, arXiv 2505.00703, section 3.3). Prompts without such phrases do not concern
-these experts; the published code gives spatial and count prompts a constant 0.
+with P(yes) / (P(yes) + P(no)), from its distribution over the first token of an answer. The score is
+the mean over the phrases (T2I-R1, arXiv 2505.00703, section 3.3). Prompts without such phrases do not
+concern these experts; the published code gives spatial and count prompts a constant 0.
 """
 
 from abc import abstractmethod
@@ -33,14 +33,10 @@ from rewards.experts.loading import (
     token_id,
 )
 from rewards.experts.pictures import pictures
+from rewards.experts.reading import yes_share
 from rewards.experts.runtime import Device, Dtype, batches
 
 _PHRASE = "{phrase}"
-
-
-def yes_share(logits: Tensor, yes: int, no: int) -> Tensor:
-    """P(yes) / (P(yes) + P(no)) for logits [N, V]: float32 [N]. All other words cancel out."""
-    return torch.sigmoid((logits[:, yes] - logits[:, no]).float())
 
 
 class _Vqa(Expert):

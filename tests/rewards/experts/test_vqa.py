@@ -19,7 +19,8 @@ from transformers import (
 
 from policy.errors import UserError
 from policy.prompts import plain_prompt
-from rewards.experts.vqa import BlipVqa, Git, yes_share
+from rewards.experts.reading import yes_share
+from rewards.experts.vqa import BlipVqa, Git
 from tests.rewards.experts import tiny
 
 LAYER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -41,12 +41,12 @@ def prompts() -> list[Prompt]:
     ]
 
 
-def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomize(model: torch.nn.Module, seed: int = 0, scale: float = 0.15) -> torch.nn.Module:
     """Large enough weights that inputs make a difference to what comes out."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.15)
+            parameter.copy_(torch.randn_like(parameter) * scale)
     return model.eval()
 
 
