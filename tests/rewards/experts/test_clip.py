@@ -150,3 +150,8 @@ def test_another_model_is_no_clip(folder, tmp_path):
         CLIPScore(str(folder), processor=str(tmp_path), **tiny.EXACT)
     with pytest.raises(UserError, match="no such model directory"):
         CLIPScore(str(tmp_path / "nowhere"), **tiny.EXACT)
+
+
+def test_half_precision(folder, published):
+    tiny.assert_half_precision_is_close(CLIPScore, str(folder), atol=0.02)
+    tiny.assert_half_precision_is_close(HPSv2, str(published), processor=str(folder), atol=0.02)

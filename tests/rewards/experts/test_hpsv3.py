@@ -128,3 +128,8 @@ def test_wide_images_keep_their_shape(published, base):
         for i, p in zip((wide, high), asked, strict=True)
     ]
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_half_precision(published, base):
+    options = {"base": str(base), "pixels": PIXELS, "atol": 0.5}
+    tiny.assert_half_precision_is_close(HPSv3, str(published), **options)

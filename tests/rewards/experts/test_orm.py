@@ -195,3 +195,7 @@ def test_the_wrong_checkpoint(broken):
     (broken / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UserError, match="a 'clip' checkpoint, where 'llava_onevision' or 'llava'"):
         Orm(str(broken))
+
+
+def test_half_precision(original):
+    tiny.assert_half_precision_is_close(Orm, str(original[0]), atol=0.02)

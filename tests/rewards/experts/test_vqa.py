@@ -137,3 +137,8 @@ def test_a_checkpoint_that_lacks_tensors(git, tmp_path):
         UserError, match=r"1 missing: git\.visual_projection\.visual_projection\.0\.bias"
     ):
         Git(str(tmp_path))
+
+
+def test_half_precision(git, blip):
+    tiny.assert_half_precision_is_close(Git, str(git), atol=0.02)
+    tiny.assert_half_precision_is_close(BlipVqa, str(blip), atol=0.02)

@@ -95,3 +95,11 @@ def qwen_tokenizer(folder: Path, *special: str) -> int:
 def clip_images(folder: Path) -> None:
     size = {"height": SIZE, "width": SIZE}
     CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=size).save_pretrained(folder)
+
+
+def assert_half_precision_is_close(make, *args, atol: float, **options) -> None:
+    """An expert in bfloat16 says about what it says in float32, in float32 values."""
+    exact = make(*args, **EXACT, **options).score(images(), prompts()).values
+    half = make(*args, device="cpu", dtype="bfloat16", **options).score(images(), prompts()).values
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, exact, atol=atol, rtol=0)
