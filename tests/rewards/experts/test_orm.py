@@ -50,7 +50,8 @@ class Llava(nn.Module):
     def forward(self, before: Tensor, pixels: Tensor, after: Tensor) -> Tensor:
         """Logits [V] behind one row of text, image, text."""
         tower = self.model.vision_tower.vision_tower
-        seen = self.model.mm_projector(tower(pixels, output_hidden_states=True).hidden_states[-1][0])
+        patches = tower.encoder(inputs_embeds=tower.embeddings(pixels)).last_hidden_state
+        seen = self.model.mm_projector(patches[0])
         embed = self.model.embed_tokens
         row = torch.cat([embed(before), seen, self.model.image_newline[None], embed(after)])
         return self.lm_head(self.model(inputs_embeds=row[None]).last_hidden_state[0, -1])
