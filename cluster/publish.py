@@ -60,5 +60,5 @@ def wants_broadcast(config: RunConfig) -> bool:
             "learner.transport: broadcast goes between GPUs or between CPUs, into engines on one GPU:"
             " give num_gpus to actors and learner alike, or set learner.transport: store"
         )
-    on_gpus = both and whole and learner.num_gpus > 0
+    on_gpus = whole and min(actors.num_gpus, learner.num_gpus) >= 1  # NCCL: one process a GPU
     return learner.transport == "broadcast" or (learner.transport == "auto" and on_gpus)
