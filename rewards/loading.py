@@ -8,6 +8,7 @@ from typing import Any
 
 from policy.errors import UserError
 from rewards.config import ExpertConfig, RewardsConfig
+from rewards.doors import token_digest
 from rewards.expert import Expert
 
 
@@ -58,11 +59,14 @@ def constructor_options(entry: ExpertConfig) -> dict[str, Any]:
 
 
 def check_experts(config: RewardsConfig) -> None:
-    """Load every class and hold its options against its constructor, but build nothing.
+    """Load every class and hold its options against its constructor, but build nothing; look for the
+    gateway's token.
 
     For a driver that must refuse a bad config before it starts. An expert with packages of its own can
     only be loaded where these are; of it the name alone is checked. Raises UserError naming the expert.
     """
+    if config.gateway is not None:
+        token_digest(config.gateway)
     for name, entry in config.experts.items():
         try:
             if entry.has_own_packages:

@@ -3,10 +3,13 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
 
 from ray import ObjectRef, serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from policy.records import Prompt, Sample
 from rewards.asking import NotAScore
@@ -52,29 +55,37 @@ def _in_a_line(error: Exception) -> str:
 
 
 class Panel:
-    """All experts of a configuration that run on this cluster."""
+    """All experts of a configuration that run on this cluster, each found when it is first asked."""
 
     def __init__(self, config: RewardsConfig):
         self._config = config
-        self._handles = {name: serve.get_app_handle(app_name(name)) for name in config.experts}
+        self._handles: dict[str, DeploymentHandle] = {}
 
     async def judge_samples(
         self, sample_refs: list[ObjectRef], prompts: list[Prompt]
     ) -> dict[str, Opinion]:
-        """Opinions on the list of samples behind a reference, by expert."""
-        return await self._ask(list(self._handles), "score_samples", sample_refs, prompts)
+        """All experts' opinions on the list of samples behind a reference."""
+        return await self._ask(list(self._config.experts), "score_samples", sample_refs, prompts)
 
     async def judge_images(
         self, image_refs: list[ObjectRef], prompts: list[Prompt], experts: Sequence[str]
     ) -> dict[str, Opinion]:
-        """Opinions of some experts on the list of images behind a reference."""
+        """Some experts' opinions on the list of images behind a reference."""
         return await self._ask(experts, "score_images", image_refs, prompts)
+
+    async def applies(self, prompts: list[Prompt], experts: Sequence[str]) -> dict[str, list[bool]]:
+        """Which prompts some experts apply to. Raises Ray's error, or TimeoutError, if one fails."""
+        calls = [
+            asyncio.wait_for(self._call(name, "applies", prompts), self._config.timeout_of(name))
+            for name in experts
+        ]
+        return dict(zip(experts, await asyncio.gather(*calls), strict=True))
 
     async def _ask(self, experts: Sequence[str], method: str, *arguments) -> dict[str, Opinion]:
         calls = [
             ask(
                 name,
-                lambda handle=self._handles[name]: getattr(handle, method).remote(*arguments),
+                partial(self._call, name, method, *arguments),
                 retries=self._config.retries_of(name),
                 timeout_s=self._config.timeout_of(name),
             )
@@ -82,11 +93,16 @@ class Panel:
         ]
         return dict(zip(experts, await asyncio.gather(*calls), strict=True))
 
+    async def _call(self, name: str, method: str, *arguments) -> Any:
+        if name not in self._handles:  # finding it blocks
+            handle = await asyncio.to_thread(serve.get_app_handle, app_name(name))
+            self._handles[name] = handle
+        return await getattr(self._handles[name], method).remote(*arguments)
+
 
 class Judge:
     """Collects all experts' opinions on groups of samples, any number of groups at once. A plain class
-    with one async method: make it a Ray actor where it is to be placed. The experts must be running
-    when it is built."""
+    with one async method: make it a Ray actor where it is to be placed."""
 
     def __init__(self, config: RewardsConfig):
         self._panel = Panel(config)
