@@ -39,17 +39,14 @@ def show_experts(address: str, console: Console) -> None:
 
 def experts_table(statuses: Sequence[ExpertStatus]) -> Table:
     """One row an expert: its replicas, what they hold, how fast they are, and what failed."""
-    table = Table(title="experts")
-    for column in ("expert", "status", "replicas"):
-        table.add_column(column)
-    for column in ("held", "images/s", "p50 s", "p95 s", "images", "failures"):
-        table.add_column(column, justify="right")
+    table = Table("expert", "replicas", title="experts")
+    for column in ("queue", "images/s", "p50 s", "p95 s", "images", "failures"):
+        table.add_column(column, justify="right", no_wrap=True)
     for status in statuses:
         p50, p95 = status.latency(0.5), status.latency(0.95)
         table.add_row(
             status.name,
-            status.status.lower(),
-            ", ".join(f"{n} {state.lower()}" for state, n in status.replicas.items()) or "none",
+            _replicas(status),
             str(status.held),
             f"{status.images_per_s:.1f}",
             "" if p50 is None else f"{p50:.3f}",
@@ -57,8 +54,13 @@ def experts_table(statuses: Sequence[ExpertStatus]) -> Table:
             str(status.images),
             str(status.failures),
         )
-    table.caption = "held: requests waiting or being scored; images/s: over the last minute"
+    table.caption = "queue: requests waiting or being scored; images/s: over the last minute"
     return table
+
+
+def _replicas(status: ExpertStatus) -> str:
+    others = [f"{n} {state.lower()}" for state, n in status.replicas.items() if state != "RUNNING"]
+    return " + ".join([str(status.running), *others])
 
 
 def scale(expert: str, replicas: int, address: str, console: Console) -> None:

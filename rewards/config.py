@@ -101,6 +101,19 @@ class ExpertConfig(_Strict):
             raise ValueError("set replicas or autoscale, not both")
         return self
 
+    @field_validator("runtime_env")
+    @classmethod
+    def _ships_no_folders(cls, env: dict[str, Any]) -> dict[str, Any]:
+        """Ray Serve takes such an environment, and then fails whenever it is asked how it is."""
+        modules = env.get("py_modules") or []
+        for path in [env.get("working_dir"), *(modules if isinstance(modules, list) else [modules])]:
+            if path is not None and "://" not in str(path):
+                raise ValueError(
+                    f"{path} is a path, where Ray Serve takes addresses only (s3://..., https://...);"
+                    " install a local package with pip: [/path/to/package.whl]"
+                )
+        return env
+
     @property
     def most_replicas(self) -> int:
         return self.autoscale.max if self.autoscale else self.replicas

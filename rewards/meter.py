@@ -37,6 +37,13 @@ class ReplicaStats:
     """The latest latencies."""
 
 
+@dataclass
+class Counted:
+    """A request while it is answered. `images`: those that the expert was really asked about."""
+
+    images: int = 0
+
+
 class Meter:
     """Counts the requests of one replica; in one thread."""
 
@@ -49,18 +56,19 @@ class Meter:
         self._window: deque[tuple[float, int]] = deque()  # when, how many images
 
     @contextmanager
-    def request(self, images: int) -> Iterator[None]:
+    def request(self) -> Iterator[Counted]:
         """Around the answering of one request."""
+        counted = Counted()
         began = time.monotonic()
         self._held += 1
         self._requests += 1
         try:
-            yield
+            yield counted
         except BaseException:  # counted, not held up: also a caller that goes away
             self._failures += 1
             raise
         else:
-            self._answered(images, time.monotonic() - began)
+            self._answered(counted.images, time.monotonic() - began)
         finally:
             self._held -= 1
 

@@ -34,9 +34,8 @@ class RemoteExpertError(RuntimeError):
 class RemoteExpert(Expert):
     """The expert `expert` behind the gateway at `url`, with the pass mark that it has there.
 
-    Asked by one thread; a gateway that is busy (429, 503) or cannot be reached is asked again, `retries`
-    times, when it says or after a pause that doubles. `token_env` names the environment variable with
-    its bearer token.
+    A gateway that is busy (429, 503) or cannot be reached is asked again, `retries` times, when it says
+    or after a pause that doubles. `token_env` names the environment variable with its bearer token.
     """
 
     def __init__(

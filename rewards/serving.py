@@ -88,9 +88,10 @@ class ExpertReplica:
         """NaN and "" where the expert does not apply. Raises if a score is missing or not finite."""
         if len(images) != len(prompts):
             raise ValueError(f"expert {self._name} got {len(images)} images, {len(prompts)} prompts")
-        with self._meter.request(len(images)):
+        with self._meter.request() as counted:
             applies = await self.applies(prompts)
             asked = np.flatnonzero(applies)
+            counted.images = len(asked)
             said = None
             if len(asked):
                 said = await self._batcher.judge(

@@ -9,7 +9,6 @@ import ray
 from ray import serve
 
 from policy.errors import UserError
-from policy.prompts import parse_prompt, plain_prompt
 from policy.records import Box, Prompt, Sample, Scores
 from rewards.asking import ask_expert, spread
 from rewards.config import ExpertConfig, GatewayConfig, RewardsConfig
@@ -21,32 +20,9 @@ from rewards.panel import Judge
 from rewards.serving import ExpertReplica, check_applicability, deploy_experts
 from tests.rewards.drawing import draw
 from tests.rewards.experts_for_tests import SaysWhatItIsTold
+from tests.rewards.samples import PLAIN, RED, WHITE, sample
 
 HERE = "tests.rewards.experts_for_tests"
-RED = parse_prompt({"prompt": "a red circle", "task_type": "color", "attr_nouns": ["red circle"]})
-PLAIN = plain_prompt("something bright")
-WHITE = np.full((8, 8, 3), 255, np.uint8)
-
-
-def sample(prompt: Prompt, image: np.ndarray, index: int = 0) -> Sample:
-    ids, logps = np.zeros(1, np.int64), np.zeros(1, np.float32)
-    return Sample(
-        prompt_id=prompt.id,
-        index=index,
-        seed=0,
-        weights_version=0,
-        cot_prompt_ids=ids,
-        cot_ids=ids,
-        cot_text="",
-        image_prompt_ids=ids,
-        image_ids=ids,
-        cot_logps=logps,
-        image_logps=logps,
-        image_guided_logps=logps,
-        image=image,
-        finish_reason="stop",
-    )
-
 
 # --- what an expert says is checked ---
 
