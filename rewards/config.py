@@ -109,8 +109,8 @@ class ExpertConfig(_Strict):
         for path in [env.get("working_dir"), *(modules if isinstance(modules, list) else [modules])]:
             if path is not None and "://" not in str(path):
                 raise ValueError(
-                    f"{path} is a path, where Ray Serve takes addresses only (s3://..., https://...);"
-                    " install a local package with pip: [/path/to/package.whl]"
+                    f"{path}: Ray Serve takes addresses only, such as s3://... or, for a file that is"
+                    " on every machine, file:///path/to/package.whl"
                 )
         return env
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import ray
 
+from policy.errors import UserError
 from rewards.config import RewardsConfig
 from rewards.ensemble import settle
 from rewards.panel import Judge
 from rewards.serving import deploy_experts
-from rewards.status import ExpertStatus, expert_statuses
+from rewards.status import ExpertStatus, expert_statuses, scale_expert
 from tests.conftest import ROOT
 from tests.rewards.samples import PLAIN, sample
 
@@ -61,7 +62,7 @@ def config(serving, tmp_path_factory) -> RewardsConfig:
                 | {"options": {"seconds": 0.3, "calls": str(folder / "calls")}, "replicas": 2},
                 "packed": {
                     "use": "bicot_tiny_expert:Half",
-                    "runtime_env": {"pip": [wheel(folder)]},
+                    "runtime_env": {"py_modules": [f"file://{wheel(folder)}"]},
                 },
                 "told": {
                     "use": f"{HERE}:ReadsItsEnvironment",
@@ -115,7 +116,7 @@ def test_a_burst_raises_the_replicas_to_the_bound_and_idleness_lowers_them(confi
     end = time.monotonic() + 60
     while most < 3:
         assert time.monotonic() < end, f"only {most} replicas"
-        if len(ray.wait(burst, num_returns=len(burst), timeout=0)[1]) < 8 if burst else True:
+        if not burst or len(ray.wait(burst, num_returns=len(burst), timeout=0)[1]) < 8:
             burst += asked(judge)
         most = max(most, status("elastic").running)
         time.sleep(0.1)
@@ -171,16 +172,18 @@ def test_replicas_are_changed_and_shown_from_another_process(config):
     assert int(cells[6]) >= 2 * len(GREY)
     assert int(cells[7]) == 0
 
-    assert bicot("scale", "plain", "1").returncode == 0
+    scale_expert("plain", 1)
     while status("plain").running > 1:
         assert rewards(ray.get(asked(judge)), some) == rewards(before, some)
 
 
 def test_what_cannot_be_scaled_is_explained(config):
-    unknown, elastic = bicot("scale", "plan", "2"), bicot("scale", "elastic", "2")
-    assert (unknown.returncode, elastic.returncode) == (2, 2)
-    assert "no expert 'plan' runs: there are elastic, mortal, packed, plain, told" in unknown.stdout
-    assert "expert elastic has `autoscale` set" in elastic.stdout
+    with pytest.raises(
+        UserError, match="no expert 'plan' runs: there are elastic, mortal, packed, plain"
+    ):
+        scale_expert("plan", 2)
+    with pytest.raises(UserError, match="expert elastic has `autoscale` set"):
+        scale_expert("elastic", 2)
 
 
 def test_an_expert_brings_its_own_package_and_its_own_environment(config):
