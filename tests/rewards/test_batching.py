@@ -13,7 +13,7 @@ PROMPT = plain_prompt("x")
 
 
 class Recorder:
-    """Judges an image, here a number, by itself; remembers its batches; refuses the numbers in `bad`."""
+    """Judges an image, here a number, by itself; remembers its batches; refuses what is in `bad`."""
 
     def __init__(self, bad=()):
         self.batches: list[list[int]] = []
