@@ -24,8 +24,9 @@ from cluster.session import existing_cluster, ray_session
 from policy.errors import UserError
 from policy.prompts import plain_prompt, read_prompts
 from policy.records import Prompt
-from rewards.config import GatewayConfig, check_experts
+from rewards.config import GatewayConfig
 from rewards.gateway import start_gateway
+from rewards.loading import check_experts
 from rewards.serving import deploy_experts, shutdown_experts
 
 
@@ -82,7 +83,7 @@ def serve(config: RunConfig, console: Console) -> None:
     rewards = config.rewards
     rewards = rewards.model_copy(update={"gateway": rewards.gateway or GatewayConfig()})
     check_experts(rewards)
-    cpus = sum(e.replicas * e.num_cpus for e in rewards.experts.values())
+    cpus = sum(e.most_replicas * e.num_cpus for e in rewards.experts.values())
     with ray_session(config.ray, cpus, console):
         try:
             with console.status("starting experts"):

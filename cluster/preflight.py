@@ -12,7 +12,7 @@ from learner.config import check_learner
 from policy.janus import check_policy
 from policy.prompts import read_prompts
 from policy.records import Prompt
-from rewards.config import check_experts
+from rewards.loading import check_experts
 
 
 @dataclass(frozen=True)
