@@ -24,6 +24,10 @@ Policy = Annotated[
     str | None, typer.Option(help="model directory to use instead of the configured one")
 ]
 
+Address = Annotated[
+    str, typer.Option(envvar="RAY_ADDRESS", help="the Ray cluster; auto: this machine's")
+]
+
 
 @app.command()
 def train(
@@ -92,6 +96,26 @@ def serve(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
     from cluster.offline import serve as run
 
     run(load_config(config, overrides), console)
+
+
+@app.command()
+def experts(address: Address = "auto"):
+    """Show the experts of the running job: replicas, queue, latency, images a second, failures."""
+    from cluster.running import show_experts
+
+    show_experts(address, console)
+
+
+@app.command()
+def scale(
+    expert: Annotated[str, typer.Argument(help="its name in the configuration")],
+    replicas: Annotated[int, typer.Argument(min=1, help="how many processes should answer for it")],
+    address: Address = "auto",
+):
+    """Change how many replicas an expert of the running job has, while the job goes on."""
+    from cluster.running import scale as run
+
+    run(expert, replicas, address, console)
 
 
 @app.command()

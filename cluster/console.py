@@ -36,7 +36,13 @@ class TrainProgress:
     def __exit__(self, *_) -> None:
         self.bar.stop()
 
-    def step(self, step: int, metrics: Mapping[str, float], failures: Sequence[str] = ()) -> None:
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        failures: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+    ) -> None:
         shown = {"reward": "reward/mean", "strict": "reward/strict_accuracy"}
         numbers = "  ".join(
             f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics
@@ -49,6 +55,8 @@ class TrainProgress:
             )
         for failure in failures:
             self.say(f"step {step}: dropped the group of {failure}")
+        for warning in warnings:
+            self.say(f"step {step}: warning: {warning}")
 
     def evaluation(self, evaluation: Evaluation, failures: Sequence[str] = ()) -> None:
         numbers = evaluation.metrics()

@@ -1,7 +1,8 @@
 """Samples on order: groups are drawn by rollout actors, and judged as soon as they are drawn.
 
 The driver submits both at once and moves references only. Ray starts the judging of a group when its
-samples exist, so experts work on the first groups while others are still being drawn.
+samples exist, so experts work on the first groups while others are still being drawn. Rewards are made
+of the opinions when all groups of an order have theirs, so that they are comparable.
 """
 
 import time
@@ -12,7 +13,6 @@ from itertools import cycle, islice
 import numpy as np
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -21,7 +21,10 @@ from cluster.config import RunConfig
 from cluster.prompt_stream import Group
 from policy.records import Prompt, Scores
 from policy.weights import PublishedWeights
-from rewards.ensemble import ExpertFailed, Judge
+from rewards.ensemble import settle
+from rewards.opinions import Failure, Opinions
+from rewards.panel import Judge
+from rewards.scale import RunningStats, heard_so_far
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Harvest:
     groups: list[JudgedGroup] = field(default_factory=list)
     reports: list[DrawReport] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    """The groups that have no scores, each with the reason."""
+    left_out: dict[str, Failure] = field(default_factory=dict)
+    """The experts that no group's scores hear, each with its first failure."""
+    opinions: list[Opinions] = field(default_factory=list)
+    """Of every group, also of those without scores."""
     sample_s: float = 0.0
     pull_s: float = 0.0
     waited_for_draws_s: float = 0.0
@@ -52,7 +60,7 @@ class Harvest:
 class _Pending:
     prompt: Prompt
     samples: ObjectRef
-    scores: ObjectRef
+    opinions: ObjectRef
     report: ObjectRef
     actor: int
 
@@ -75,6 +83,7 @@ class Experience:
             ).remote(config.policy, config.actors, config.seed)
             for bundle in range(config.actors.count)
         ]
+        self.running: dict[str, RunningStats] = {}
         self.judge = ray.remote(Judge).options(num_cpus=0).remote(config.rewards)
         ray.get([a.ready.remote() for a in self.actors])
 
@@ -89,8 +98,8 @@ class Experience:
             *drawn, report = draw.remote(chunk, weights)
             for group, samples in zip(chunk, drawn, strict=True):
                 prompts = [order.prompt for order in group]
-                scores = self.judge.score.remote([samples], prompts)
-                pending.append(_Pending(prompts[0], samples, scores, report, number))
+                opinions = self.judge.judge.remote([samples], prompts)
+                pending.append(_Pending(prompts[0], samples, opinions, report, number))
         return pending
 
     def _chunks(self, groups: Sequence[Group]) -> list[list[Group]]:
@@ -105,20 +114,26 @@ class Experience:
                 chunks.append([group])
         return chunks
 
-    def collect(self, order: Order) -> Harvest:
-        """Wait for an order. A group that an expert could not score is left out, and told of."""
+    def collect(self, order: Order, *, learn: bool = True) -> Harvest:
+        """Wait for an order. A group without scores is left out, and told of.
+
+        The statistics of experts with `normalize: running` grow with every order that is learned from.
+        Elsewhere such experts count on their own scale, so that two evaluations can be compared.
+        """
         harvest = Harvest()
         started = time.perf_counter()
         first_of_chunk = {p.report: p.actor for p in order}
         reports = dict(zip(first_of_chunk, ray.get(list(first_of_chunk)), strict=True))
         drawn = time.perf_counter()
-        for pending in order:
-            try:
-                scores = ray.get(pending.scores)
-            except RayTaskError as error:
-                if not isinstance(error.cause, ExpertFailed):
-                    raise
-                harvest.failures.append(f"{pending.prompt.text!r}: {error.cause}")
+        rewards = self.config.rewards
+        harvest.opinions = ray.get([pending.opinions for pending in order])
+        if learn:
+            self.running = heard_so_far(self.running, harvest.opinions, rewards)
+        settled = settle(harvest.opinions, rewards, self.running if learn else {})
+        harvest.left_out = settled.left_out
+        for pending, scores in zip(order, settled.scores, strict=True):
+            if isinstance(scores, str):
+                harvest.failures.append(f"{pending.prompt.text!r}: {scores}")
                 continue
             version = reports[pending.report].weights_version
             harvest.groups.append(JudgedGroup(pending.prompt, pending.samples, scores, version))

@@ -29,7 +29,7 @@ def roles(config: RunConfig) -> list[Role]:
         Role("rollout", actors.count, actors.num_cpus, actors.num_gpus, "SPREAD"),
         Role("learner", learner.ranks, learner.num_cpus, learner.num_gpus, "PACK"),
         *(
-            Role(f"expert {name}", e.replicas, e.num_cpus, e.num_gpus, "")
+            Role(f"expert {name}", e.most_replicas, e.num_cpus, e.num_gpus, "")
             for name, e in config.rewards.experts.items()
         ),
     ]

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -16,13 +16,14 @@ import ray
 import torch
 from rich.console import Console
 
+from cluster.alarms import Alarms
 from cluster.config import RunConfig
 from cluster.console import TrainProgress, evaluation_table
 from cluster.crew import Crew, start_crew
 from cluster.evaluate import Evaluator
 from cluster.evaluation_record import Evaluation
 from cluster.experience import JudgedGroup
-from cluster.metrics import reward_metrics, sampling_metrics, time_metrics
+from cluster.metrics import expert_metrics, reward_metrics, sampling_metrics, time_metrics
 from cluster.placement import total_cpus
 from cluster.preflight import check_inputs, fresh_folder
 from cluster.prompt_stream import group_stream
@@ -45,6 +46,7 @@ class Run:
     recorder: Recorder
     progress: TrainProgress
     evaluator: Evaluator
+    alarms: Alarms = field(default_factory=Alarms)
     weights: PublishedWeights | None = None
 
     @property
@@ -87,6 +89,7 @@ def learn(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
             ordered += 1
         harvest = experience.collect(orders.popleft())
         metrics = reward_metrics(harvest.groups) | sampling_metrics(harvest, run.version)
+        metrics |= expert_metrics(harvest)
         scored = compare(run, harvest.groups)
         metrics["groups/filtered"] = float(len(harvest.groups) - len(scored))
         learning = time.perf_counter()
@@ -94,13 +97,13 @@ def learn(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
             metrics |= ray.get(learner.step(scored))[0]
         publishing = time.perf_counter()
         if scored:
-            run.weights = learner.publish(run.version + 1)
+            run.weights = run.crew.publish(run.version + 1)
         done = time.perf_counter()
         metrics |= time_metrics(
             harvest, step_s=done - started, learn_s=publishing - learning, publish_s=done - publishing
         )
         run.recorder.step(step, metrics)
-        run.progress.step(step, metrics, harvest.failures)
+        run.progress.step(step, metrics, harvest.failures, run.alarms.new(metrics))
         after = keep(run, step, harvest.groups) or after
     return before, after
 

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 import ray
 from ray import ObjectRef
+from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.config import LearnerConfig
+from learner.engine import Resume
 from learner.rank import LearnerRank, ScoredGroup
+from policy.broadcast import Meeting
 from policy.janus import PolicyConfig
 from policy.weights import PublishedWeights
 
@@ -23,8 +26,9 @@ class LearnerGroup:
         guidance: float,
         placement: PlacementGroup | None = None,
         first_bundle: int = 0,
+        resume: Resume | None = None,
     ):
-        """Starts the ranks and waits until all hold the model."""
+        """Starts the ranks and waits until all hold the model, or with `resume` a checkpoint's."""
         self.config = config
         actor = ray.remote(LearnerRank)
         self.ranks = []
@@ -39,7 +43,9 @@ class LearnerGroup:
             }
             self.ranks.append(actor.options(**options).remote(rank, config.ranks))
         where = ray.get(self.ranks[0].rendezvous.remote())
-        setups = [r.setup.remote(policy, config, temperature, guidance, where) for r in self.ranks]
+        setups = [
+            r.setup.remote(policy, config, temperature, guidance, where, resume) for r in self.ranks
+        ]
         self.trained_parameters: int = ray.get(setups)[0]
 
     def step(self, groups: Sequence[ScoredGroup], micro_batches: int | None = None) -> list[ObjectRef]:
@@ -60,9 +66,25 @@ class LearnerGroup:
             list(stream)
         return PublishedWeights(version, manifest, tuple(buckets))
 
-    def save(self, folder: str) -> None:
-        """Write the model in transformers layout and wait for it."""
-        ray.get([rank.save.remote(folder) for rank in self.ranks])
+    def join_broadcast(self, actors: Sequence[ActorHandle]) -> None:
+        """Connect rank 0 with these rollout actors, as receivers of all versions to come."""
+        where, manifest = ray.get([self.ranks[0].rendezvous.remote(), self.ranks[0].manifest.remote()])
+        meeting = Meeting(where.host, where.port, 1 + len(actors), self.config.timeout_s)
+        joining = [a.join_broadcast.remote(meeting, n, manifest) for n, a in enumerate(actors, 1)]
+        joining.append(self.ranks[0].join_broadcast.remote(meeting))
+        ray.get(joining, timeout=self.config.timeout_s)
+
+    def broadcast(self) -> list[ObjectRef]:
+        """Begin to send the current weights; done when all references are."""
+        return [rank.broadcast.remote() for rank in self.ranks]
+
+    def begin_save(self, folder: str) -> None:
+        """Have all ranks copy their state to memory, and begin to write it into `folder`."""
+        ray.get([rank.begin_save.remote(folder) for rank in self.ranks], timeout=self.config.timeout_s)
+
+    def saved(self) -> bool:
+        """Whether the checkpoint that was begun is written. Raises what a rank's write raised."""
+        return all(ray.get([rank.saved.remote() for rank in self.ranks], timeout=self.config.timeout_s))
 
     def stop(self) -> None:
         for rank in self.ranks:

@@ -2,7 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from policy.errors import UserError
-from rewards.config import ExpertConfig, RewardsConfig, check_experts, load_expert_class
+from rewards.config import ExpertConfig, RewardsConfig
+from rewards.loading import check_experts, load_expert_class
 from rewards.shapes import ObjectsExpert
 
 HERE = "tests.rewards.experts_for_tests"

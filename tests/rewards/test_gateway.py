@@ -5,20 +5,27 @@ import json
 import socket
 import struct
 import zlib
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from policy.errors import UserError
+from policy.prompts import parse_prompt, plain_prompt
 from rewards.config import GatewayConfig, RewardsConfig
 from rewards.gateway import build_app, start_gateway
+from rewards.remote import RemoteExpert, RemoteExpertError
 from rewards.serving import deploy_experts
+from rewards.shapes import ObjectsExpert
 from rewards.startup import start_serve, usable_port
 from tests.rewards.drawing import draw
+from tests.rewards.experts_for_tests import Boxes
 
 HERE = "tests.rewards.experts_for_tests"
 CIRCLE = draw(("red", "circle", 2, 2))
@@ -29,6 +36,7 @@ CONFIG = RewardsConfig.model_validate(
             "objects": {"use": "rewards.shapes:ObjectsExpert", "weight": 3},
             "bright": {"use": f"{HERE}:Brightness"},
             "spatial": {"use": f"{HERE}:OnlySpatial"},
+            "boxes": {"use": f"{HERE}:Boxes", "weight": 0},
             "broken": {
                 "use": f"{HERE}:SaysWhatItIsTold",
                 "options": {"values": [float("nan")]},
@@ -69,7 +77,7 @@ def test_a_busy_port_is_found_before_anything_starts(local_ray):
 
 def test_an_address_of_another_machine_is_refused():
     with pytest.raises(UserError, match=r"cannot listen on port 0 on 192\.0\.2\.1"):
-        usable_port(GatewayConfig(host="192.0.2.1", port=0))
+        usable_port(GatewayConfig(host="192.0.2.1", port=0, token_env="TOKEN"))
 
 
 def test_a_gateway_must_be_configured():
@@ -97,8 +105,9 @@ def test_an_image_is_scored_by_all_experts(http):
     objects, bright = image["experts"]["objects"], image["experts"]["bright"]
     assert objects["score"] > 0.9
     assert objects["evidence"].startswith("red circle (6,6)")
-    assert bright == {"score": pytest.approx(CIRCLE.mean() / 255), "error": None, "evidence": ""}
-    assert image["experts"]["spatial"] == {"score": None, "error": None, "evidence": ""}
+    nothing = {"score": None, "error": None, "evidence": "", "boxes": []}
+    assert bright == nothing | {"score": pytest.approx(CIRCLE.mean() / 255)}
+    assert image["experts"]["spatial"] == nothing
     assert "expert broken gave nan" in image["experts"]["broken"]["error"]
     assert image["reward"] == pytest.approx((3 * objects["score"] + bright["score"]) / 4)
 
@@ -130,6 +139,38 @@ def test_grey_palette_and_transparent_images_become_rgb(http):
     assert [i["experts"]["bright"]["score"] for i in images] == [1, 1, 1, 1]
 
 
+def as_json(*files: bytes, prompt: str | dict = ROW, **more) -> dict:
+    return {"json": {"prompt": prompt, "images": [b64encode(f).decode() for f in files], **more}}
+
+
+def test_the_json_form_says_the_same_as_the_multipart_form(http):
+    files = [encoded(CIRCLE), encoded(draw(("blue", "circle", 2, 2)), "JPEG")]
+    wanted = scored(http.post("/v1/score", **form(*files)))
+    assert scored(http.post("/v1/score", **as_json(*files))) == wanted
+    assert scored(http.post("/v1/score", **as_json(*files, prompt=json.loads(ROW)))) == wanted
+
+
+def test_some_experts_may_be_asked(http):
+    (image,) = scored(http.post("/v1/score", **as_json(encoded(CIRCLE), experts=["boxes", "bright"])))
+    assert set(image["experts"]) == {"boxes", "bright"}
+    assert image["reward"] == pytest.approx(CIRCLE.mean() / 255)
+    box = {"label": "left half", "score": 0.5, "xyxy": [0.0, 0.0, 0.5, 1.0]}
+    assert image["experts"]["boxes"]["boxes"] == [box]
+    sent = form(encoded(CIRCLE))
+    sent["data"] |= {"experts": ["objects"]}
+    (image,) = scored(http.post("/v1/score", **sent))
+    assert set(image["experts"]) == {"objects"}
+
+
+def test_prompts_that_experts_apply_to(http):
+    spatial = {"prompt": "a left of b", "task_type": "spatial"}
+    asked = {"prompts": ["something", json.loads(ROW), spatial], "experts": ["objects", "spatial"]}
+    reply = http.post("/v1/applies", json=asked)
+    assert reply.json() == {
+        "experts": {"objects": [False, True, False], "spatial": [False, False, True]}
+    }
+
+
 # --- state ---
 
 
@@ -147,8 +188,39 @@ def test_health_ready_and_description(http):
     assert http.get("/readyz").json() == {"status": "ready"}
     assert http.get("/docs").status_code == 200
     paths = http.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/score", "/v1/experts", "/healthz", "/readyz"}
+    assert set(paths) == {
+        "/v1/score",
+        "/v1/applies",
+        "/v1/experts",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+    }
     assert {"200", "413", "415", "422"} <= set(paths["/v1/score"]["post"]["responses"])
+
+
+def metric(http, name: str, **labels: str) -> float:
+    """The sum over the replicas."""
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(s.value for s in samples if labels.items() <= s.labels.items())
+
+
+def test_metrics_count_what_every_expert_does(http):
+    def counts() -> list[float]:
+        names = ("requests_total", "images_total", "failures_total", "latency_seconds_count")
+        return [
+            metric(http, f"bicot_expert_{name}", expert=expert)
+            for expert in ("bright", "objects", "broken")
+            for name in names
+        ]
+
+    before, replies = counts(), metric(http, "bicot_gateway_replies_total", status="200")
+    http.post("/v1/score", **form(encoded(CIRCLE), encoded(CIRCLE), prompt="something"))
+    # "objects" does not apply to a sentence, and "broken" fails.
+    assert np.subtract(counts(), before).tolist() == [1, 2, 0, 1, 1, 0, 0, 1, 1, 0, 1, 0]
+    assert metric(http, "bicot_gateway_replies_total", status="200") > replies
+    assert metric(http, "bicot_expert_replicas", expert="bright") == 1
 
 
 def test_a_running_serve_keeps_its_address(http):
@@ -248,6 +320,116 @@ def test_no_image_is_refused(http):
     assert reply.json()["detail"][0]["loc"] == ["body", "image"]
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"prompt": "x", "images": ["not base64!"]}, ["body", "images", 0]),
+        ({"prompt": "x", "images": [3]}, ["body", "images", 0]),
+        ({"prompt": "x", "images": []}, ["body", "images"]),
+        ({"prompt": "x"}, ["body", "images"]),
+        ({"prompt": "", "images": ["AAAA"]}, ["body", "prompt"]),
+        ({"prompt": {"prompt": "x"}, "images": ["AAAA"]}, ["body", "prompt", "task_type"]),
+        ({"prompt": "x", "images": ["AAAA"], "expert": "all"}, ["body", "expert"]),
+        ({"prompt": "x", "images": ["AAAA"], "experts": ["nobody"]}, ["body", "experts"]),
+        ([], ["body"]),
+    ],
+)
+def test_a_wrong_json_body_is_refused_by_field(http, body, field):
+    reply = http.post("/v1/score", json=body)
+    assert reply.status_code == 422
+    assert reply.json()["detail"][0]["loc"] == field
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 422),
+        (b"\xff\xfe", "application/json", 422),
+        (b"not a form", "multipart/form-data; boundary=x", 400),
+        (b"--x\r\n", "multipart/form-data", 400),
+        (b"\x80\x04K\x01.", "application/x-pickle", 415),
+        (b"hello", "", 415),
+    ],
+)
+def test_a_body_that_is_none_is_refused(http, content, kind, status):
+    reply = http.post("/v1/score", content=content, headers={"content-type": kind} if kind else {})
+    assert reply.status_code == status
+    assert reply.json()["detail"]
+
+
+# --- an expert of another cluster ---
+
+
+def test_a_remote_expert_says_what_the_expert_says(http):
+    prompts = [parse_prompt(json.loads(ROW)), plain_prompt("x"), parse_prompt(json.loads(ROW))]
+    local, remote = ObjectsExpert(), RemoteExpert(str(http.base_url), "objects")
+    assert remote.pass_mark == local.pass_mark
+    assert remote.applies_to(prompts) == [True, False, True]
+    assert remote.applies(prompts[0])
+    images = [CIRCLE, draw(("blue", "circle", 2, 2))]
+    said, wanted = remote.score(images, prompts[::2]), local.score(images, prompts[::2])
+    np.testing.assert_allclose(said.values, wanted.values, rtol=1e-6)
+    assert said.evidence == wanted.evidence
+    boxed = RemoteExpert(str(http.base_url), "boxes").score([CIRCLE], prompts[:1])
+    assert boxed.boxes == Boxes().score([CIRCLE], prompts[:1]).boxes
+
+
+def test_a_remote_expert_makes_nothing_up(http):
+    url, prompt = str(http.base_url), plain_prompt("x")
+    with pytest.raises(RemoteExpertError, match=r"there is no expert nobody at .*; there are objects,"):
+        RemoteExpert(url, "nobody")
+    with pytest.raises(RemoteExpertError, match="gave no score for 'x': it does not apply"):
+        RemoteExpert(url, "objects").score([CIRCLE], [prompt])
+    with pytest.raises(RemoteExpertError, match="gave no score for 'x': expert broken failed 1 times"):
+        RemoteExpert(url, "broken").score([CIRCLE], [prompt])
+    with pytest.raises(RemoteExpertError, match=r"status 413: .*more than 10000 pixels"):
+        RemoteExpert(url, "bright").score([np.zeros((101, 100, 3), np.uint8)], [prompt])
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        with pytest.raises(RemoteExpertError, match="did not answer: ConnectError"):
+            RemoteExpert(f"http://127.0.0.1:{port}", "bright", retries=1)
+
+
+# --- other doors at the same address ---
+
+
+@pytest.fixture
+def narrow(http, monkeypatch):
+    """The gateway once more, with a token, for one request at a time."""
+    monkeypatch.setenv("BICOT_TEST_TOKEN", "correct horse battery staple")
+    limits = {"token_env": "BICOT_TEST_TOKEN", "max_concurrent": 1}
+    config = CONFIG.model_copy(update={"gateway": CONFIG.gateway.model_copy(update=limits)})
+    yield start_gateway(config)
+    start_gateway(CONFIG)
+
+
+def test_a_token_and_a_narrow_door(narrow, monkeypatch):
+    with httpx.Client(base_url=narrow, timeout=30) as stranger:
+        assert stranger.get("/healthz").status_code == 200
+        assert stranger.get("/readyz").status_code == 200
+        for path in ("/v1/experts", "/metrics"):
+            assert stranger.get(path).status_code == 401
+        assert stranger.post("/v1/score", **form(encoded(CIRCLE))).status_code == 401
+        scheme = stranger.get("/openapi.json").json()["components"]["securitySchemes"]
+        assert scheme == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
+    with pytest.raises(RemoteExpertError, match="status 401"):
+        RemoteExpert(narrow, "bright")
+
+    # Eight clients at a door for one: told to come back (429), they do, and lose nothing.
+    experts = [RemoteExpert(narrow, "bright", "BICOT_TEST_TOKEN", retries=30) for _ in range(8)]
+    greys = [np.full((4, 4, 3), 30 * n, np.uint8) for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(lambda e, g: e.score([g], [plain_prompt("x")]).values, experts, greys))
+    np.testing.assert_allclose(np.ravel(said), [30 * n / 255 for n in range(8)], rtol=1e-6)
+    headers = {"authorization": "Bearer correct horse battery staple"}
+    with httpx.Client(base_url=narrow, headers=headers) as known:
+        assert metric(known, "bicot_gateway_replies_total", status="429") > 0
+    monkeypatch.delenv("BICOT_TEST_TOKEN")
+    with pytest.raises(RemoteExpertError, match="BICOT_TEST_TOKEN holds no token"):
+        RemoteExpert(narrow, "bright", "BICOT_TEST_TOKEN")
+
+
 # --- last, for it takes an expert away ---
 
 
@@ -258,6 +440,6 @@ def test_an_expert_that_is_gone_is_missed(http):
     states = {e["name"]: e["status"] for e in http.get("/v1/experts").json()}
     assert states["spatial"] == "NOT_STARTED"
     (image,) = scored(http.post("/v1/score", **form(encoded(CIRCLE))))
-    assert "'expert_spatial' does not exist" in image["experts"]["spatial"]["error"]
+    assert image["experts"]["spatial"]["error"].startswith("expert spatial failed 1 times")
     assert image["experts"]["objects"]["score"] > 0.9
     assert image["reward"] is None
