@@ -6,7 +6,8 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
-from rewards.config import ExpertConfig, RewardsConfig, check_experts
+from rewards.config import ExpertConfig, RewardsConfig
+from rewards.loading import check_experts
 from tests.conftest import ROOT
 
 BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "vision_experts.md").read_text(), re.DOTALL)
