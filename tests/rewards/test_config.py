@@ -84,7 +84,7 @@ def test_device_and_dtype_go_to_a_constructor_that_takes_them():
 def test_only_the_name_is_checked_of_an_expert_with_packages_of_its_own():
     packed = {"runtime_env": {"pip": ["some-package"]}}
     check_experts(one(use="nowhere.to.be.found:Expert", options={"any": 1}, **packed))
-    with pytest.raises(UserError, match="write package.module:Class"):
+    with pytest.raises(UserError, match="does not name an expert"):
         check_experts(one(use="nowhere", **packed))
     with pytest.raises(UserError, match="there is no module 'nowhere'"):
         check_experts(one(use="nowhere:Expert", runtime_env={"env_vars": {"A": "b"}}))
