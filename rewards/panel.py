@@ -15,7 +15,8 @@ from policy.records import Prompt, Sample
 from rewards.asking import NotAScore
 from rewards.config import RewardsConfig
 from rewards.opinions import Failure, Opinion, Opinions
-from rewards.serving import Answer, app_name
+from rewards.replica import Answer
+from rewards.serving import app_name
 
 _FIRST_PAUSE_S = 0.25  # doubles with every try
 

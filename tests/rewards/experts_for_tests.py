@@ -124,3 +124,10 @@ class Boxes(Brightness):
         values = super().score(images, prompts).values
         half = Box("left half", 0.5, (0.0, 0.0, 0.5, 1.0))
         return Judgement(values, ("half",) * len(images), ((half,),) * len(images))
+
+
+class Placed(Brightness):
+    """Wants to know where it runs, and in which numbers."""
+
+    def __init__(self, words: int, device: str = "auto", dtype: str = "auto"):
+        self.where = (device, dtype)

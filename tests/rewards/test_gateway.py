@@ -5,60 +5,21 @@ import json
 import socket
 import struct
 import zlib
-from base64 import b64encode
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from policy.errors import UserError
-from policy.prompts import parse_prompt, plain_prompt
-from rewards.config import GatewayConfig, RewardsConfig
+from rewards.config import GatewayConfig
 from rewards.gateway import build_app, start_gateway
-from rewards.remote import RemoteExpert, RemoteExpertError
 from rewards.serving import deploy_experts
-from rewards.shapes import ObjectsExpert
 from rewards.startup import start_serve, usable_port
+from tests.rewards.asking_the_gateway import CIRCLE, CONFIG, ROW, as_json, encoded, form, metric
 from tests.rewards.drawing import draw
-from tests.rewards.experts_for_tests import Boxes
-
-HERE = "tests.rewards.experts_for_tests"
-CIRCLE = draw(("red", "circle", 2, 2))
-ROW = json.dumps({"prompt": "a red circle", "task_type": "color", "attr_nouns": ["red circle"]})
-CONFIG = RewardsConfig.model_validate(
-    {
-        "experts": {
-            "objects": {"use": "rewards.shapes:ObjectsExpert", "weight": 3},
-            "bright": {"use": f"{HERE}:Brightness"},
-            "spatial": {"use": f"{HERE}:OnlySpatial"},
-            "boxes": {"use": f"{HERE}:Boxes", "weight": 0},
-            "broken": {
-                "use": f"{HERE}:SaysWhatItIsTold",
-                "options": {"values": [float("nan")]},
-                "weight": 0,
-            },
-        },
-        "retries": 0,
-        "gateway": {"port": 0, "max_body_mb": 0.5, "max_pixels": 100 * 100},
-    }
-)
-
-
-def encoded(image: np.ndarray, kind: str = "PNG", **options) -> bytes:
-    out = BytesIO()
-    Image.fromarray(image).save(out, kind, **options)
-    return out.getvalue()
-
-
-def form(*files: bytes, prompt: str | None = ROW) -> dict:
-    sent = {"files": [("image", (f"{n}.png", data)) for n, data in enumerate(files)]}
-    return sent if prompt is None else sent | {"data": {"prompt": prompt}}
-
 
 # --- before anything starts ---
 
@@ -86,13 +47,6 @@ def test_a_gateway_must_be_configured():
 
 
 # --- scores ---
-
-
-@pytest.fixture(scope="module")
-def http(serving):
-    deploy_experts(CONFIG)
-    with httpx.Client(base_url=start_gateway(CONFIG), timeout=30) as client:
-        yield client
 
 
 def scored(reply: httpx.Response) -> list[dict]:
@@ -137,10 +91,6 @@ def test_grey_palette_and_transparent_images_become_rgb(http):
         files.append(out.getvalue())
     images = scored(http.post("/v1/score", **form(*files)))
     assert [i["experts"]["bright"]["score"] for i in images] == [1, 1, 1, 1]
-
-
-def as_json(*files: bytes, prompt: str | dict = ROW, **more) -> dict:
-    return {"json": {"prompt": prompt, "images": [b64encode(f).decode() for f in files], **more}}
 
 
 def test_the_json_form_says_the_same_as_the_multipart_form(http):
@@ -197,13 +147,6 @@ def test_health_ready_and_description(http):
         "/readyz",
     }
     assert {"200", "413", "415", "422"} <= set(paths["/v1/score"]["post"]["responses"])
-
-
-def metric(http, name: str, **labels: str) -> float:
-    """The sum over the replicas."""
-    families = text_string_to_metric_families(http.get("/metrics").text)
-    samples = [sample for family in families for sample in family.samples if sample.name == name]
-    return sum(s.value for s in samples if labels.items() <= s.labels.items())
 
 
 def test_metrics_count_what_every_expert_does(http):
@@ -355,79 +298,6 @@ def test_a_body_that_is_none_is_refused(http, content, kind, status):
     reply = http.post("/v1/score", content=content, headers={"content-type": kind} if kind else {})
     assert reply.status_code == status
     assert reply.json()["detail"]
-
-
-# --- an expert of another cluster ---
-
-
-def test_a_remote_expert_says_what_the_expert_says(http):
-    prompts = [parse_prompt(json.loads(ROW)), plain_prompt("x"), parse_prompt(json.loads(ROW))]
-    local, remote = ObjectsExpert(), RemoteExpert(str(http.base_url), "objects")
-    assert remote.pass_mark == local.pass_mark
-    assert remote.applies_to(prompts) == [True, False, True]
-    assert remote.applies(prompts[0])
-    images = [CIRCLE, draw(("blue", "circle", 2, 2))]
-    said, wanted = remote.score(images, prompts[::2]), local.score(images, prompts[::2])
-    np.testing.assert_allclose(said.values, wanted.values, rtol=1e-6)
-    assert said.evidence == wanted.evidence
-    boxed = RemoteExpert(str(http.base_url), "boxes").score([CIRCLE], prompts[:1])
-    assert boxed.boxes == Boxes().score([CIRCLE], prompts[:1]).boxes
-
-
-def test_a_remote_expert_makes_nothing_up(http):
-    url, prompt = str(http.base_url), plain_prompt("x")
-    with pytest.raises(RemoteExpertError, match=r"there is no expert nobody at .*; there are objects,"):
-        RemoteExpert(url, "nobody")
-    with pytest.raises(RemoteExpertError, match="gave no score for 'x': it does not apply"):
-        RemoteExpert(url, "objects").score([CIRCLE], [prompt])
-    with pytest.raises(RemoteExpertError, match="gave no score for 'x': expert broken failed 1 times"):
-        RemoteExpert(url, "broken").score([CIRCLE], [prompt])
-    with pytest.raises(RemoteExpertError, match=r"status 413: .*more than 10000 pixels"):
-        RemoteExpert(url, "bright").score([np.zeros((101, 100, 3), np.uint8)], [prompt])
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
-        with pytest.raises(RemoteExpertError, match="did not answer: ConnectError"):
-            RemoteExpert(f"http://127.0.0.1:{port}", "bright", retries=1)
-
-
-# --- other doors at the same address ---
-
-
-@pytest.fixture
-def narrow(http, monkeypatch):
-    """The gateway once more, with a token, for one request at a time."""
-    monkeypatch.setenv("BICOT_TEST_TOKEN", "correct horse battery staple")
-    limits = {"token_env": "BICOT_TEST_TOKEN", "max_concurrent": 1}
-    config = CONFIG.model_copy(update={"gateway": CONFIG.gateway.model_copy(update=limits)})
-    yield start_gateway(config)
-    start_gateway(CONFIG)
-
-
-def test_a_token_and_a_narrow_door(narrow, monkeypatch):
-    with httpx.Client(base_url=narrow, timeout=30) as stranger:
-        assert stranger.get("/healthz").status_code == 200
-        assert stranger.get("/readyz").status_code == 200
-        for path in ("/v1/experts", "/metrics"):
-            assert stranger.get(path).status_code == 401
-        assert stranger.post("/v1/score", **form(encoded(CIRCLE))).status_code == 401
-        scheme = stranger.get("/openapi.json").json()["components"]["securitySchemes"]
-        assert scheme == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
-    with pytest.raises(RemoteExpertError, match="status 401"):
-        RemoteExpert(narrow, "bright")
-
-    # Eight clients at a door for one: told to come back (429), they do, and lose nothing.
-    experts = [RemoteExpert(narrow, "bright", "BICOT_TEST_TOKEN", retries=30) for _ in range(8)]
-    greys = [np.full((4, 4, 3), 30 * n, np.uint8) for n in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda e, g: e.score([g], [plain_prompt("x")]).values, experts, greys))
-    np.testing.assert_allclose(np.ravel(said), [30 * n / 255 for n in range(8)], rtol=1e-6)
-    headers = {"authorization": "Bearer correct horse battery staple"}
-    with httpx.Client(base_url=narrow, headers=headers) as known:
-        assert metric(known, "bicot_gateway_replies_total", status="429") > 0
-    monkeypatch.delenv("BICOT_TEST_TOKEN")
-    with pytest.raises(RemoteExpertError, match="BICOT_TEST_TOKEN holds no token"):
-        RemoteExpert(narrow, "bright", "BICOT_TEST_TOKEN")
 
 
 # --- last, for it takes an expert away ---

@@ -17,7 +17,8 @@ from rewards.expert import Judgement
 from rewards.gateway import start_gateway
 from rewards.opinions import Failure, Opinions
 from rewards.panel import Judge
-from rewards.serving import ExpertReplica, check_applicability, deploy_experts
+from rewards.replica import ExpertReplica
+from rewards.serving import check_applicability, deploy_experts
 from tests.rewards.drawing import draw
 from tests.rewards.experts_for_tests import SaysWhatItIsTold
 from tests.rewards.samples import PLAIN, RED, WHITE, sample
@@ -81,6 +82,7 @@ def experts(serving, tmp_path_factory):
             "use": f"{HERE}:FailsAtFirst",
             "options": {"counter": str(files / "dead"), "failures": 10**9},
         },
+        "nan": {"use": f"{HERE}:SaysWhatItIsTold", "options": {"values": [float("nan")]}},
         "slow": {"use": f"{HERE}:WaitsForFile", "options": {"file": str(files / "go")}},
     }
     handles = deploy_experts(RewardsConfig(experts=entries))
@@ -142,6 +144,14 @@ def test_an_expert_that_stays_broken_gives_no_score(experts):
     reason = "OSError: the lens is fogged (call 2)"
     assert opinions.by_expert["dead"].said == Failure("dead", 2, reason)
     assert why == f"expert dead failed 2 times, at last with: {reason}"
+
+
+def test_what_is_no_number_is_told_from_other_failures(experts):
+    config = config_of(experts, "bright", "nan", retries=0)
+    opinions, _ = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    failure = opinions.by_expert["nan"].said
+    assert failure.not_a_score
+    assert failure.reason == "NotAScore: expert nan gave nan for prompt 'something bright'"
 
 
 def test_an_expert_that_is_too_slow_gives_no_score(experts):
