@@ -144,6 +144,37 @@ def report(run: Annotated[Path, typer.Argument(help="a run directory, finished o
 
 
 @app.command()
+def status(run: Annotated[Path, typer.Argument(help="a run directory, at work or not")]):
+    """Show where a run stands: step, pace, rewards, what was lost, the newest checkpoint."""
+    from cluster.runs import show_status
+
+    show_status(run, console)
+
+
+@app.command()
+def ledger(run: Annotated[Path, typer.Argument(help="a run directory")]):
+    """Show what became of every group of samples; exit status 1 if that does not add up."""
+    from cluster.runs import show_ledger
+
+    if not show_ledger(run, console):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run directory")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="a new directory, or an empty one")],
+    to: Annotated[
+        Literal["transformers", "original"], typer.Option(help="the layout to write")
+    ] = "transformers",
+):
+    """Write the model of a run's newest checkpoint."""
+    from cluster.runs import export as write
+
+    write(run, target, to, console)
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="a model directory or a hub id")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="a new directory, or an empty one")],

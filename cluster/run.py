@@ -36,8 +36,16 @@ def learner_at_work():
     except (RayActorError, GetTimeoutError, RayTaskError) as error:
         if isinstance(getattr(error, "cause", None), UserError):
             raise
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise LearnerLost(lines[-1].strip() if lines else type(error).__name__) from error
+        raise LearnerLost(_in_short(error)) from error
+
+
+def _in_short(error: Exception) -> str:
+    if isinstance(error, RayActorError):
+        return "a rank died"
+    if isinstance(error, GetTimeoutError):
+        return "no answer in learner.timeout_s"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
 
 
 @dataclass
