@@ -65,6 +65,8 @@ class Keeper:
         self._keep = keep
         self._tell = tell
         self._state: State | None = None
+        self.begun = 0
+        """The step of the last checkpoint that was begun."""
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"*{_PART}"):
             shutil.rmtree(left)
@@ -80,7 +82,7 @@ class Keeper:
         except (OSError, RayTaskError) as error:
             self._failed(state.step, error)
             return
-        self._state = state
+        self._state, self.begun = state, state.step
 
     def poll(self, learner: LearnerGroup) -> None:
         """Finish the checkpoint under way if all of it is written. One that cannot be written is told

@@ -41,6 +41,7 @@ def train(
     from cluster.config import dump_config, load_config
     from cluster.placement import placement_table
     from cluster.preflight import check_inputs
+    from cluster.stopping import EXIT_STATUS, Stopped
     from cluster.train import train as run
 
     resolved = load_config(config, overrides)
@@ -51,6 +52,14 @@ def train(
         return
     try:
         run(resolved, console)
+    except Stopped as stopped:
+        console.print(
+            f"stopped after step {stopped.step}; what was recorded is in {resolved.folder},"
+            " and the same command goes on from there",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(EXIT_STATUS) from None
     except KeyboardInterrupt:
         console.print(f"stopped; what was recorded is in {resolved.folder}", highlight=False)
         raise

@@ -19,6 +19,7 @@ from cluster.experience import Harvest, JudgedGroup
 from cluster.ledger import Entry, Ledger
 from cluster.lines import forget_after
 from cluster.recorder import Recorder
+from cluster.stopping import Stopped
 from policy.errors import UserError
 from policy.weights import PublishedWeights
 from rewards.scale import RunningStats
@@ -185,6 +186,14 @@ class Run:
         """Wait for the checkpoint that is being written."""
         with learner_at_work():
             self.keeper.wait(self.crew.learner, pause=lambda: time.sleep(0.05))
+
+    def stop(self) -> None:
+        """Leave a checkpoint of this step, and raise Stopped."""
+        with learner_at_work():
+            if self.keeper.begun != self.step:
+                self.save()
+        self.finish()
+        raise Stopped(self.step)
 
     # --- evaluations ---
 

@@ -30,6 +30,7 @@ from cluster.report import write_summary
 from cluster.resume import where_to_start
 from cluster.run import LearnerLost, Run, learner_at_work
 from cluster.session import ray_session
+from cluster.stopping import Request, heed
 from learner.grpo import group_advantages
 from learner.rank import ScoredGroup
 from policy.records import Prompt
@@ -64,19 +65,20 @@ def train(config: RunConfig, console: Console) -> Path:
 
 def learn_to_the_end(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
     lost = None
-    while True:
-        try:
-            if lost:
-                run.go_back(lost)
-            return learn(run, prompts)
-        except LearnerLost as error:
-            lost = error
+    with heed() as request:
+        while True:
+            try:
+                if lost:
+                    run.go_back(lost)
+                return learn(run, prompts, request)
+            except LearnerLost as error:
+                lost = error
 
 
-def learn(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
+def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluation, Evaluation]:
     """All steps that are left. Returns the evaluations before the first and after the last.
 
-    Raises LearnerLost, after which the run stands in the middle of a step.
+    Raises LearnerLost, after which the run stands in the middle of a step; and Stopped between two.
     """
     config, experience, learner = run.config.train, run.crew.experience, run.crew.learner
     taken = run.step * config.groups_per_step
@@ -114,6 +116,8 @@ def learn(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
         run.progress.step(run.step, metrics, harvest.failures, run.alarms.new(metrics))
         run.mind(skipped)
         after = run.keep(harvest.groups) or after
+        if stop.asked and run.step < config.steps:
+            run.stop()
     run.finish()
     return before, after
 
