@@ -61,10 +61,12 @@ class Keeper:
     """Writes checkpoints in the background, one at a time, and keeps the newest `keep`."""
 
     def __init__(self, folder: Path, keep: int, tell: Callable[[str], None]):
-        self._folder = folder
+        self.folder = folder
         self._keep = keep
         self._tell = tell
         self._state: State | None = None
+        self.begun = 0
+        """The step of the last checkpoint that was begun."""
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"*{_PART}"):
             shutil.rmtree(left)
@@ -80,7 +82,7 @@ class Keeper:
         except (OSError, RayTaskError) as error:
             self._failed(state.step, error)
             return
-        self._state = state
+        self._state, self.begun = state, state.step
 
     def poll(self, learner: LearnerGroup) -> None:
         """Finish the checkpoint under way if all of it is written. One that cannot be written is told
@@ -116,11 +118,11 @@ class Keeper:
             json.dump(asdict(whole), file)
             file.flush()
             os.fsync(file.fileno())
-        target = self._folder / _name(state.step)
+        target = self.folder / _name(state.step)
         if target.exists():
             shutil.rmtree(target)
         part.rename(target)
-        for old in sorted(self._folder.glob("step_*[0-9]"))[: -self._keep]:
+        for old in sorted(self.folder.glob("step_*[0-9]"))[: -self._keep]:
             shutil.rmtree(old)
 
     def _failed(self, step: int, error: Exception) -> None:
@@ -129,7 +131,7 @@ class Keeper:
         self._tell(f"the checkpoint of step {step} could not be written: {why}; those before it stay")
 
     def _part(self, step: int) -> Path:
-        return self._folder / f"{_name(step)}{_PART}"
+        return self.folder / f"{_name(step)}{_PART}"
 
 
 def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:

@@ -14,8 +14,9 @@ from policy.errors import UserError
 def only_run(folder: Path) -> Iterator[None]:
     """Holds the directory's lock. Raises UserError, naming the holder, if another run has it. The lock
     goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the directory, which may be put aside for a new one.
+    with (folder.parent / f".{folder.name}.lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -66,7 +66,8 @@ def sampling_metrics(harvest: Harvest, version: int) -> dict[str, float]:
         "cot/stopped": sum(r.cots_stopped for r in reports) / samples,
         "staleness/mean": float(np.mean(staleness)),
         "staleness/max": float(max(staleness)),
-        "groups/dropped": float(len(harvest.failures)),
+        "groups/dropped": float(len(harvest.dropped)),
+        "actors/replaced": float(harvest.replaced),
     }
 
 

@@ -56,7 +56,7 @@ class LearnerGroup:
             rank.step.remote(list(groups[i::count]), micro_batches) for i, rank in enumerate(self.ranks)
         ]
 
-    def publish(self, version: int) -> PublishedWeights:
+    def publish(self, version: int, timeline: int = 0) -> PublishedWeights:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.
 
         The references are this process's, so the weights outlive the ranks that made them."""
@@ -64,7 +64,7 @@ class LearnerGroup:
         manifest, *buckets = list(streams[0])
         for stream in streams[1:]:
             list(stream)
-        return PublishedWeights(version, manifest, tuple(buckets))
+        return PublishedWeights(version, manifest, tuple(buckets), timeline)
 
     def join_broadcast(self, actors: Sequence[ActorHandle]) -> None:
         """Connect rank 0 with these rollout actors, as receivers of all versions to come."""

@@ -101,7 +101,7 @@ class LearnerRank:
         """One update on this rank's share of the groups. All ranks call it together; any may have
         none. `micro_batches` overrides the token budget (tests). Returns the metrics of all ranks.
 
-        A gradient that is not finite changes nothing: `skipped` is 1 then, else 0.
+        A gradient that is not finite changes nothing: `step/skipped` is 1 then, else 0.
         """
         batches = self._micro_batches(groups, micro_batches)
         weight = sum((b.weights.sum() for b in batches), torch.zeros(()))
@@ -115,7 +115,7 @@ class LearnerRank:
             batch = batches[index] if index < len(batches) else example
             self._backward(batch.to(self.device), total_weight, tally)
         metrics = tally.reduce()
-        metrics["skipped"] = float(not apply_gradients(self.engine))
+        metrics["step/skipped"] = float(not apply_gradients(self.engine))
         metrics["grad_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
         metrics["lr"] = float(self.engine.optimizer.param_groups[0]["lr"])
         return metrics

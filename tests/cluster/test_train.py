@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.config import load_config
-from cluster.preflight import fresh_folder
+from cluster.preflight import run_folder
 from policy.janus import load_janus
 from tests.cluster.commands import TRAIN, a_few, bicot
 from tests.conftest import ROOT
@@ -135,7 +135,7 @@ def test_drawing_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(
 def test_an_earlier_run_is_kept(tmp_path):
     config = load_config(ROOT / TRAIN, [f"runs_dir={tmp_path}"])
     for name in ("first", "second", "third"):
-        folder = fresh_folder(config)
+        folder = run_folder(config)
         assert [p.name for p in folder.iterdir()] == ["config.yaml"]
         (folder / name).touch()
     found = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.name != "config.yaml"}

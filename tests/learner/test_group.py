@@ -187,11 +187,11 @@ def test_a_loss_that_is_not_finite_skips_the_step(samples, group, start, stage):
     learner, other = (start(ranks=1, zero_stage=stage) for _ in range(2))
     before = weights_of(learner)
     bad = [ScoredGroup(ray.put(samples[:2]), np.array([np.nan, 1.0], np.float32))]
-    assert ray.get(learner.step(bad))[0]["skipped"] == 1
+    assert ray.get(learner.step(bad))[0]["step/skipped"] == 1
     after = weights_of(learner)
     assert all(torch.equal(before[name], after[name]) for name in before)
     one, two = (ray.get(each.step(group))[0] for each in (learner, other))
-    assert one["skipped"] == 0
+    assert one["step/skipped"] == 0
     assert one["loss"] == two["loss"]
     found, wanted = weights_of(learner), weights_of(other)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
