@@ -77,7 +77,8 @@ def ray_head(resources: str) -> Iterator[Head]:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=head.environment | {"OMP_NUM_THREADS": "1"},
+            env=head.environment
+            | {"OMP_NUM_THREADS": "1", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
