@@ -1,4 +1,4 @@
-"""A Slurm of two nodes on this machine for the length of a test: daemons, key, ports, folder of its own."""
+"""A Slurm of two nodes on this machine: daemons, key, ports and folder of its own."""
 
 import os
 import re

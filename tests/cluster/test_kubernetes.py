@@ -1,4 +1,4 @@
-"""The manifests, rendered and held against KubeRay's and Kubernetes' own schemas, and against this project."""
+"""The manifests, rendered, against KubeRay's and Kubernetes' schemas and against this project."""
 
 import json
 import re
