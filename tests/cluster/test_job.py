@@ -33,8 +33,7 @@ def small(runs):
     """Overrides of a run that is short, and kept where the test finds it."""
     return [
         f"runs_dir={runs}",
-        f"evaluate.prompts={a_few('heldout.jsonl', runs / 'heldout.jsonl', every=40)}",
-        "evaluate.samples_per_prompt=1",
+        f"evaluate.prompts={a_few('heldout.jsonl', runs / 'heldout.jsonl', every=60)}",
         "train.groups_per_step=2",
         "actors.count=1",
         "actors.resources.rollout=0.001",
@@ -54,19 +53,13 @@ def test_a_submitted_job_trains(head, runs, small):
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
 
 
-def test_a_job_with_a_fault_fails_with_one_line(head, small):
-    done = head.ray(*SUBMIT, "--submission-id", "faulty", *COMMAND, *small, "learner.lrr=1")
+def test_a_run_that_would_be_lost_with_the_job_fails_with_one_line(head):
+    done = head.ray(*SUBMIT, "--submission-id", "lost", *COMMAND)
     assert done.returncode == 1
     assert "failed with exit code 2" in done.stdout
-    logs = head.ray("job", "logs", "faulty").stdout
-    assert "error: override 'learner.lrr=1': unknown key 'learner.lrr'" in logs
+    logs = head.ray("job", "logs", "lost").stdout
+    assert "error: runs_dir: runs would lie in Ray's copy of the working directory" in logs
     assert "Traceback" not in logs
-
-
-def test_a_run_that_would_be_lost_with_the_job_is_refused(head):
-    done = head.ray(*SUBMIT, *COMMAND, "name=lost")
-    assert done.returncode == 1
-    assert "set runs_dir to an absolute path" in done.stdout
 
 
 def test_a_running_job_is_on_the_dashboard_and_ends_when_it_is_stopped(head, small):
@@ -86,7 +79,7 @@ def test_a_running_job_is_on_the_dashboard_and_ends_when_it_is_stopped(head, sma
     wait_for(lambda: loss in exported(), f"the metric {loss}", say=logs)
     shown = set(re.findall(r"\bray_(?!io_)\w*[a-z]\b", DASHBOARD.read_text()))
     assert len(shown) > 25
-    assert not shown - exported() - ONLY_ON_GPUS
+    assert shown - exported() <= ONLY_ON_GPUS
 
     assert head.ray("job", "stop", "long").returncode == 0
     assert "stopped; what was recorded is in" in logs()

@@ -70,7 +70,6 @@ def test_a_job_that_must_make_way_is_queued_and_started_again(slurm, small):
     wait_for(lambda: slurm.job(job)["Reason"] == "BeginTime", "the requeue", say=output.read_text)
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
     wait_for(lambda: f"start 2 of job {job}" in output.read_text(), "a second start", output.read_text)
-    wait_for(lambda: output.read_text().count("Ray nodes:") == 2, "Ray again", say=output.read_text)
     assert f"job {job} makes way, and is queued again" in output.read_text()
     slurm("scancel", job)
     wait_for(
