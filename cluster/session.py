@@ -1,11 +1,13 @@
 """Ray for the length of a command: an existing cluster, or one of our own that ends with us."""
 
+import json
 import logging
 import math
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 from rich.console import Console
@@ -65,6 +67,17 @@ def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[No
 def existing_cluster(config: RayConfig) -> str | None:
     """The address of the cluster to join; None: we start our own."""
     return config.address or os.environ.get("RAY_ADDRESS")
+
+
+def check_kept(folder: Path) -> None:
+    """Raises UserError for a folder that would be lost: one inside the copy of the working directory
+    in which Ray runs a submitted job."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))  # as Ray names it
+    if submitted.get("runtime_env", {}).get("working_dir") and not folder.is_absolute():
+        raise UserError(
+            f"runs_dir: {folder} would lie in Ray's copy of the working directory, which Ray deletes:"
+            " set runs_dir to an absolute path, on a volume that outlives the node"
+        )
 
 
 def _interrupt(signum, frame):

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -27,3 +29,11 @@ def a_few(prompts: str, path: Path, every: int) -> Path:
     lines = (ROOT / "examples/shapes/prompts" / prompts).read_text().splitlines()[::every]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def wait_for(condition: Callable[[], bool], what: str, say: Callable[[], str], limit_s: float = 200):
+    """Look until it is so; after `limit_s` fail with all that `say` knows."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come: {say()}"
+        time.sleep(0.5)

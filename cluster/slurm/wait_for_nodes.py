@@ -1,0 +1,30 @@
+"""Wait until Ray has so many nodes: what joined late would be left out when the roles are spread.
+
+    RAY_ADDRESS=... python cluster/slurm/wait_for_nodes.py COUNT [SECONDS]
+
+Exit status 1 if they are not all there in time (default: 300 s).
+"""
+
+import logging
+import sys
+import time
+
+import ray
+
+
+def alive_nodes() -> list[str]:
+    return sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
+
+
+def main(count: int, limit_s: float = 300) -> None:
+    ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    deadline = time.monotonic() + limit_s
+    while len(there := alive_nodes()) < count:
+        if time.monotonic() > deadline:
+            sys.exit(f"error: {len(there)} of {count} Ray nodes are there: {', '.join(there)}")
+        time.sleep(0.5)
+    print(f"Ray nodes: {', '.join(there)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,86 @@
+"""`ray job submit`, as the README says it, against a real head with a token."""
+
+import json
+import re
+import urllib.request
+
+import pytest
+
+from cluster.recorder import gauge_name
+from tests.cluster.commands import TRAIN, a_few, wait_for
+from tests.cluster.head import ray_head
+from tests.conftest import ROOT
+
+SUBMIT = ("job", "submit", "--runtime-env", "cluster/job.yaml", "--working-dir", ".")
+COMMAND = ("--", "python", "-m", "cluster", "train", TRAIN)
+DASHBOARD = ROOT / "cluster" / "kubernetes" / "monitoring" / "dashboard.json"
+ONLY_ON_GPUS = {"ray_node_gpus_utilization"}
+
+
+@pytest.fixture(scope="module")
+def head():
+    with ray_head(resources='{"rollout": 1, "learner": 1}') as head:
+        yield head
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def small(runs):
+    """Overrides of a run that is short, and kept where the test finds it."""
+    return [
+        f"runs_dir={runs}",
+        f"evaluate.prompts={a_few('heldout.jsonl', runs / 'heldout.jsonl', every=60)}",
+        "train.groups_per_step=2",
+        "actors.count=1",
+        "actors.resources.rollout=0.001",
+        "learner.ranks=1",
+        "learner.resources.learner=0.001",
+    ]
+
+
+def test_a_submitted_job_trains(head, runs, small):
+    names = ("--submission-id", "short", "--metadata-json", '{"run": "shapes"}')
+    done = head.ray(*SUBMIT, *names, *COMMAND, *small, "train.steps=2", "name=short")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 2/2" in done.stdout
+    assert "'short' succeeded" in done.stdout
+    assert "metadata={'run': 'shapes'}" in head.ray("job", "list").stdout
+    lines = [json.loads(line) for line in (runs / "short" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+
+
+def test_a_run_that_would_be_lost_with_the_job_fails_with_one_line(head):
+    done = head.ray(*SUBMIT, "--submission-id", "lost", *COMMAND)
+    assert done.returncode == 1
+    assert "failed with exit code 2" in done.stdout
+    logs = head.ray("job", "logs", "lost").stdout
+    assert "error: runs_dir: runs would lie in Ray's copy of the working directory" in logs
+    assert "Traceback" not in logs
+
+
+def test_a_running_job_is_on_the_dashboard_and_ends_when_it_is_stopped(head, small):
+    """What Grafana would show is what Prometheus would read; then `ray job stop`."""
+    command = (*COMMAND, *small, "train.steps=500", "name=long")
+    done = head.ray(*SUBMIT, "--no-wait", "--submission-id", "long", *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def logs() -> str:
+        return head.ray("job", "logs", "long").stdout
+
+    def exported() -> set[str]:
+        with urllib.request.urlopen(f"{head.metrics}/metrics", timeout=20) as reply:
+            return set(re.findall(r"^# TYPE (\w+) ", reply.read().decode(), re.MULTILINE))
+
+    loss = f"ray_{gauge_name('loss')}"
+    wait_for(lambda: loss in exported(), f"the metric {loss}", say=logs)
+    shown = set(re.findall(r"\bray_(?!io_)\w*[a-z]\b", DASHBOARD.read_text()))
+    assert len(shown) > 25
+    assert shown - exported() <= ONLY_ON_GPUS
+
+    assert head.ray("job", "stop", "long").returncode == 0
+    assert "stopped; what was recorded is in" in logs()
+    assert "'long' was stopped" in head.ray("job", "status", "long").stdout

@@ -1,0 +1,94 @@
+"""The batch script, by a real Slurm with two nodes on this machine."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.cluster.commands import TRAIN, a_few, wait_for
+from tests.cluster.head import SCRIPTS
+from tests.cluster.slurm_host import Slurm, missing, two_nodes
+from tests.conftest import ROOT
+
+SCRIPT = ROOT / "cluster" / "slurm" / "train.sbatch"
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    if reason := missing():
+        pytest.skip(reason)
+    with two_nodes() as slurm:
+        yield slurm
+
+
+@pytest.fixture(scope="module")
+def small(slurm):
+    """Overrides of a short run that is kept in Slurm's folder, every role on nodes of its own."""
+    return [
+        f"runs_dir={slurm.folder}/runs",
+        f"evaluate.prompts={a_few('heldout.jsonl', slurm.folder / 'heldout.jsonl', every=40)}",
+        "evaluate.samples_per_prompt=1",
+        "train.groups_per_step=2",
+        "actors.count=1",
+        "actors.resources.rollout=0.001",
+        "learner.ranks=1",
+        "learner.resources.learner=0.001",
+    ]
+
+
+def submit(slurm: Slurm, *arguments: str) -> str:
+    """Returns the job's number."""
+    ours = {
+        "BICOT_ROLES": "learner rollout",
+        "BICOT_VENV": str(SCRIPTS.parent),
+        "BICOT_LOGS": str(slurm.folder / "ray"),
+        "BICOT_RAY": "--object-store-memory=100000000",
+    }
+    output = f"{slurm.folder}/%j.out"
+    command = ["sbatch", "--parsable", "--nodes=2", "--cpus-per-task=4", f"--output={output}", SCRIPT]
+    return slurm(*command, *arguments, cwd=ROOT, env=ours).strip()
+
+
+def test_a_job_of_two_nodes_trains_to_the_end(slurm, small):
+    job = submit(slurm, TRAIN, *small, "train.steps=2", "name=short")
+    output = slurm.folder / f"{job}.out"
+    done = ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "CANCELLED")
+    wait_for(lambda: slurm.job(job)["JobState"] in done, "the end", say=output.read_text)
+    assert slurm.job(job)["JobState"] == "COMPLETED", output.read_text()
+    assert "step 2/2" in output.read_text()
+    lines = (slurm.folder / "runs" / "short" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    assert [line["step"] for line in steps if "loss" in line] == [1, 2]
+    assert not (slurm.folder / f"bicot-{job}").exists()
+
+
+def test_a_job_that_must_make_way_is_queued_and_started_again(slurm, small):
+    job = submit(slurm, TRAIN, *small, "train.steps=500", "name=long")
+    output = slurm.folder / f"{job}.out"
+    wait_for(lambda: output.exists() and "step 1/" in output.read_text(), "a step", output.read_text)
+    slurm("scancel", "--batch", "--signal=USR1", job)
+    wait_for(lambda: slurm.job(job)["Reason"] == "BeginTime", "the requeue", say=output.read_text)
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
+    wait_for(lambda: f"start 2 of job {job}" in output.read_text(), "a second start", output.read_text)
+    assert f"job {job} makes way, and is queued again" in output.read_text()
+    slurm("scancel", job)
+    wait_for(
+        lambda: slurm.job(job)["JobState"] == "CANCELLED",
+        "the end",
+        say=lambda: str(slurm.job(job)),
+        limit_s=60,
+    )
+
+
+def test_a_job_without_a_configuration_fails(slurm):
+    job = submit(slurm)
+    output = slurm.folder / f"{job}.out"
+    wait_for(lambda: slurm.job(job)["JobState"] == "FAILED", "the end", say=lambda: str(slurm.job(job)))
+    assert slurm.job(job)["ExitCode"] == "2:0"
+    assert output.read_text().startswith("error: name a configuration")
+
+
+def test_shellcheck_finds_nothing():
+    scripts = [SCRIPT, *ROOT.glob("tests/cluster/*.sh"), ROOT / ".ci" / "run"]
+    done = subprocess.run([SCRIPTS / "shellcheck", *scripts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
