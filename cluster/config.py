@@ -75,7 +75,10 @@ class RayConfig(BaseModel):
     object_store_mb: int = Field(512, ge=80)
     """Of our own cluster."""
     start_timeout_s: float = Field(300, gt=0)
-    """How long to wait until every role has its place."""
+    """How long to wait for a place that others use now."""
+    wait_for_nodes_s: float = Field(0, ge=0)
+    """How long to wait for nodes that the cluster does not have yet but an autoscaler can start. 0: a
+    role that no node can hold is an error at once."""
 
 
 class RunConfig(BaseModel):

@@ -73,11 +73,11 @@ def start_crew(
             if config.rewards.gateway is not None:
                 console.print(f"gateway: {start_gateway(config.rewards)}/docs", highlight=False)
             status.update("starting rollout actors")
-            groups.append(reserve(rollout, config.ray.start_timeout_s))
+            groups.append(reserve(rollout, config.ray))
             crew = Crew(config, Experience(config, groups[-1]))
             if learn:
                 status.update("starting the learner")
-                groups.append(reserve(learner_role, config.ray.start_timeout_s))
+                groups.append(reserve(learner_role, config.ray))
                 crew.learner_place = groups[-1]
                 crew.start_learner(resume)
         yield crew
