@@ -35,6 +35,7 @@ class RolloutActor:
         torch.set_num_threads(1)
         self.sampler = make_sampler(policy, config, run_seed)
         self.device = "cuda:0" if config.num_gpus > 0 else "cpu"
+        self._timeline = 0
 
     def ready(self) -> bool:
         return True
@@ -67,7 +68,7 @@ class RolloutActor:
     def _pull(self, weights: PublishedWeights | None) -> float:
         """Bring the sampler to a version. All buckets are here before the first weight is replaced, so
         a transfer that breaks leaves the version in place whole."""
-        if weights is None or weights.version == self.sampler.weights_version:
+        if weights is None or (weights.timeline, weights.version) == self._held:
             return 0.0
         started = time.perf_counter()
         if weights.manifest is None:
@@ -78,7 +79,12 @@ class RolloutActor:
         manifest, *buckets = ray.get([weights.manifest, *weights.buckets])
         specs = [spec for bucket in manifest for spec in bucket]
         self.sampler.load_weights(weights.version, unpack(manifest, buckets), specs)
+        self._timeline = weights.timeline
         return time.perf_counter() - started
+
+    @property
+    def _held(self) -> tuple[int, int]:
+        return self._timeline, self.sampler.weights_version
 
     # --- weights by broadcast, instead of pulling ---
 
@@ -87,7 +93,8 @@ class RolloutActor:
         self._manifest = manifest
         self._broadcast = Broadcast(meeting, rank, self.device)
 
-    def receive(self, version: int) -> None:
+    def receive(self, version: int, timeline: int = 0) -> None:
         """Take part in the broadcast of a version. All receivers call it, and the sender sends."""
         specs = [spec for bucket in self._manifest for spec in bucket]
         self.sampler.load_weights(version, self._broadcast.receive(self._manifest), specs)
+        self._timeline = timeline

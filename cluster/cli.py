@@ -24,6 +24,10 @@ Policy = Annotated[
     str | None, typer.Option(help="model directory to use instead of the configured one")
 ]
 
+Address = Annotated[
+    str, typer.Option(envvar="RAY_ADDRESS", help="the Ray cluster; auto: this machine's")
+]
+
 
 @app.command()
 def train(
@@ -38,6 +42,7 @@ def train(
     from cluster.placement import placement_table
     from cluster.preflight import check_inputs
     from cluster.session import check_kept
+    from cluster.stopping import EXIT_STATUS, Stopped
     from cluster.train import train as run
 
     resolved = load_config(config, overrides)
@@ -49,6 +54,14 @@ def train(
         return
     try:
         run(resolved, console)
+    except Stopped as stopped:
+        console.print(
+            f"stopped after step {stopped.step}; what was recorded is in {resolved.folder},"
+            " and the same command goes on from there",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(EXIT_STATUS) from None
     except KeyboardInterrupt:
         console.print(f"stopped; what was recorded is in {resolved.folder}", highlight=False)
         raise
@@ -97,6 +110,26 @@ def serve(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
 
 
 @app.command()
+def experts(address: Address = "auto"):
+    """Show the experts of the running job: replicas, queue, latency, images a second, failures."""
+    from cluster.running import show_experts
+
+    show_experts(address, console)
+
+
+@app.command()
+def scale(
+    expert: Annotated[str, typer.Argument(help="its name in the configuration")],
+    replicas: Annotated[int, typer.Argument(min=1, help="how many processes should answer for it")],
+    address: Address = "auto",
+):
+    """Change how many replicas an expert of the running job has, while the job goes on."""
+    from cluster.running import scale as run
+
+    run(expert, replicas, address, console)
+
+
+@app.command()
 def plan(
     config: ConfigFile,
     overrides: Overrides = [],  # noqa: B006
@@ -119,6 +152,37 @@ def report(run: Annotated[Path, typer.Argument(help="a run directory, finished o
     from cluster.report import write_report
 
     console.print(str(write_report(run)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="a run directory, at work or not")]):
+    """Show where a run stands: step, pace, rewards, what was lost, the newest checkpoint."""
+    from cluster.runs import show_status
+
+    show_status(run, console)
+
+
+@app.command()
+def ledger(run: Annotated[Path, typer.Argument(help="a run directory")]):
+    """Show what became of every group of samples; exit status 1 if that does not add up."""
+    from cluster.runs import show_ledger
+
+    if not show_ledger(run, console):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run directory")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="a new directory, or an empty one")],
+    to: Annotated[
+        Literal["transformers", "original"], typer.Option(help="the layout to write")
+    ] = "transformers",
+):
+    """Write the model of a run's newest checkpoint."""
+    from cluster.runs import export as write
+
+    write(run, target, to, console)
 
 
 @app.command()

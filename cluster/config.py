@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -38,6 +38,15 @@ class TrainConfig(BaseModel):
     """Leave out groups whose rewards are all equal: they have nothing to teach but the KL term."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; there is always one at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The newest so many are kept."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: a run that did not reach its last step goes on from its newest checkpoint. never: it is
+    put aside, and a new one starts."""
+    max_skipped_steps: int = Field(5, ge=1)
+    """Steps in a row whose gradient is not finite, before the run stops."""
+    max_learner_restarts: int = Field(3, ge=0)
+    """Times that the learner may be lost at one and the same step, before the run stops."""
     show_every: int = Field(20, ge=1)
     """Steps between galleries of training samples."""
 

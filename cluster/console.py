@@ -14,9 +14,10 @@ class TrainProgress:
     """Use as a context manager. In a terminal: a bar with step, reward, strict accuracy and time left;
     elsewhere (a job's log): a line a step with the same."""
 
-    def __init__(self, console: Console, steps: int):
+    def __init__(self, console: Console, steps: int, done: int = 0):
         self.console = console
         self.steps = steps
+        self.done = done
         self.started = time.monotonic()
         self.bar = Progress(
             TextColumn("training"),
@@ -27,7 +28,7 @@ class TrainProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=steps, numbers="")
+        self.task = self.bar.add_task("training", total=steps, completed=done, numbers="")
 
     def __enter__(self) -> "TrainProgress":
         self.bar.start()
@@ -36,19 +37,32 @@ class TrainProgress:
     def __exit__(self, *_) -> None:
         self.bar.stop()
 
-    def step(self, step: int, metrics: Mapping[str, float], failures: Sequence[str] = ()) -> None:
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        failures: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+    ) -> None:
         shown = {"reward": "reward/mean", "strict": "reward/strict_accuracy"}
         numbers = "  ".join(
             f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics
         )
         self.bar.update(self.task, completed=step, numbers=numbers)
         if not self.console.is_terminal:
-            left = (time.monotonic() - self.started) / step * (self.steps - step)
+            left = self._left(step)
             self.say(
                 f"step {step}/{self.steps}  {numbers}  {metrics['time/step']:.2f} s  {left:.0f} s left"
             )
         for failure in failures:
             self.say(f"step {step}: dropped the group of {failure}")
+        for warning in warnings:
+            self.say(f"step {step}: warning: {warning}")
+
+    def _left(self, step: int) -> float:
+        """Seconds, at the pace so far. A run that went back to a checkpoint is behind its start."""
+        made = max(1, step - self.done)
+        return (time.monotonic() - self.started) / made * (self.steps - step)
 
     def evaluation(self, evaluation: Evaluation, failures: Sequence[str] = ()) -> None:
         numbers = evaluation.metrics()

@@ -134,7 +134,8 @@ def charts(curves: dict[str, Points], experts: Sequence[str]) -> list[Chart]:
     others: dict[str, list[str]] = {}
     for name in curves:
         if name not in named:
-            others.setdefault(name.split("/")[0], []).append(name)
+            part, *_, last = name.split("/")
+            others.setdefault(f"Experts: {last}" if part == "expert" else part, []).append(name)
     panels += [("Seconds a step" if p == "time" else p, tuple(names)) for p, names in others.items()]
     span = (min(steps), max(steps))
     present = [(title, {n: curves[n] for n in names if n in curves}) for title, names in panels]

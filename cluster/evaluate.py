@@ -48,16 +48,20 @@ class Evaluator:
     def __call__(
         self, experience: Experience, weights: PublishedWeights | None, step: int
     ) -> tuple[Evaluation, list[str]]:
-        """The evaluation, and the prompts left out because an expert failed on them, with reasons."""
+        """The evaluation, and what was left out because an expert failed, with reasons: prompts, or the
+        expert itself."""
         groups = [sample_group(prompt, self.samples_per_prompt) for prompt in self.prompts]
-        harvest = experience.collect(experience.order(groups, weights))
+        harvest = experience.collect(experience.order(groups, weights), learn=False)
         judged = tuple(
             self._judged(group.prompt, sample, group.scores, row)
             for group in harvest.groups
             for row, sample in enumerate(ray.get(group.samples))
         )
         version = weights.version if weights else 0
-        return Evaluation(step, version, judged), harvest.failures
+        return Evaluation(step, version, judged), [
+            *harvest.failures,
+            *map(str, harvest.left_out.values()),
+        ]
 
     def _judged(self, prompt: Prompt, sample: Sample, scores: Scores, row: int) -> Judged:
         values = dict(zip(scores.experts, scores.values[row].tolist(), strict=True))

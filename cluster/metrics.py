@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cluster.experience import Harvest, JudgedGroup
+from rewards.expert import Judgement
 
 
 def reward_metrics(groups: Sequence[JudgedGroup]) -> dict[str, float]:
@@ -25,6 +26,37 @@ def reward_metrics(groups: Sequence[JudgedGroup]) -> dict[str, float]:
     return metrics
 
 
+def expert_metrics(harvest: Harvest) -> dict[str, float]:
+    """How each expert did in a step, as `expert/NAME/...`, over all groups that it answered on.
+
+    `std`, `min`, `max` (the mean is `reward/NAME`): of its scores, on its own scale. `applied`: the
+    share of images that it applied to. `latency_s`: mean time of an answer on a group, tries included.
+    `retries` and `failures`: how often it was asked again, and groups that it gave no answer on.
+    `left_out`: 1 where no reward of the step hears it. `constant`: 1 where it gave all images, two at
+    least, one and the same score. `not_finite`: groups where it gave NaN or infinity to the end.
+    """
+    metrics: dict[str, float] = {}
+    for name in harvest.opinions[0].by_expert if harvest.opinions else ():
+        opinions = [group.by_expert[name] for group in harvest.opinions]
+        said = [o.said.values for o in opinions if isinstance(o.said, Judgement)]
+        values = np.concatenate(said) if said else np.zeros(0, np.float32)
+        given = values[~np.isnan(values)]
+        numbers = {
+            "retries": sum(o.retries for o in opinions),
+            "failures": sum(o.failed for o in opinions),
+            "left_out": name in harvest.left_out,
+            "constant": len(given) > 1 and given.min() == given.max(),
+            "not_finite": sum(o.failed and o.said.not_a_score for o in opinions),
+            "latency_s": np.mean([o.seconds for o in opinions]),
+        }
+        if len(values):
+            numbers["applied"] = len(given) / len(values)
+        if len(given):
+            numbers |= {"std": given.std(), "min": given.min(), "max": given.max()}
+        metrics |= {f"expert/{name}/{key}": float(value) for key, value in numbers.items()}
+    return metrics
+
+
 def sampling_metrics(harvest: Harvest, version: int) -> dict[str, float]:
     reports = harvest.reports
     samples = sum(r.samples for r in reports)
@@ -34,7 +66,8 @@ def sampling_metrics(harvest: Harvest, version: int) -> dict[str, float]:
         "cot/stopped": sum(r.cots_stopped for r in reports) / samples,
         "staleness/mean": float(np.mean(staleness)),
         "staleness/max": float(max(staleness)),
-        "groups/dropped": float(len(harvest.failures)),
+        "groups/dropped": float(len(harvest.dropped)),
+        "actors/replaced": float(harvest.replaced),
     }
 
 

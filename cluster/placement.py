@@ -32,7 +32,7 @@ def roles(config: RunConfig) -> list[Role]:
         Role("rollout", actors.count, actors.num_cpus, actors.num_gpus, "SPREAD", actors.resources),
         Role("learner", learner.ranks, learner.num_cpus, learner.num_gpus, "PACK", learner.resources),
         *(
-            Role(f"expert {name}", e.replicas, e.num_cpus, e.num_gpus, "")
+            Role(f"expert {name}", e.most_replicas, e.num_cpus, e.num_gpus, "", e.resources)
             for name, e in config.rewards.experts.items()
         ),
     ]

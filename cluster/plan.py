@@ -126,7 +126,7 @@ def plan_table(config: RunConfig, needed: list[Need], gpu_gb: float) -> Table:
     ]
     table.add_row("", *verdicts)
     experts = config.rewards.experts.values()
-    gpus = sum(n.count * n.share for n in needed) + sum(e.replicas * e.num_gpus for e in experts)
+    gpus = sum(n.count * n.share for n in needed) + sum(e.most_replicas * e.num_gpus for e in experts)
     table.caption = (
         f"GPUs reserved in all, experts included: {gpus:g}; the experts' memory is not known"
     )

@@ -12,7 +12,7 @@ from learner.config import check_learner
 from policy.janus import check_policy
 from policy.prompts import read_prompts
 from policy.records import Prompt
-from rewards.config import check_experts
+from rewards.loading import check_experts
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ def check_inputs(config: RunConfig) -> Inputs:
     return Inputs(read_prompts(config.train.prompts), Evaluator.of(config.evaluate, held_out))
 
 
-def fresh_folder(config: RunConfig) -> Path:
-    """An empty run directory, but for config.yaml. An earlier run is kept, as NAME.1, NAME.2, ..."""
+def run_folder(config: RunConfig, *, goes_on: bool = False) -> Path:
+    """The run directory with its config.yaml: empty but for that, or, if an earlier run `goes_on`, as
+    that one left it. An earlier run that does not is kept, as NAME.1, NAME.2, ..."""
     folder = config.folder
-    if folder.exists() and any(folder.iterdir()):
+    if not goes_on and folder.exists() and any(folder.iterdir()):
         number = 1
         while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1

@@ -22,10 +22,14 @@ class Publisher:
     actor costs no more than speed.
     """
 
-    def __init__(self, config: RunConfig, learner: LearnerGroup, actors: list[ActorHandle]):
+    def __init__(
+        self, config: RunConfig, learner: LearnerGroup, actors: list[ActorHandle], timeline: int = 0
+    ):
         self._learner = learner
         self._actors = actors
+        self._timeline = timeline
         self._timeout_s = config.learner.timeout_s
+        self._stored: PublishedWeights | None = None
         self.broadcasts = wants_broadcast(config)
         if self.broadcasts:
             self._try(lambda: learner.join_broadcast(actors))
@@ -33,11 +37,23 @@ class Publisher:
     def __call__(self, version: int) -> PublishedWeights:
         """Returns when every actor has the version, or can pull it."""
         if self.broadcasts and self._try(lambda: self._broadcast(version)):
-            return PublishedWeights(version)
-        return self._learner.publish(version)
+            return PublishedWeights(version, timeline=self._timeline)
+        return self._store(version)
+
+    def restore(self, weights: PublishedWeights) -> PublishedWeights:
+        """A version that was broadcast, for an actor that was not there: now in the store. From here
+        on there is no broadcast, for its group is broken."""
+        self.broadcasts = False
+        if self._stored is None or self._stored.version != weights.version:
+            self._store(weights.version)
+        return self._stored
+
+    def _store(self, version: int) -> PublishedWeights:
+        self._stored = self._learner.publish(version, self._timeline)
+        return self._stored
 
     def _broadcast(self, version: int) -> None:
-        receiving = [actor.receive.remote(version) for actor in self._actors]
+        receiving = [actor.receive.remote(version, self._timeline) for actor in self._actors]
         ray.get([*self._learner.broadcast(), *receiving], timeout=self._timeout_s)
 
     def _try(self, call) -> bool:
@@ -60,5 +76,5 @@ def wants_broadcast(config: RunConfig) -> bool:
             "learner.transport: broadcast goes between GPUs or between CPUs, into engines on one GPU:"
             " give num_gpus to actors and learner alike, or set learner.transport: store"
         )
-    on_gpus = both and whole and learner.num_gpus > 0
+    on_gpus = whole and min(actors.num_gpus, learner.num_gpus) >= 1  # NCCL: one process a GPU
     return learner.transport == "broadcast" or (learner.transport == "auto" and on_gpus)

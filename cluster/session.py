@@ -30,6 +30,8 @@ def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[No
     """Connect, or start a cluster that has at least `cpus` (as a number: a laptop with fewer cores than
     roles shares them). SIGTERM ends the command like Ctrl-C does, so that nothing is left behind."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # An answer that nobody fetches is one of a drawing that was given to another actor.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = existing_cluster(config)
     options = {
         "runtime_env": {"env_vars": WORKER_ENV},

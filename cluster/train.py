@@ -1,14 +1,14 @@
 """The loop: sample, judge, compare, learn, publish.
 
-Promised: a group is used whole or not at all; every sample's weights are at most `max_staleness`
-optimizer steps old when it is learned from; the driver moves references, never tensors.
+The driver moves references and numbers, never tensors. With `max_staleness` 0 drawing waits for the
+newest weights; with S, up to S further steps are being drawn while one is learned from. A learner that
+is lost takes the loop back to the newest checkpoint; everything drawn since is drawn again, the same.
 """
 
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -18,126 +18,125 @@ from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.console import TrainProgress, evaluation_table
-from cluster.crew import Crew, start_crew
-from cluster.evaluate import Evaluator
+from cluster.crew import start_crew
 from cluster.evaluation_record import Evaluation
 from cluster.experience import JudgedGroup
-from cluster.metrics import reward_metrics, sampling_metrics, time_metrics
+from cluster.lock import only_run
+from cluster.metrics import expert_metrics, reward_metrics, sampling_metrics, time_metrics
 from cluster.placement import total_cpus
-from cluster.preflight import check_inputs, fresh_folder
+from cluster.preflight import check_inputs, run_folder
 from cluster.prompt_stream import group_stream
-from cluster.recorder import Recorder
 from cluster.report import write_summary
+from cluster.resume import where_to_start
+from cluster.run import LearnerLost, Run, learner_at_work
 from cluster.session import ray_session
+from cluster.stopping import Request, heed
 from learner.grpo import group_advantages
 from learner.rank import ScoredGroup
 from policy.records import Prompt
-from policy.weights import PublishedWeights
-
-
-@dataclass
-class Run:
-    """What the loop works with; `weights` is the newest published version (None: as loaded, version
-    0)."""
-
-    config: RunConfig
-    crew: Crew
-    recorder: Recorder
-    progress: TrainProgress
-    evaluator: Evaluator
-    weights: PublishedWeights | None = None
-
-    @property
-    def version(self) -> int:
-        return self.weights.version if self.weights else 0
 
 
 def train(config: RunConfig, console: Console) -> Path:
-    """A whole run, from prompts to report. Returns the run directory.
+    """A whole run, from prompts to report, or what is left of one that stopped. Returns the run
+    directory.
 
     Raises UserError for anything wrong in the configuration before anything starts, and for anything
     that does not start before anything is written.
     """
     inputs = check_inputs(config)
-    with (
-        ray_session(config.ray, total_cpus(config), console),
-        start_crew(config, inputs.all_prompts, console) as crew,
-        closing(Recorder(fresh_folder(config))) as recorder,
-        TrainProgress(console, config.train.steps) as progress,
-    ):
-        run = Run(config, crew, recorder, progress, inputs.evaluator)
-        before, after = learn(run, inputs.prompts)
-    console.print(evaluation_table("held-out prompts", {"before": before, "after": after}))
-    for path in write_summary(config.folder, before, after):
-        console.print(str(path), highlight=False, soft_wrap=True)
+    with only_run(config.folder):
+        start = where_to_start(config, console.print)
+        if start:
+            console.print(f"{config.folder} goes on from step {start.state.step}", highlight=False)
+        resume = start.resume(config.learner.ranks) if start else None
+        with (
+            ray_session(config.ray, total_cpus(config), console),
+            start_crew(config, inputs.all_prompts, console, resume=resume) as crew,
+            TrainProgress(console, config.train.steps, start.state.step if start else 0) as progress,
+        ):
+            run_folder(config, goes_on=start is not None)
+            with closing(Run.begin(config, crew, progress, inputs.evaluator, start)) as run:
+                before, after = learn_to_the_end(run, inputs.prompts)
+        console.print(evaluation_table("held-out prompts", {"before": before, "after": after}))
+        for path in write_summary(config.folder, before, after):
+            console.print(str(path), highlight=False, soft_wrap=True)
     return config.folder
 
 
-def learn(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
-    """All steps. Returns the evaluations before the first and after the last."""
+def learn_to_the_end(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
+    lost = None
+    with heed() as request:
+        while True:
+            try:
+                if lost:
+                    run.go_back(lost)
+                return learn(run, prompts, request)
+            except LearnerLost as error:
+                lost = error
+
+
+def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluation, Evaluation]:
+    """All steps that are left. Returns the evaluations before the first and after the last.
+
+    Raises LearnerLost, after which the run stands in the middle of a step; and Stopped between two.
+    """
     config, experience, learner = run.config.train, run.crew.experience, run.crew.learner
-    groups = group_stream(prompts, config.group_size, run.config.seed)
+    taken = run.step * config.groups_per_step
+    groups = islice(group_stream(prompts, config.group_size, run.config.seed), taken, None)
     orders: deque = deque()
-    ordered = 0
-    before = after = evaluate(run, 0)
-    for step in range(1, config.steps + 1):
+    ordered = run.step
+    before = after = run.first_evaluation()
+    while run.step < config.steps:
+        run.step += 1
         started = time.perf_counter()
-        while ordered < min(config.steps, step + config.max_staleness):
+        while ordered < min(config.steps, run.step + config.max_staleness):
             orders.append(experience.order(list(islice(groups, config.groups_per_step)), run.weights))
             ordered += 1
         harvest = experience.collect(orders.popleft())
         metrics = reward_metrics(harvest.groups) | sampling_metrics(harvest, run.version)
-        scored = compare(run, harvest.groups)
-        metrics["groups/filtered"] = float(len(harvest.groups) - len(scored))
-        learning = time.perf_counter()
-        if scored:
-            metrics |= ray.get(learner.step(scored))[0]
-        publishing = time.perf_counter()
-        if scored:
-            run.weights = run.crew.publish(run.version + 1)
+        metrics |= expert_metrics(harvest)
+        worth = [group for group in harvest.groups if teaches(run, group)]
+        metrics["groups/filtered"] = float(len(harvest.groups) - len(worth))
+        learning = publishing = time.perf_counter()
+        skipped = False
+        if worth:
+            with learner_at_work():
+                ranks = learner.step(compare(run, worth))
+                metrics |= ray.get(ranks, timeout=run.config.learner.timeout_s)[0]
+                publishing = time.perf_counter()
+                skipped = bool(metrics["step/skipped"])
+                if not skipped:
+                    run.weights = run.crew.publish(run.version + 1)
         done = time.perf_counter()
         metrics |= time_metrics(
             harvest, step_s=done - started, learn_s=publishing - learning, publish_s=done - publishing
         )
-        run.recorder.step(step, metrics)
-        run.progress.step(step, metrics, harvest.failures)
-        after = keep(run, step, harvest.groups) or after
+        run.account(harvest, worth, skipped)
+        run.recorder.step(run.step, metrics)
+        run.progress.step(run.step, metrics, harvest.failures, run.alarms.new(metrics))
+        run.mind(skipped)
+        after = run.keep(harvest.groups) or after
+        if stop.asked and run.step < config.steps:
+            run.stop()
+    run.finish()
     return before, after
 
 
+def teaches(run: Run, group: JudgedGroup) -> bool:
+    """A group whose rewards are all equal has nothing to teach but the KL term, and may be left out.
+    Raises RuntimeError for one that is staler than was promised."""
+    staleness = run.version - group.weights_version
+    if staleness > run.config.train.max_staleness:
+        raise RuntimeError(f"a group is {staleness} steps old: max_staleness was not kept")
+    equal = bool((group.scores.rewards == group.scores.rewards[0]).all())
+    return not (run.config.train.filter_equal_groups and equal)
+
+
 def compare(run: Run, groups: Sequence[JudgedGroup]) -> list[ScoredGroup]:
-    """Groups with their advantages; those that have nothing to teach may be left out."""
-    config = run.config
-    scored = []
-    for group in groups:
-        staleness = run.version - group.weights_version
-        if staleness > config.train.max_staleness:
-            raise RuntimeError(f"a group is {staleness} steps old: max_staleness was not kept")
-        rewards = torch.tensor(group.scores.rewards)
-        if config.train.filter_equal_groups and bool((rewards == rewards[0]).all()):
-            continue
-        advantages = group_advantages(rewards, len(rewards), scale=config.learner.advantage_scale)
-        scored.append(ScoredGroup(group.samples, advantages.numpy()))
-    return scored
-
-
-def keep(run: Run, step: int, groups: Sequence[JudgedGroup]) -> Evaluation | None:
-    """Gallery, checkpoint and evaluation, when it is time for them; the last step is always one."""
-    config, last = run.config, step == run.config.train.steps
-    if groups and (last or step % config.train.show_every == 0):
-        gallery = [
-            (group.prompt, sample, float(reward))
-            for group in groups[:4]
-            for sample, reward in zip(ray.get(group.samples), group.scores.rewards, strict=True)
-        ]
-        run.recorder.samples(step, gallery)
-    if last or step % config.train.save_every == 0:
-        run.crew.learner.save(str((config.folder / "checkpoints" / f"step_{step:06d}").absolute()))
-    return evaluate(run, step) if last or step % config.evaluate.every == 0 else None
-
-
-def evaluate(run: Run, step: int) -> Evaluation:
-    found, failures = run.evaluator(run.crew.experience, run.weights, step)
-    run.recorder.evaluation(step, found)
-    run.progress.evaluation(found, failures)
-    return found
+    """Groups with the advantage of each sample over its group."""
+    scale = run.config.learner.advantage_scale
+    rewards = [torch.tensor(group.scores.rewards) for group in groups]
+    return [
+        ScoredGroup(group.samples, group_advantages(r, len(r), scale=scale).numpy())
+        for group, r in zip(groups, rewards, strict=True)
+    ]

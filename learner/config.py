@@ -85,7 +85,7 @@ class LearnerConfig(BaseModel):
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
     transport: Literal["auto", "store", "broadcast"] = "auto"
     """How weights reach the rollout actors: through Ray's object store, or broadcast, by NCCL between
-    GPUs (gloo between CPUs). auto: broadcast where learner and actors have GPUs."""
+    GPUs (gloo between CPUs). auto: broadcast where each actor and rank has a GPU of its own."""
     bucket_mb: float = Field(64.0, gt=0)
     """Size of a bucket when weights are published."""
     timeout_s: float = Field(600.0, gt=0)

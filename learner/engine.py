@@ -10,7 +10,12 @@ from torch import nn
 
 from learner.config import LearnerConfig, deepspeed_settings, frozen_module
 from learner.logprobs import JanusLogps
+from learner.writer import Writer
 from policy.errors import UserError
+
+ENGINE_FOLDER = "learner"
+UNIVERSAL_FOLDER = "learner_universal"
+"""In a checkpoint: DeepSpeed's state, and the same for another number of ranks."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,22 @@ def freeze(model: nn.Module, names: list[str]) -> None:
         frozen_module(model, name).requires_grad_(False)
 
 
-def training_engine(module: JanusLogps, config: LearnerConfig, dtype: str):
+@dataclass(frozen=True)
+class Resume:
+    """A checkpoint to go on from; `universal`: it was written by another number of ranks, and has been
+    converted."""
+
+    folder: str
+    universal: bool = False
+
+
+def training_engine(
+    module: JanusLogps,
+    config: LearnerConfig,
+    dtype: str,
+    writer: Writer,
+    resume: Resume | None = None,
+):
     """Trains whatever requires a gradient, with AdamW unless DeepSpeed's settings name an optimizer."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
@@ -59,7 +79,30 @@ def training_engine(module: JanusLogps, config: LearnerConfig, dtype: str):
         optimizer = torch.optim.AdamW(
             trained, config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
-    return _initialize(module, settings, optimizer=optimizer, model_parameters=trained)
+    if resume and resume.universal:
+        settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
+    engine = _initialize(module, settings, optimizer=optimizer, model_parameters=trained)
+
+    from learner.snapshot import SnapshotEngine
+
+    engine.checkpoint_engine = SnapshotEngine(writer)
+    if resume:
+        tag = UNIVERSAL_FOLDER if resume.universal else ENGINE_FOLDER
+        engine.load_checkpoint(resume.folder, tag=tag)
+    return engine
+
+
+def apply_gradients(engine) -> bool:
+    """One optimizer step; False if a gradient is not finite, in which case nothing changes."""
+    if engine.zero_optimization():  # checks for itself
+        engine.step()
+        return engine.was_step_applied()
+    norms = [p.grad.norm() for p in engine.module.parameters() if p.grad is not None]
+    if norms and not torch.isfinite(torch.stack(norms).sum()):
+        engine.module.zero_grad()
+        return False
+    engine.step()
+    return True
 
 
 def sharded_engine(module: JanusLogps, config: LearnerConfig, dtype: str):

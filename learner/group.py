@@ -9,6 +9,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.config import LearnerConfig
+from learner.engine import Resume
 from learner.rank import LearnerRank, ScoredGroup
 from policy.broadcast import Meeting
 from policy.janus import PolicyConfig
@@ -25,8 +26,9 @@ class LearnerGroup:
         guidance: float,
         placement: PlacementGroup | None = None,
         first_bundle: int = 0,
+        resume: Resume | None = None,
     ):
-        """Starts the ranks and waits until all hold the model."""
+        """Starts the ranks and waits until all hold the model, or with `resume` a checkpoint's."""
         self.config = config
         actor = ray.remote(LearnerRank)
         self.ranks = []
@@ -41,7 +43,9 @@ class LearnerGroup:
             }
             self.ranks.append(actor.options(**options).remote(rank, config.ranks))
         where = ray.get(self.ranks[0].rendezvous.remote())
-        setups = [r.setup.remote(policy, config, temperature, guidance, where) for r in self.ranks]
+        setups = [
+            r.setup.remote(policy, config, temperature, guidance, where, resume) for r in self.ranks
+        ]
         self.trained_parameters: int = ray.get(setups)[0]
 
     def step(self, groups: Sequence[ScoredGroup], micro_batches: int | None = None) -> list[ObjectRef]:
@@ -52,7 +56,7 @@ class LearnerGroup:
             rank.step.remote(list(groups[i::count]), micro_batches) for i, rank in enumerate(self.ranks)
         ]
 
-    def publish(self, version: int) -> PublishedWeights:
+    def publish(self, version: int, timeline: int = 0) -> PublishedWeights:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.
 
         The references are this process's, so the weights outlive the ranks that made them."""
@@ -60,7 +64,7 @@ class LearnerGroup:
         manifest, *buckets = list(streams[0])
         for stream in streams[1:]:
             list(stream)
-        return PublishedWeights(version, manifest, tuple(buckets))
+        return PublishedWeights(version, manifest, tuple(buckets), timeline)
 
     def join_broadcast(self, actors: Sequence[ActorHandle]) -> None:
         """Connect rank 0 with these rollout actors, as receivers of all versions to come."""
@@ -74,9 +78,13 @@ class LearnerGroup:
         """Begin to send the current weights; done when all references are."""
         return [rank.broadcast.remote() for rank in self.ranks]
 
-    def save(self, folder: str) -> None:
-        """Write the model in transformers layout and wait for it."""
-        ray.get([rank.save.remote(folder) for rank in self.ranks])
+    def begin_save(self, folder: str) -> None:
+        """Have all ranks copy their state to memory, and begin to write it into `folder`."""
+        ray.get([rank.begin_save.remote(folder) for rank in self.ranks], timeout=self.config.timeout_s)
+
+    def saved(self) -> bool:
+        """Whether the checkpoint that was begun is written. Raises what a rank's write raised."""
+        return all(ray.get([rank.saved.remote() for rank in self.ranks], timeout=self.config.timeout_s))
 
     def stop(self) -> None:
         for rank in self.ranks:

@@ -8,7 +8,7 @@ step is cut into ranks and micro-batches.
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import ray
@@ -17,7 +17,15 @@ import torch.distributed as dist
 
 from learner.batch import Batch, empty_like, make_batch
 from learner.config import LearnerConfig
-from learner.engine import Rendezvous, freeze, join, training_engine
+from learner.engine import (
+    ENGINE_FOLDER,
+    Rendezvous,
+    Resume,
+    apply_gradients,
+    freeze,
+    join,
+    training_engine,
+)
 from learner.export import exports, gathered
 from learner.logprobs import JanusLogps, Logps
 from learner.lora import adapters_off, add_adapters
@@ -25,6 +33,7 @@ from learner.micro_batches import by_tokens, in_parts
 from learner.objective import phase_losses
 from learner.reference import load_reference
 from learner.tally import Tally
+from learner.writer import Writer
 from policy.broadcast import Broadcast, Meeting
 from policy.janus import PolicyConfig, load_janus
 from policy.weights import Manifest, pack, plan_buckets
@@ -60,8 +69,9 @@ class LearnerRank:
         temperature: float,
         guidance: float,
         where: Rendezvous,
+        resume: Resume | None = None,
     ) -> int:
-        """Returns the number of trained parameters."""
+        """Returns the number of trained parameters. `resume`: go on from a checkpoint."""
         self.config = config
         on_gpu = config.num_gpus > 0  # what was asked for: Ray hides no GPU from who asked for none
         self.device = "cuda:0" if on_gpu else "cpu"
@@ -81,7 +91,8 @@ class LearnerRank:
         if config.gradient_checkpointing:
             module.checkpoint_layers()
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        self.engine = training_engine(module, config, policy.dtype)
+        self.writer = Writer()
+        self.engine = training_engine(module, config, policy.dtype, self.writer, resume)
         return count
 
     # --- a step ---
@@ -90,7 +101,7 @@ class LearnerRank:
         """One update on this rank's share of the groups. All ranks call it together; any may have
         none. `micro_batches` overrides the token budget (tests). Returns the metrics of all ranks.
 
-        Raises FloatingPointError, before the weights change, if the loss is not finite.
+        A gradient that is not finite changes nothing: `step/skipped` is 1 then, else 0.
         """
         batches = self._micro_batches(groups, micro_batches)
         weight = sum((b.weights.sum() for b in batches), torch.zeros(()))
@@ -104,9 +115,7 @@ class LearnerRank:
             batch = batches[index] if index < len(batches) else example
             self._backward(batch.to(self.device), total_weight, tally)
         metrics = tally.reduce()
-        if not np.isfinite(metrics["loss"]):
-            raise FloatingPointError(f"the loss is {metrics['loss']}; the weights were not changed")
-        self.engine.step()
+        metrics["step/skipped"] = float(not apply_gradients(self.engine))
         metrics["grad_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
         metrics["lr"] = float(self.engine.optimizer.param_groups[0]["lr"])
         return metrics
@@ -201,16 +210,21 @@ class LearnerRank:
             with gathered(wanted):
                 yield [e.whole() for e in wanted] if self.rank == 0 else []
 
-    def save(self, folder: str) -> None:
-        """Write the model in transformers layout, under another name until it is whole. Rank 0
-        writes."""
+    # --- checkpoints ---
+
+    def begin_save(self, folder: str) -> None:
+        """Copy to memory what a checkpoint holds, and begin to write it: the model in transformers
+        layout by rank 0, DeepSpeed's state by all. Training may go on; `saved` tells the end."""
         state = {}
         for export in exports(self.janus.model):
             with gathered([export]):
                 if self.rank == 0:
-                    state[export.name] = export.whole().detach().cpu().clone()
+                    state[export.name] = export.whole().detach().to("cpu", copy=True)
         if self.rank == 0:
-            part = Path(f"{folder}.part")
-            self.janus.model.save_pretrained(part, state_dict=state)
-            self.janus.tokenizer.save_pretrained(part)
-            part.rename(folder)
+            self.writer.add(partial(self.janus.model.save_pretrained, folder, state_dict=state))
+            self.writer.add(partial(self.janus.tokenizer.save_pretrained, folder))
+        self.engine.save_checkpoint(folder, tag=ENGINE_FOLDER, save_latest=False)
+
+    def saved(self) -> bool:
+        """Whether everything is written. Raises what went wrong (a full disk, ...)."""
+        return self.writer.finished()

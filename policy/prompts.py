@@ -58,6 +58,16 @@ def parse_prompt(row: dict[str, Any]) -> Prompt:
     )
 
 
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """The row that `parse_prompt` reads as this record."""
+    row = dict(vars(prompt))
+    row["prompt"] = row.pop("text")
+    row["nouns"], row["attr_nouns"] = list(prompt.nouns), list(prompt.attr_nouns)
+    row["spatial_info"] = vars(prompt.spatial_info) if prompt.spatial_info else None
+    row["numeracy_info"] = [vars(count) for count in prompt.numeracy_info]
+    return row
+
+
 def plain_prompt(text: str) -> Prompt:
     """A bare text as a record, for commands that are given nothing but a sentence."""
     return Prompt(id=prompt_id(text), text=text, task_type="other")

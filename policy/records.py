@@ -91,8 +91,8 @@ class Scores:
 
     `values` is float32 [N, E] in the experts' own scale, NaN where an expert does not apply to the
     prompt. `rewards` is float32 [N], the ensemble's weighted mean of what applies. `passed` is bool
-    [N]: every expert that applies reached its pass mark. `evidence[n][e]` is what the expert wants
-    to show a person (boxes, counts, answers), "" where there is nothing.
+    [N]: every expert that applies reached its pass mark. For people to look at: `evidence[n][e]` is a
+    line (counts, answers), "" where there is nothing, and `boxes[n][e]` what the expert found where.
     """
 
     sample_ids: tuple[str, ...]
@@ -101,3 +101,4 @@ class Scores:
     rewards: np.ndarray = field(repr=False)
     passed: np.ndarray = field(repr=False)
     evidence: tuple[tuple[str, ...], ...] = field(repr=False, default=())
+    boxes: tuple[tuple[tuple[Box, ...], ...], ...] = field(repr=False, default=())

@@ -36,6 +36,8 @@ class PublishedWeights:
     version: int
     manifest: object | None = None
     buckets: tuple[object, ...] = ()
+    timeline: int = 0
+    """A run that goes back to a checkpoint counts versions again, on a new timeline."""
 
 
 Manifest = tuple[tuple[TensorSpec, ...], ...]

@@ -1,20 +1,56 @@
 """Which experts judge, with what weight, and where they run."""
 
-import inspect
-from difflib import get_close_matches
-from importlib import import_module
-from typing import Annotated, Any
+from ipaddress import ip_address
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
-
-from policy.errors import UserError
-from rewards.expert import Expert
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 ExpertName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class AutoscaleConfig(_Strict):
+    """How many replicas an expert has, by how much it is asked."""
+
+    min: int = Field(1, ge=1)
+    """Replicas that are always there."""
+    max: int = Field(ge=1)
+    target_queue: float = Field(2.0, gt=0)
+    """Requests a replica, waiting or being scored, that scaling aims at."""
+    up_after_s: float = Field(5.0, ge=0)
+    """How long there must be more than that before replicas are added."""
+    down_after_s: float = Field(60.0, ge=0)
+    """How long there must be less than that before replicas are taken away."""
+
+    @model_validator(mode="after")
+    def _in_order(self):
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is less than min ({self.min})")
+        return self
+
+
+class RangeConfig(_Strict):
+    """An expert's own scale: `low` becomes 0 and `high` becomes 1, in a straight line that goes on
+    beyond both. `high` below `low` turns a scale round where less is better."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _apart(self):
+        if self.low == self.high:
+            raise ValueError("low and high are the same")
+        return self
 
 
 class ExpertConfig(_Strict):
@@ -24,29 +60,104 @@ class ExpertConfig(_Strict):
     """The class, as "package.module:Class"."""
     options: dict[str, Any] = {}
     """Keyword arguments of its constructor."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Handed to a constructor that takes `device`; None: its own default."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Handed to a constructor that takes `dtype`; None: its own default."""
     weight: float = Field(1.0, ge=0)
     """Its share in the reward; 0: it is asked and shown, but never counts."""
+    normalize: Literal["none", "running"] | RangeConfig = "none"
+    """How a score enters the reward: as it is; less the mean and over the standard deviation of all
+    of the expert's scores in the run so far; or with a fixed range as 0 to 1."""
+    on_failure: Literal["drop", "leave_out"] = "drop"
+    """What an expert that gives no answer takes with it: the group of samples that it was asked
+    about, or its own part in the rewards of the whole step."""
     replicas: int = Field(1, ge=1)
     """How many processes answer for it, each with an expert of its own."""
+    autoscale: AutoscaleConfig | None = None
+    """Instead of `replicas`: bounds between which Ray Serve chooses."""
     num_cpus: float = Field(0.1, ge=0)
     """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that Ray reserves for each replica; a fraction shares one."""
-    max_ongoing_requests: int = Field(4, ge=1)
-    """Requests a replica holds at once: it fetches images for one while it scores another."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources that Ray reserves for each replica, by name."""
+    runtime_env: dict[str, Any] = {}
+    """A Ray runtime environment of its own, e.g. {pip: [...]} or {env_vars: {...}}."""
+    batch_size: int = Field(64, ge=1)
+    """Most images of one call of the expert. Requests that wait are put together, larger ones cut."""
+    batch_wait_s: float = Field(0.0, ge=0)
+    """How long an idle expert waits for more images to fill a batch."""
+    max_ongoing_requests: int = Field(16, ge=1)
+    """Requests a replica holds at once: it fetches images for some while it scores others."""
+    retries: int | None = Field(None, ge=0)
+    """None: as `rewards.retries`."""
+    timeout_s: float | None = Field(None, gt=0)
+    """None: as `rewards.timeout_s`."""
+
+    @model_validator(mode="after")
+    def _one_way_to_scale(self):
+        if self.autoscale and "replicas" in self.model_fields_set and self.replicas != 1:
+            raise ValueError("set replicas or autoscale, not both")
+        return self
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _ships_no_folders(cls, env: dict[str, Any]) -> dict[str, Any]:
+        """Ray Serve takes such an environment, and then fails whenever it is asked how it is."""
+        modules = env.get("py_modules") or []
+        for path in [env.get("working_dir"), *(modules if isinstance(modules, list) else [modules])]:
+            if path is not None and "://" not in str(path):
+                raise ValueError(
+                    f"{path}: Ray Serve takes addresses only, such as s3://... or, for a file that is"
+                    " on every machine, file:///path/to/package.whl"
+                )
+        return env
+
+    @property
+    def most_replicas(self) -> int:
+        return self.autoscale.max if self.autoscale else self.replicas
+
+    @property
+    def has_own_packages(self) -> bool:
+        """Whether its environment differs from the driver's, where the class then cannot be loaded."""
+        return bool(self.runtime_env.keys() - {"env_vars", "config"})
 
 
 class GatewayConfig(_Strict):
     """The HTTP door to the experts, and what it lets in."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. There is no authentication: think before opening it to a network."""
+    """Address to listen on; any other than this machine's own needs a token."""
     port: int = Field(8000, ge=0, le=65535)
     """0: any free port."""
+    token_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds the bearer token to ask for; None: nobody is asked."""
     max_body_mb: float = Field(16, gt=0)
     """Largest request body, in MiB."""
+    body_timeout_s: float = Field(30, gt=0)
+    """How long a body may take to arrive."""
     max_pixels: int = Field(4096 * 4096, ge=1)
     """Most pixels that the images of one request may have together."""
+    max_concurrent: int = Field(32, ge=1)
+    """Requests that are worked on at once; others are told to come back later."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @model_validator(mode="after")
+    def _no_open_door(self):
+        if not self.is_local and self.token_env is None:
+            raise ValueError(
+                f"host {self.host} can be reached from other machines: set token_env to the name of "
+                "an environment variable that holds a token"
+            )
+        return self
 
 
 class RewardsConfig(_Strict):
@@ -55,7 +166,7 @@ class RewardsConfig(_Strict):
     experts: dict[ExpertName, ExpertConfig]
     """At least one of them must weigh more than 0."""
     retries: int = Field(2, ge=0)
-    """How often an expert that failed is asked again before its group of samples is given up."""
+    """How often an expert that failed is asked again before it is given up."""
     timeout_s: float = Field(120, gt=0)
     """How long one answer may take, waiting included. A replica stuck for longer is replaced."""
     gateway: GatewayConfig | None = None
@@ -68,47 +179,10 @@ class RewardsConfig(_Strict):
             raise ValueError("at least one expert with a weight above 0 is needed")
         return experts
 
+    def retries_of(self, expert: str) -> int:
+        own = self.experts[expert].retries
+        return self.retries if own is None else own
 
-def load_expert_class(use: str) -> type[Expert]:
-    """The class that "package.module:Class" names. Raises UserError with one line on what is wrong."""
-    module_name, colon, class_name = use.partition(":")
-    if not (colon and class_name.isidentifier() and all(map(str.isidentifier, module_name.split(".")))):
-        raise UserError(f"{use!r} does not name an expert: write package.module:Class")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise UserError(f"{use}: there is no module {error.name!r} on the Python path") from error
-        raise UserError(f"{use}: {module_name} needs a module that is missing: {error.name}") from error
-    except (ImportError, SyntaxError) as error:
-        raise UserError(f"{use}: {module_name} cannot be imported: {error}") from error
-
-    found = getattr(module, class_name, None)
-    if found is None:
-        experts = [name for name, value in vars(module).items() if _is_expert(value)]
-        near = get_close_matches(class_name, experts, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{use}: {module_name} has no class {class_name}{hint}")
-    if not _is_expert(found):
-        raise UserError(f"{use}: {class_name} is not a subclass of rewards.expert.Expert")
-    if missing := sorted(found.__abstractmethods__):
-        raise UserError(f"{use}: {class_name} does not define {', '.join(missing)}")
-    return found
-
-
-def _is_expert(value: object) -> bool:
-    return inspect.isclass(value) and issubclass(value, Expert)
-
-
-def check_experts(config: RewardsConfig) -> None:
-    """Load every class and hold its options against its constructor, but build nothing.
-
-    For a driver that must refuse a bad config before it starts. Raises UserError naming the expert.
-    """
-    for name, entry in config.experts.items():
-        try:
-            found = load_expert_class(entry.use)
-            inspect.signature(found).bind(**entry.options)
-        except (UserError, TypeError) as error:
-            what = f"options: {error}" if isinstance(error, TypeError) else str(error)
-            raise UserError(f"rewards.experts.{name}: {what}") from error
+    def timeout_of(self, expert: str) -> float:
+        own = self.experts[expert].timeout_s
+        return self.timeout_s if own is None else own

@@ -32,6 +32,10 @@ class Expert(ABC):
         """Whether the expert has anything to say on this prompt; if not, it is absent, not 0."""
         return True
 
+    def applies_to(self, prompts: Sequence[Prompt]) -> list[bool]:
+        """`applies` of many prompts; override it where asking once is cheaper than asking each."""
+        return [self.applies(prompt) for prompt in prompts]
+
     @abstractmethod
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
         """Judge N images, uint8 [H, W, 3] each, all of prompts that the expert applies to.

@@ -2,173 +2,164 @@
 
 | | |
 |---|---|
-| `POST /v1/score` | images and one prompt, as multipart form -> what every expert says |
+| `POST /v1/score` | images and one prompt, as multipart form or JSON -> what every expert says |
+| `POST /v1/applies` | prompts -> which experts have anything to say on them |
 | `GET /v1/experts` | the experts and how they are |
+| `GET /metrics` | requests, images, failures and latencies of every replica, for Prometheus |
 | `GET /healthz`, `GET /readyz` | the process is alive; all experts run |
 | `GET /docs` | this interface, to read and to try |
 
-Nothing that arrives is trusted: bodies are cut off at their limit while they are read, an image's
-size is known before a pixel of it is decoded, and only PNG, JPEG and WebP are decoded at all.
+Nothing that arrives is trusted: a token is asked for, and bodies are cut off at their limit while they
+are read (rewards/doors.py); an image's size is known before a pixel of it is decoded, and only PNG,
+JPEG and WebP are decoded at all (rewards/intake.py).
 """
 
 import asyncio
-from typing import Annotated
+from collections import Counter
 
-import numpy as np
-from fastapi import FastAPI, File, Form, HTTPException, UploadFile
-from pydantic import BaseModel, Field
+import ray
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.security import HTTPBearer
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from policy.errors import UserError
-from policy.records import Prompt
 from rewards.config import RewardsConfig
-from rewards.ensemble import ExpertFailed, ask, combine
-from rewards.expert import Judgement
-from rewards.intake import LimitBody, read_images, read_prompt
-from rewards.serving import GATEWAY_APP, app_name
+from rewards.doors import CountReplies, LimitBody, LimitConcurrency, RequireToken, token_digest
+from rewards.exposition import exposition
+from rewards.intake import (
+    FORM_SCHEMA,
+    AppliesBody,
+    ScoreBody,
+    invalid,
+    parse_body,
+    read_images,
+    read_prompt,
+    read_request,
+)
+from rewards.panel import Panel
+from rewards.replies import AppliesReply, ExpertState, Refusal, ScoreReply, State, score_reply
+from rewards.serving import GATEWAY_APP
 from rewards.startup import QUIET, start_serve, wait_until_running
+from rewards.status import ExpertStatus, expert_statuses
+
+_REFUSALS = {
+    401: {"model": Refusal, "description": "The bearer token is missing or wrong"},
+    408: {"model": Refusal, "description": "The body took too long to arrive"},
+    413: {"model": Refusal, "description": "The body or the images are too large"},
+    415: {"model": Refusal, "description": "The body, or a file in it, is of no kind that can be read"},
+    422: {"description": "A field is missing or wrong; it is named"},
+    429: {"model": Refusal, "description": "Too many requests at once: try again after Retry-After"},
+}
+_SCORE_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": FORM_SCHEMA},
+        "application/json": {"schema": ScoreBody.model_json_schema()},
+    },
+}
+_APPLIES_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": AppliesBody.model_json_schema()}},
+}
 
 
-class ExpertScore(BaseModel):
-    """What one expert says of one image."""
-
-    score: float | None = Field(description="null: the expert does not apply to the prompt, or failed")
-    error: str | None = Field(description="why the expert failed; null: it did not")
-    evidence: str = Field(description="what it saw, for people; may be empty")
-
-
-class ImageScore(BaseModel):
-    """One image's reward and its parts."""
-
-    reward: float | None = Field(
-        description="weighted mean of the experts that apply; null: none, or one that counts failed"
-    )
-    experts: dict[str, ExpertScore]
-
-
-class ScoreReply(BaseModel):
-    """One entry an image, in the order of the request."""
-
-    prompt_id: str
-    images: list[ImageScore]
-
-
-class ExpertState(BaseModel):
-    """One expert as it is configured, and as it is."""
-
-    name: str
-    use: str
-    weight: float
-    replicas: int
-    running: int = Field(description="replicas that run now")
-    status: str = Field(description='"RUNNING": it answers')
-
-
-class State(BaseModel):
-    status: str
-
-
-class Refusal(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
-
-
-def expert_states(config: RewardsConfig) -> list[ExpertState]:
-    """How Serve sees each expert now."""
-    apps = serve.status().applications
+def expert_states(config: RewardsConfig, *, ask: bool = True) -> list[ExpertState]:
+    """How Serve sees each configured expert now; its pass mark is known if the replicas are asked."""
+    found = {status.name: status for status in expert_statuses(ask=ask)}
+    absent = ExpertStatus("", ApplicationStatus.NOT_STARTED.value, {}, ())
     states = []
     for name, entry in config.experts.items():
-        app = apps.get(app_name(name))
-        deployments = app.deployments.values() if app else ()
+        status = found.get(name, absent)
+        marks = [stats.pass_mark for stats in status.stats]
         states.append(
             ExpertState(
                 name=name,
                 use=entry.use,
                 weight=entry.weight,
-                replicas=entry.replicas,
-                running=sum(d.replica_states.get("RUNNING", 0) for d in deployments),
-                status=app.status.value if app else ApplicationStatus.NOT_STARTED.value,
+                pass_mark=marks[0] if marks else None,
+                replicas=entry.autoscale.min if entry.autoscale else entry.replicas,
+                running=status.running,
+                status=status.status,
             )
         )
     return states
 
 
-async def score_images(config: RewardsConfig, images: list[np.ndarray], prompt: Prompt) -> ScoreReply:
-    """Ask every expert about every image. An expert that fails says so; it takes no other down."""
-    prompts = [prompt] * len(images)
-
-    async def call(name: str) -> Judgement:
-        handle = await asyncio.to_thread(serve.get_app_handle, app_name(name))
-        return await handle.score_images.remote(images, prompts)
-
-    names = list(config.experts)
-    calls = [ask(name, lambda name=name: call(name), config) for name in names]
-    answers = dict(zip(names, await asyncio.gather(*calls, return_exceptions=True), strict=True))
-    for answer in answers.values():
-        if isinstance(answer, BaseException) and not isinstance(answer, ExpertFailed):
-            raise answer
-    rewards = _rewards(config, answers, len(images))
-    return ScoreReply(
-        prompt_id=prompt.id,
-        images=[
-            ImageScore(reward=reward, experts={name: _cell(a, n) for name, a in answers.items()})
-            for n, reward in enumerate(rewards)
-        ],
-    )
+def _names(config: RewardsConfig, asked: tuple[str, ...] | list[str] | None) -> list[str]:
+    """The experts to ask, each once. Raises FastAPI's 422 error for one that is not configured."""
+    if unknown := [name for name in asked or () if name not in config.experts]:
+        raise invalid(f"no such expert: {unknown[0]}; there are {', '.join(config.experts)}", "experts")
+    return list(config.experts) if asked is None else list(dict.fromkeys(asked))
 
 
-def _rewards(
-    config: RewardsConfig, answers: dict[str, Judgement | ExpertFailed], images: int
-) -> list[float | None]:
-    weighted = {name: a for name, a in answers.items() if config.experts[name].weight > 0}
-    said = {name: a for name, a in weighted.items() if isinstance(a, Judgement)}
-    # Whether an expert applies depends on the prompt, and all images here have the same one.
-    if len(said) < len(weighted) or all(np.isnan(a.values).any() for a in said.values()):
-        return [None] * images
-    weights = {name: config.experts[name].weight for name in said}
-    scores = combine([str(n) for n in range(images)], said, weights, dict.fromkeys(said, 0.0))
-    return [float(reward) for reward in scores.rewards]
-
-
-def _cell(answer: Judgement | ExpertFailed, n: int) -> ExpertScore:
-    if isinstance(answer, ExpertFailed):
-        return ExpertScore(score=None, error=str(answer), evidence="")
-    value = float(answer.values[n])
-    score = None if np.isnan(value) else value
-    return ExpertScore(score=score, error=None, evidence=answer.evidence[n])
-
-
-def build_app(config: RewardsConfig) -> FastAPI:
-    """The interface itself; `config.gateway` must be set."""
+def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
+    """The interface itself; `config.gateway` must be set. `digest`: of the token to ask for."""
     limits = config.gateway
+    panel = Panel(config)
+    replies: Counter[int] = Counter()
     app = FastAPI(title="bicot experts", description="Vision experts judge images by their prompts.")
-    app.add_middleware(LimitBody, max_bytes=int(limits.max_body_mb * 2**20))
-    refusals = {
-        413: {"model": Refusal, "description": "The body or the images are too large"},
-        415: {"model": Refusal, "description": "A file is no PNG, JPEG or WebP image that can be read"},
-    }
+    app.add_middleware(
+        LimitBody, max_bytes=int(limits.max_body_mb * 2**20), timeout_s=limits.body_timeout_s
+    )
+    app.add_middleware(LimitConcurrency, most=limits.max_concurrent)
+    if digest is not None:
+        app.add_middleware(RequireToken, digest=digest)
+    app.add_middleware(CountReplies, counts=replies)  # added last: it sees every reply
+    # The token is checked above; this has the description say so.
+    guarded = [Depends(HTTPBearer(auto_error=False))] if digest is not None else []
 
-    @app.post("/v1/score", responses=refusals)
-    async def score(
-        image: Annotated[list[UploadFile], File(description="one or more PNG, JPEG or WebP files")],
-        prompt: Annotated[str, Form(description="a sentence, or one row of a prompt file as JSON")],
-    ) -> ScoreReply:
+    @app.post(
+        "/v1/score",
+        responses=_REFUSALS,
+        dependencies=guarded,
+        openapi_extra={"requestBody": _SCORE_BODY},
+    )
+    async def score(request: Request) -> ScoreReply:
         """Score one or more images of one prompt.
 
         A plain sentence carries no objects, counts or relations: experts that need them, given in
         the JSON of a prompt row, do not apply to it.
         """
-        parsed = read_prompt(prompt)
-        files = [await file.read() for file in image]
-        images = await asyncio.to_thread(read_images, files, limits.max_pixels)
-        return await score_images(config, images, parsed)
+        asked = await read_request(request)
+        names = _names(config, asked.experts)
+        images = await asyncio.to_thread(read_images, asked.files, limits.max_pixels)
+        shared = await asyncio.to_thread(ray.put, images)
+        opinions = await panel.judge_images([shared], [asked.prompt] * len(images), names)
+        return score_reply(config, asked.prompt.id, opinions, len(images))
 
-    @app.get("/v1/experts")
+    @app.post(
+        "/v1/applies",
+        responses={status: _REFUSALS[status] for status in (401, 408, 413, 422, 429)}
+        | {503: {"model": Refusal, "description": "An expert gave no answer"}},
+        dependencies=guarded,
+        openapi_extra={"requestBody": _APPLIES_BODY},
+    )
+    async def applies(request: Request) -> AppliesReply:
+        """Which experts have anything to say on which prompts."""
+        asked = parse_body(AppliesBody, await request.body())
+        prompts = [read_prompt(given, "prompts", n) for n, given in enumerate(asked.prompts)]
+        names = _names(config, asked.experts)
+        try:
+            columns = await panel.applies(prompts, names)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise HTTPException(503, f"an expert gave no answer: {type(error).__name__}") from error
+        return AppliesReply(experts=columns)
+
+    @app.get("/v1/experts", dependencies=guarded)
     def experts() -> list[ExpertState]:
         """All experts, and how they are."""
         return expert_states(config)
+
+    @app.get("/metrics", dependencies=guarded, response_class=Response)
+    def metrics() -> Response:
+        """Every replica's counters since it started, in Prometheus' text format."""
+        mine = [status for status in expert_statuses() if status.name in config.experts]
+        return Response(
+            exposition(mine, replies), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     @app.get("/healthz")
     async def healthz() -> State:
@@ -178,7 +169,8 @@ def build_app(config: RewardsConfig) -> FastAPI:
     @app.get("/readyz", responses={503: {"model": Refusal, "description": "Not every expert runs"}})
     def readyz() -> State:
         """All experts run."""
-        missing = [s.name for s in expert_states(config) if s.status != ApplicationStatus.RUNNING.value]
+        running = ApplicationStatus.RUNNING.value
+        missing = [s.name for s in expert_states(config, ask=False) if s.status != running]
         if missing:
             raise HTTPException(503, f"not running: {', '.join(missing)}")
         return State(status="ready")
@@ -189,17 +181,18 @@ def build_app(config: RewardsConfig) -> FastAPI:
 def start_gateway(config: RewardsConfig) -> str:
     """Open the door to experts that `deploy_experts` has started. Returns its URL once it answers.
 
-    Raises UserError if no gateway is configured, if its address cannot be had, or if it fails to
-    start; the experts run on.
+    Raises UserError if no gateway is configured, if its token or its address cannot be had, or if it
+    fails to start; the experts run on.
     """
     if config.gateway is None:
         raise UserError("rewards.gateway is not set: there is no gateway to start")
+    digest = token_digest(config.gateway)
     url = start_serve(config.gateway)
     door = serve.deployment(
-        serve.ingress(lambda: build_app(config))(),
+        serve.ingress(lambda: build_app(config, digest))(),
         name=GATEWAY_APP,
         ray_actor_options={"num_cpus": 0.1},
-        max_ongoing_requests=64,
+        max_ongoing_requests=100_000,  # the door itself turns away who is too many
         graceful_shutdown_wait_loop_s=0.2,
     )
     target = serve.RunTarget(door.bind(), GATEWAY_APP, "/", QUIET)

@@ -1,55 +1,138 @@
-"""What the gateway lets in: bodies up to a size, images up to a size, prompts that parse."""
+"""What the gateway lets in: requests in two forms, images up to a size, prompts that parse."""
 
+import binascii
+import struct
 import warnings
+import zlib
+from base64 import b64decode
+from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.datastructures import UploadFile
 
 from policy.prompts import parse_prompt, plain_prompt
 from policy.records import Prompt
 
+T = TypeVar("T", bound=BaseModel)
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
+# What Pillow's decoders raise on bytes that are no image of their kind.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
+_UNREADABLE += (OverflowError, struct.error, zlib.error)
+
+PromptField = Annotated[
+    str | dict[str, Any], Field(description="a sentence, or one row of a prompt file")
+]
 
 
-class LimitBody:
-    """ASGI middleware: a body over the limit gets 413. What Content-Length claims is used only to
-    refuse early; the bytes are counted as they come."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int):
-        self._app = app
-        self._max_bytes = max_bytes
-        self._refusal = f"the request body is larger than {max_bytes} bytes"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        claimed = dict(scope["headers"]).get(b"content-length", b"")
-        if claimed.isdigit() and int(claimed) > self._max_bytes:
-            await JSONResponse({"detail": self._refusal}, 413)(scope, receive, send)
-            return
-        read = 0
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._max_bytes:
-                raise HTTPException(413, self._refusal)
-            return message
-
-        await self._app(scope, counted, send)
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def read_images(files: list[bytes], max_pixels: int) -> list[np.ndarray]:
+class ScoreBody(_Body):
+    """The JSON form of a request for scores."""
+
+    prompt: PromptField
+    images: list[str] = Field(min_length=1, description="PNG, JPEG or WebP files, in base64")
+    experts: list[str] | None = Field(None, description="whom to ask; null: all")
+
+
+class AppliesBody(_Body):
+    """Prompts that somebody wants scores for."""
+
+    prompts: list[PromptField] = Field(min_length=1, max_length=10_000)
+    experts: list[str] | None = Field(None, description="whom to ask; null: all")
+
+
+FORM_SCHEMA = {
+    "type": "object",
+    "required": ["image", "prompt"],
+    "properties": {
+        "image": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "one or more PNG, JPEG or WebP files",
+        },
+        "prompt": {
+            "type": "string",
+            "description": "a sentence, or one row of a prompt file as JSON",
+        },
+        "experts": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "whom to ask; absent: all",
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What is asked, however it came: image files, one prompt, the experts to ask (None: all)."""
+
+    files: tuple[bytes, ...]
+    prompt: Prompt
+    experts: tuple[str, ...] | None
+
+
+async def read_request(request: Request) -> ScoreRequest:
+    """The body of a request for scores, as multipart form or as JSON. Raises FastAPI's 422 error with
+    the name of the field at fault, or an HTTPException: 415 for another kind of body."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return _from_json(await request.body())
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        return await _from_form(request)
+    raise HTTPException(415, "send multipart/form-data or application/json")
+
+
+async def _from_form(request: Request) -> ScoreRequest:
+    async with request.form() as form:
+        files = form.getlist("image")
+        if not files or not all(isinstance(file, UploadFile) for file in files):
+            raise invalid("one file or more is needed", "image")
+        texts = {name: form.getlist(name) for name in ("prompt", "experts")}
+        for name, given in texts.items():
+            if not all(isinstance(text, str) for text in given):
+                raise invalid("this is text, not a file", name)
+        if len(texts["prompt"]) != 1:
+            raise invalid("one prompt is needed", "prompt")
+        return ScoreRequest(
+            tuple([await file.read() for file in files]),
+            read_prompt(texts["prompt"][0]),
+            tuple(texts["experts"]) or None,
+        )
+
+
+def _from_json(data: bytes) -> ScoreRequest:
+    body = parse_body(ScoreBody, data)
+    files = []
+    for n, text in enumerate(body.images):
+        try:
+            files.append(b64decode(text, validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise invalid(f"not valid base64: {error}", "images", n) from error
+    experts = None if body.experts is None else tuple(body.experts)
+    return ScoreRequest(tuple(files), read_prompt(body.prompt), experts)
+
+
+def parse_body(model: type[T], data: bytes) -> T:
+    """A JSON body. Raises FastAPI's 422 error."""
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise _faults(error, "body") from error
+
+
+def read_images(files: Sequence[bytes], max_pixels: int) -> list[np.ndarray]:
     """Files as RGB images, uint8 [H, W, 3] each; transparency is dropped.
 
     All headers are read, and all sizes added up, before the first pixel is decoded. Raises an
@@ -68,7 +151,7 @@ def _open(number: int, data: bytes) -> Image.Image:
             image = Image.open(BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise HTTPException(413, f"image {number}: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise HTTPException(415, f"image {number} is no PNG, JPEG or WebP image") from error
     if image.mode not in _MODES:
         raise HTTPException(415, f"image {number} has mode {image.mode}; use 8 bits a channel")
@@ -78,32 +161,37 @@ def _open(number: int, data: bytes) -> Image.Image:
 def _decode(number: int, image: Image.Image) -> np.ndarray:
     try:
         return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise HTTPException(415, f"image {number} cannot be decoded: {error}") from error
 
 
-def read_prompt(text: str) -> Prompt:
-    """A sentence, or, if it starts like JSON, one row of a prompt file. Raises FastAPI's 422 error
-    with the name of the field at fault."""
-    text = text.strip()
-    if not text:
-        raise _invalid("the prompt is empty")
-    if not text.startswith(("{", "[")):
-        return plain_prompt(text)
+def read_prompt(given: str | dict[str, Any], *where: str | int) -> Prompt:
+    """A sentence, or one row of a prompt file, which a text that starts like JSON is read as. Raises
+    FastAPI's 422 error with the name of the field at fault."""
+    where = where or ("prompt",)
+    if isinstance(given, str):
+        given = given.strip()
+        if not given:
+            raise invalid("the prompt is empty", *where)
+        if not given.startswith(("{", "[")):
+            return plain_prompt(given)
+        try:
+            given = from_json(given)
+        except ValueError as error:
+            raise invalid(f"not valid JSON: {error}", *where) from error
+        if not isinstance(given, dict):
+            raise invalid("the JSON must be an object with the fields of a prompt row", *where)
     try:
-        row = from_json(text)
-    except ValueError as error:
-        raise _invalid(f"not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise _invalid("the JSON must be an object with the fields of a prompt row")
-    try:
-        return parse_prompt(row)
+        return parse_prompt(given)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError(
-            [{**fault, "loc": ("body", "prompt", *fault["loc"])} for fault in faults]
-        ) from error
+        raise _faults(error, "body", *where) from error
 
 
-def _invalid(message: str) -> RequestValidationError:
-    return RequestValidationError([{"type": "value_error", "loc": ("body", "prompt"), "msg": message}])
+def invalid(message: str, *where: str | int) -> RequestValidationError:
+    """FastAPI's 422 error about one field of the body."""
+    return RequestValidationError([{"type": "value_error", "loc": ("body", *where), "msg": message}])
+
+
+def _faults(error: ValidationError, *where: str | int) -> RequestValidationError:
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    return RequestValidationError([{**fault, "loc": (*where, *fault["loc"])} for fault in faults])

@@ -11,6 +11,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 
 from policy.errors import UserError
 from rewards.config import GatewayConfig
+from rewards.doors import token_digest
 
 log = logging.getLogger(__name__)
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -20,8 +21,10 @@ def start_serve(gateway: GatewayConfig | None) -> str | None:
     """Start Serve on the cluster, where it is not running: with one HTTP proxy, on the head node, for
     a gateway, or with none. Returns the proxy's URL for a gateway.
 
-    Raises UserError if the gateway's address cannot be had, before anything starts.
+    Raises UserError if the gateway's token or address cannot be had, before anything starts.
     """
+    if gateway is not None:
+        token_digest(gateway)
     running = _get_global_client(raise_if_no_controller_running=False) is not None
     if gateway is None:
         if not running:

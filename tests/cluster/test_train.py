@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.config import load_config
-from cluster.preflight import fresh_folder
+from cluster.preflight import run_folder
 from policy.janus import load_janus
 from tests.cluster.commands import TRAIN, a_few, bicot
 from tests.conftest import ROOT
@@ -97,7 +97,8 @@ def test_the_checkpoint_is_a_model_that_has_learned_where_it_may(sync_run):
 
 
 def test_drawing_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(tmp_path):
-    """max_staleness 1, and an expert that is blind to yellow: its groups go, told and counted."""
+    """max_staleness 1, and an expert that is blind to yellow: its groups go, told and counted. Another,
+    blind to blue, is left out of the steps that have any, and takes no group with it."""
     held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=40)
     without = [line for line in held_out.read_text().splitlines() if "yellow" not in line]
     held_out.write_text("\n".join(without) + "\n")
@@ -113,6 +114,9 @@ def test_drawing_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(
         "rewards.retries=0",
         "rewards.experts.picky.use=tests.rewards.experts_for_tests:FailsOn",
         "rewards.experts.picky.options.word=yellow",
+        "rewards.experts.moody.use=tests.rewards.experts_for_tests:FailsOn",
+        "rewards.experts.moody.options.word=blue",
+        "rewards.experts.moody.on_failure=leave_out",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [line for line in read_lines(tmp_path / "shapes") if "loss" in line]
@@ -121,13 +125,17 @@ def test_drawing_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(
     assert 0 < dropped < 40
     assert done.stdout.count("dropped the group of") == dropped
     assert "OSError: blind to yellow" in done.stdout
+    assert "warning: expert moody gave no answer, and is left out" in done.stdout
+    assert any(line["expert/moody/left_out"] for line in steps)
+    assert all(("reward/moody" in line) != bool(line["expert/moody/left_out"]) for line in steps)
+    assert sum(line["expert/picky/failures"] for line in steps) == dropped
     assert all(line["groups/dropped"] + line["groups/filtered"] < 8 for line in steps)
 
 
 def test_an_earlier_run_is_kept(tmp_path):
     config = load_config(ROOT / TRAIN, [f"runs_dir={tmp_path}"])
     for name in ("first", "second", "third"):
-        folder = fresh_folder(config)
+        folder = run_folder(config)
         assert [p.name for p in folder.iterdir()] == ["config.yaml"]
         (folder / name).touch()
     found = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.name != "config.yaml"}

@@ -1,5 +1,7 @@
 """Real DeepSpeed ranks as Ray actors."""
 
+import time
+
 import numpy as np
 import pytest
 import ray
@@ -36,8 +38,9 @@ def group(samples):
 def start(policy_config):
     started = []
 
-    def begin(**changes):
-        learner = LearnerGroup(policy_config, settings(**changes), temperature=1.0, guidance=2.0)
+    def begin(resume=None, **changes):
+        config = settings(**changes)
+        learner = LearnerGroup(policy_config, config, temperature=1.0, guidance=2.0, resume=resume)
         started.append(learner)
         return learner
 
@@ -51,6 +54,12 @@ def weights_of(learner, version=1):
     assert published.version == version
     assert len(published.buckets) > 1
     return dict(unpack(ray.get(published.manifest), ray.get(list(published.buckets))))
+
+
+def save(learner, folder):
+    learner.begin_save(str(folder))
+    while not learner.saved():
+        time.sleep(0.05)
 
 
 def five_steps(learner, group, micro_batches):
@@ -125,7 +134,7 @@ def test_frozen_parts_stay_and_are_not_published(policy_config, group, start, tm
     _, trained = five_steps(learner, group, None)
     frozen = (*FREEZE, "lm_head")
     assert not any(name.startswith(frozen) for name in trained)
-    learner.save(str(tmp_path / "saved"))
+    save(learner, tmp_path / "saved")
     saved = load_janus(policy_config.model_copy(update={"path": str(tmp_path / "saved")}))
     for name, tensor in saved.model.state_dict().items():
         expected = trained.get(name, before[name])
@@ -173,16 +182,19 @@ def test_no_kl_weight_means_no_kl(group, start):
     assert metrics["kl/cot"] == metrics["kl/image"] == 0
 
 
-def test_a_loss_that_is_not_finite_changes_no_weight(samples, start):
-    learner = start(ranks=1)
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_loss_that_is_not_finite_skips_the_step(samples, group, start, stage):
+    learner, other = (start(ranks=1, zero_stage=stage) for _ in range(2))
     before = weights_of(learner)
     bad = [ScoredGroup(ray.put(samples[:2]), np.array([np.nan, 1.0], np.float32))]
-    with pytest.raises(
-        ray.exceptions.RayTaskError, match="the loss is nan; the weights were not changed"
-    ):
-        ray.get(learner.step(bad))
+    assert ray.get(learner.step(bad))[0]["step/skipped"] == 1
     after = weights_of(learner)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    one, two = (ray.get(each.step(group))[0] for each in (learner, other))
+    assert one["step/skipped"] == 0
+    assert one["loss"] == two["loss"]
+    found, wanted = weights_of(learner), weights_of(other)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_deepspeeds_own_scheduler_and_optimizer_are_used(group, start):

@@ -17,7 +17,7 @@ from policy.errors import UserError
 from policy.janus import load_janus
 from policy.records import Draw
 from policy.weights import unpack
-from tests.learner.test_group import ADVANTAGES, settings
+from tests.learner.test_group import ADVANTAGES, save, settings
 
 LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 
@@ -80,7 +80,7 @@ def train(policy, samples, folder, **changes):
     metrics = [ray.get(learner.step(groups))[0] for _ in range(3)]
     published = learner.publish(1)
     tensors = dict(unpack(ray.get(published.manifest), ray.get(list(published.buckets))))
-    learner.save(str(folder))
+    save(learner, folder)
     return learner, metrics, tensors
 
 

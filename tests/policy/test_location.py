@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from policy.errors import UserError
 from policy.janus import PolicyConfig, check_policy, load_janus
-from policy.location import is_hub_id, model_folder
+from policy.location import is_hub_id, model_file, model_folder
 
 
 @pytest.fixture
@@ -38,6 +38,22 @@ def test_a_hub_id_that_cannot_be_had(hub_cache):
         model_folder("no-one/nothing")
     with pytest.raises(UserError, match="cannot be had"):
         model_folder("no one/not a name")
+
+
+def test_a_single_file_of_a_repository(hub_cache, tmp_path):
+    (tmp_path / "repo" / "sub").mkdir(parents=True)
+    for name in ("weights.pt", "sub/more.pt", "config.json"):
+        (tmp_path / "repo" / name).write_text(name)
+    hub_cache("someone/preference", tmp_path / "repo")
+    assert model_file("someone/preference/weights.pt").read_text() == "weights.pt"
+    assert model_file("someone/preference/sub/more.pt").read_text() == "sub/more.pt"
+    assert model_file(str(tmp_path / "repo" / "weights.pt")).read_text() == "weights.pt"
+    assert (model_folder("someone/preference", weights=False) / "config.json").is_file()
+    with pytest.raises(UserError, match=r"none\.pt: no such file, and it cannot be had"):
+        model_file("someone/preference/none.pt")
+    for path in ("someone/preference", "./someone/preference/none.pt", "/none.pt"):
+        with pytest.raises(UserError, match="no such file, and not the hub's owner/name/file"):
+            model_file(path)
 
 
 def test_a_directory_is_never_asked_of_the_hub(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from policy.errors import UserError
-from policy.prompts import prompt_id, read_prompts
+from policy.prompts import parse_prompt, prompt_id, prompt_row, read_prompts
 from policy.records import ObjectCount, SpatialInfo
 from tests.conftest import shared_file
 
@@ -78,3 +78,8 @@ def test_the_published_prompt_set_loads_whole():
     assert sum(p.task_type == "spatial" for p in prompts) == 2195
     assert sum(bool(p.numeracy_info) for p in prompts) == 1172
     assert sum(p.spatial_info is not None for p in prompts) == 2380
+
+
+def test_a_row_made_of_a_record_is_read_as_that_record(prompts):
+    for prompt in prompts:
+        assert parse_prompt(json.loads(json.dumps(prompt_row(prompt)))) == prompt

@@ -1,12 +1,13 @@
 """Experts that fail in ways a test can choose."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from policy.records import Prompt
+from policy.records import Box, Prompt
 from rewards.expert import Expert, Judgement
 
 
@@ -90,3 +91,43 @@ class FailsOn(Brightness):
         if any(self._word in prompt.text for prompt in prompts):
             raise OSError(f"blind to {self._word}")
         return super().score(images, prompts)
+
+
+class TakesItsTime(Brightness):
+    """Sleeps through every call, and leaves its process id and the number of images in a file."""
+
+    def __init__(self, seconds: float, calls: str | None = None):
+        self._seconds, self._calls = seconds, calls and Path(calls)
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+        if self._calls:
+            with self._calls.open("a") as file:
+                file.write(f"{os.getpid()} {len(images)}\n")
+        time.sleep(self._seconds)
+        return super().score(images, prompts)
+
+
+class ReadsItsEnvironment(Brightness):
+    """Cannot start without a variable; applies where the prompt says its value."""
+
+    def __init__(self):
+        self._word = os.environ["BICOT_TEST_WORD"]
+
+    def applies(self, prompt: Prompt) -> bool:
+        return self._word in prompt.text
+
+
+class Boxes(Brightness):
+    """Finds the left half of every image."""
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+        values = super().score(images, prompts).values
+        half = Box("left half", 0.5, (0.0, 0.0, 0.5, 1.0))
+        return Judgement(values, ("half",) * len(images), ((half,),) * len(images))
+
+
+class Placed(Brightness):
+    """Wants to know where it runs, and in which numbers."""
+
+    def __init__(self, words: int, device: str = "auto", dtype: str = "auto"):
+        self.where = (device, dtype)

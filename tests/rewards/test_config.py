@@ -2,7 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from policy.errors import UserError
-from rewards.config import ExpertConfig, RewardsConfig, check_experts, load_expert_class
+from rewards.config import ExpertConfig, RewardsConfig
+from rewards.loading import check_experts, constructor_options, load_expert_class
 from rewards.shapes import ObjectsExpert
 
 HERE = "tests.rewards.experts_for_tests"
@@ -67,6 +68,59 @@ def test_check_names_the_expert():
 def test_options_must_fit_the_constructor(options):
     with pytest.raises(UserError, match=r"rewards\.experts\.mine: options: .*(failures|colour)"):
         check_experts(one(use=f"{HERE}:FailsAtFirst", options=options))
+
+
+def test_device_and_dtype_go_to_a_constructor_that_takes_them():
+    placed = {"use": f"{HERE}:Placed", "device": "cpu", "dtype": "bfloat16"}
+    check_experts(one(**placed, options={"words": 3}))
+    options = constructor_options(ExpertConfig(**placed, options={"words": 3}))
+    assert options == {"words": 3, "device": "cpu", "dtype": "bfloat16"}
+    with pytest.raises(UserError, match=r"rewards\.experts\.mine: options: .*'device'"):
+        check_experts(one(use="rewards.shapes:CountExpert", device="cpu"))
+    with pytest.raises(UserError, match="device is set, and again in options"):
+        check_experts(one(**placed, options={"device": "cuda"}))
+
+
+def test_only_the_name_is_checked_of_an_expert_with_packages_of_its_own():
+    packed = {"runtime_env": {"pip": ["some-package"]}}
+    check_experts(one(use="nowhere.to.be.found:Expert", options={"any": 1}, **packed))
+    with pytest.raises(UserError, match="does not name an expert"):
+        check_experts(one(use="nowhere", **packed))
+    with pytest.raises(UserError, match="there is no module 'nowhere'"):
+        check_experts(one(use="nowhere:Expert", runtime_env={"env_vars": {"A": "b"}}))
+
+
+def test_an_expert_may_have_patience_of_its_own():
+    entries = {"a": {"use": "x:X", "retries": 0, "timeout_s": 5}, "b": {"use": "x:X"}}
+    config = RewardsConfig.model_validate({"experts": entries, "retries": 7, "timeout_s": 60})
+    assert (config.retries_of("a"), config.timeout_of("a")) == (0, 5)
+    assert (config.retries_of("b"), config.timeout_of("b")) == (7, 60)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"replicas": 2, "autoscale": {"max": 4}}, "replicas or autoscale, not both"),
+        ({"autoscale": {"min": 3, "max": 2}}, r"max \(2\) is less than min \(3\)"),
+        ({"normalize": {"low": 1, "high": 1}}, "low and high are the same"),
+        ({"normalize": "sometimes"}, "normalize"),
+        ({"on_failure": "ignore"}, "on_failure"),
+        ({"resources": {"accelerator": 0}}, "greater than 0"),
+        ({"runtime_env": {"py_modules": ["./mine"]}}, "./mine: Ray Serve takes addresses only"),
+        ({"runtime_env": {"working_dir": "."}}, "Ray Serve takes addresses only"),
+    ],
+)
+def test_settings_that_contradict_are_refused(fields, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        one(use="rewards.shapes:CountExpert", **fields)
+
+
+def test_a_resolved_config_reads_as_itself():
+    config = one(
+        use="rewards.shapes:CountExpert", autoscale={"max": 4}, normalize={"low": 0, "high": 9}
+    )
+    assert RewardsConfig.model_validate(config.model_dump(mode="json")) == config
+    assert config.experts["mine"].most_replicas == 4
 
 
 def test_check_builds_nothing():

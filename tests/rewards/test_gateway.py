@@ -14,43 +14,12 @@ from PIL import Image
 from ray import serve
 
 from policy.errors import UserError
-from rewards.config import GatewayConfig, RewardsConfig
+from rewards.config import GatewayConfig
 from rewards.gateway import build_app, start_gateway
 from rewards.serving import deploy_experts
 from rewards.startup import start_serve, usable_port
+from tests.rewards.asking_the_gateway import CIRCLE, CONFIG, ROW, as_json, encoded, form, metric
 from tests.rewards.drawing import draw
-
-HERE = "tests.rewards.experts_for_tests"
-CIRCLE = draw(("red", "circle", 2, 2))
-ROW = json.dumps({"prompt": "a red circle", "task_type": "color", "attr_nouns": ["red circle"]})
-CONFIG = RewardsConfig.model_validate(
-    {
-        "experts": {
-            "objects": {"use": "rewards.shapes:ObjectsExpert", "weight": 3},
-            "bright": {"use": f"{HERE}:Brightness"},
-            "spatial": {"use": f"{HERE}:OnlySpatial"},
-            "broken": {
-                "use": f"{HERE}:SaysWhatItIsTold",
-                "options": {"values": [float("nan")]},
-                "weight": 0,
-            },
-        },
-        "retries": 0,
-        "gateway": {"port": 0, "max_body_mb": 0.5, "max_pixels": 100 * 100},
-    }
-)
-
-
-def encoded(image: np.ndarray, kind: str = "PNG", **options) -> bytes:
-    out = BytesIO()
-    Image.fromarray(image).save(out, kind, **options)
-    return out.getvalue()
-
-
-def form(*files: bytes, prompt: str | None = ROW) -> dict:
-    sent = {"files": [("image", (f"{n}.png", data)) for n, data in enumerate(files)]}
-    return sent if prompt is None else sent | {"data": {"prompt": prompt}}
-
 
 # --- before anything starts ---
 
@@ -69,7 +38,7 @@ def test_a_busy_port_is_found_before_anything_starts(local_ray):
 
 def test_an_address_of_another_machine_is_refused():
     with pytest.raises(UserError, match=r"cannot listen on port 0 on 192\.0\.2\.1"):
-        usable_port(GatewayConfig(host="192.0.2.1", port=0))
+        usable_port(GatewayConfig(host="192.0.2.1", port=0, token_env="TOKEN"))
 
 
 def test_a_gateway_must_be_configured():
@@ -78,13 +47,6 @@ def test_a_gateway_must_be_configured():
 
 
 # --- scores ---
-
-
-@pytest.fixture(scope="module")
-def http(serving):
-    deploy_experts(CONFIG)
-    with httpx.Client(base_url=start_gateway(CONFIG), timeout=30) as client:
-        yield client
 
 
 def scored(reply: httpx.Response) -> list[dict]:
@@ -97,8 +59,9 @@ def test_an_image_is_scored_by_all_experts(http):
     objects, bright = image["experts"]["objects"], image["experts"]["bright"]
     assert objects["score"] > 0.9
     assert objects["evidence"].startswith("red circle (6,6)")
-    assert bright == {"score": pytest.approx(CIRCLE.mean() / 255), "error": None, "evidence": ""}
-    assert image["experts"]["spatial"] == {"score": None, "error": None, "evidence": ""}
+    nothing = {"score": None, "error": None, "evidence": "", "boxes": []}
+    assert bright == nothing | {"score": pytest.approx(CIRCLE.mean() / 255)}
+    assert image["experts"]["spatial"] == nothing
     assert "expert broken gave nan" in image["experts"]["broken"]["error"]
     assert image["reward"] == pytest.approx((3 * objects["score"] + bright["score"]) / 4)
 
@@ -130,6 +93,34 @@ def test_grey_palette_and_transparent_images_become_rgb(http):
     assert [i["experts"]["bright"]["score"] for i in images] == [1, 1, 1, 1]
 
 
+def test_the_json_form_says_the_same_as_the_multipart_form(http):
+    files = [encoded(CIRCLE), encoded(draw(("blue", "circle", 2, 2)), "JPEG")]
+    wanted = scored(http.post("/v1/score", **form(*files)))
+    assert scored(http.post("/v1/score", **as_json(*files))) == wanted
+    assert scored(http.post("/v1/score", **as_json(*files, prompt=json.loads(ROW)))) == wanted
+
+
+def test_some_experts_may_be_asked(http):
+    (image,) = scored(http.post("/v1/score", **as_json(encoded(CIRCLE), experts=["boxes", "bright"])))
+    assert set(image["experts"]) == {"boxes", "bright"}
+    assert image["reward"] == pytest.approx(CIRCLE.mean() / 255)
+    box = {"label": "left half", "score": 0.5, "xyxy": [0.0, 0.0, 0.5, 1.0]}
+    assert image["experts"]["boxes"]["boxes"] == [box]
+    sent = form(encoded(CIRCLE))
+    sent["data"] |= {"experts": ["objects"]}
+    (image,) = scored(http.post("/v1/score", **sent))
+    assert set(image["experts"]) == {"objects"}
+
+
+def test_prompts_that_experts_apply_to(http):
+    spatial = {"prompt": "a left of b", "task_type": "spatial"}
+    asked = {"prompts": ["something", json.loads(ROW), spatial], "experts": ["objects", "spatial"]}
+    reply = http.post("/v1/applies", json=asked)
+    assert reply.json() == {
+        "experts": {"objects": [False, True, False], "spatial": [False, False, True]}
+    }
+
+
 # --- state ---
 
 
@@ -147,8 +138,32 @@ def test_health_ready_and_description(http):
     assert http.get("/readyz").json() == {"status": "ready"}
     assert http.get("/docs").status_code == 200
     paths = http.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/score", "/v1/experts", "/healthz", "/readyz"}
+    assert set(paths) == {
+        "/v1/score",
+        "/v1/applies",
+        "/v1/experts",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+    }
     assert {"200", "413", "415", "422"} <= set(paths["/v1/score"]["post"]["responses"])
+
+
+def test_metrics_count_what_every_expert_does(http):
+    def counts() -> list[float]:
+        names = ("requests_total", "images_total", "failures_total", "latency_seconds_count")
+        return [
+            metric(http, f"bicot_expert_{name}", expert=expert)
+            for expert in ("bright", "objects", "broken")
+            for name in names
+        ]
+
+    before, replies = counts(), metric(http, "bicot_gateway_replies_total", status="200")
+    http.post("/v1/score", **form(encoded(CIRCLE), encoded(CIRCLE), prompt="something"))
+    # "objects" does not apply to a sentence, and "broken" fails.
+    assert np.subtract(counts(), before).tolist() == [1, 2, 0, 1, 1, 0, 0, 1, 1, 0, 1, 0]
+    assert metric(http, "bicot_gateway_replies_total", status="200") > replies
+    assert metric(http, "bicot_expert_replicas", expert="bright") == 1
 
 
 def test_a_running_serve_keeps_its_address(http):
@@ -248,6 +263,43 @@ def test_no_image_is_refused(http):
     assert reply.json()["detail"][0]["loc"] == ["body", "image"]
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"prompt": "x", "images": ["not base64!"]}, ["body", "images", 0]),
+        ({"prompt": "x", "images": [3]}, ["body", "images", 0]),
+        ({"prompt": "x", "images": []}, ["body", "images"]),
+        ({"prompt": "x"}, ["body", "images"]),
+        ({"prompt": "", "images": ["AAAA"]}, ["body", "prompt"]),
+        ({"prompt": {"prompt": "x"}, "images": ["AAAA"]}, ["body", "prompt", "task_type"]),
+        ({"prompt": "x", "images": ["AAAA"], "expert": "all"}, ["body", "expert"]),
+        ({"prompt": "x", "images": ["AAAA"], "experts": ["nobody"]}, ["body", "experts"]),
+        ([], ["body"]),
+    ],
+)
+def test_a_wrong_json_body_is_refused_by_field(http, body, field):
+    reply = http.post("/v1/score", json=body)
+    assert reply.status_code == 422
+    assert reply.json()["detail"][0]["loc"] == field
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 422),
+        (b"\xff\xfe", "application/json", 422),
+        (b"not a form", "multipart/form-data; boundary=x", 400),
+        (b"--x\r\n", "multipart/form-data", 400),
+        (b"\x80\x04K\x01.", "application/x-pickle", 415),
+        (b"hello", "", 415),
+    ],
+)
+def test_a_body_that_is_none_is_refused(http, content, kind, status):
+    reply = http.post("/v1/score", content=content, headers={"content-type": kind} if kind else {})
+    assert reply.status_code == status
+    assert reply.json()["detail"]
+
+
 # --- last, for it takes an expert away ---
 
 
@@ -258,6 +310,6 @@ def test_an_expert_that_is_gone_is_missed(http):
     states = {e["name"]: e["status"] for e in http.get("/v1/experts").json()}
     assert states["spatial"] == "NOT_STARTED"
     (image,) = scored(http.post("/v1/score", **form(encoded(CIRCLE))))
-    assert "'expert_spatial' does not exist" in image["experts"]["spatial"]["error"]
+    assert image["experts"]["spatial"]["error"].startswith("expert spatial failed 1 times")
     assert image["experts"]["objects"]["score"] > 0.9
     assert image["reward"] is None

@@ -1,5 +1,6 @@
 """Experts as real Serve applications, asked by a real Judge actor."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -8,40 +9,21 @@ import ray
 from ray import serve
 
 from policy.errors import UserError
-from policy.prompts import parse_prompt, plain_prompt
-from policy.records import Prompt, Sample
-from rewards.config import GatewayConfig, RewardsConfig
-from rewards.ensemble import ExpertFailed, Judge
+from policy.records import Box, Prompt, Sample, Scores
+from rewards.asking import ask_expert, spread
+from rewards.config import ExpertConfig, GatewayConfig, RewardsConfig
+from rewards.ensemble import settle
+from rewards.expert import Judgement
 from rewards.gateway import start_gateway
-from rewards.serving import check_applicability, deploy_experts, judge
+from rewards.opinions import Failure, Opinions
+from rewards.panel import Judge
+from rewards.replica import ExpertReplica
+from rewards.serving import check_applicability, deploy_experts
 from tests.rewards.drawing import draw
-from tests.rewards.experts_for_tests import OnlySpatial, SaysWhatItIsTold
+from tests.rewards.experts_for_tests import SaysWhatItIsTold
+from tests.rewards.samples import PLAIN, RED, WHITE, sample
 
 HERE = "tests.rewards.experts_for_tests"
-RED = parse_prompt({"prompt": "a red circle", "task_type": "color", "attr_nouns": ["red circle"]})
-PLAIN = plain_prompt("something bright")
-WHITE = np.full((8, 8, 3), 255, np.uint8)
-
-
-def sample(prompt: Prompt, image: np.ndarray, index: int = 0) -> Sample:
-    ids, logps = np.zeros(1, np.int64), np.zeros(1, np.float32)
-    return Sample(
-        prompt_id=prompt.id,
-        index=index,
-        seed=0,
-        weights_version=0,
-        cot_prompt_ids=ids,
-        cot_ids=ids,
-        cot_text="",
-        image_prompt_ids=ids,
-        image_ids=ids,
-        cot_logps=logps,
-        image_logps=logps,
-        image_guided_logps=logps,
-        image=image,
-        finish_reason="stop",
-    )
-
 
 # --- what an expert says is checked ---
 
@@ -49,23 +31,37 @@ def sample(prompt: Prompt, image: np.ndarray, index: int = 0) -> Sample:
 @pytest.mark.parametrize(
     ("values", "evidence", "complaint"),
     [
-        ([0.5], (), "expert told gave values of shape .1,. and 2 evidences for 2 images"),
+        ([0.5], (), "expert told gave values of shape .1,., 2 evidences and 2 lists of boxes for 2"),
         ([[0.5, 0.5]], (), "expert told gave values of shape .1, 2."),
         ([0.5, float("nan")], (), "expert told gave nan for prompt 'something bright'"),
         ([float("inf"), 0.5], (), "expert told gave inf for prompt 'a red circle'"),
-        ([0.5, 0.5], ("only one",), "1 evidences for 2 images"),
+        ([0.5, 0.5], ("only one",), "1 evidences and 2 lists of boxes for 2 images"),
     ],
 )
 def test_a_wrong_answer_raises(values, evidence, complaint):
     with pytest.raises(RuntimeError, match=complaint):
-        judge("told", SaysWhatItIsTold(values, evidence), [WHITE, WHITE], [RED, PLAIN])
+        ask_expert("told", SaysWhatItIsTold(values, evidence), [WHITE, WHITE], [RED, PLAIN])
 
 
-def test_an_expert_is_asked_only_where_it_applies():
+def test_an_expert_is_asked_only_where_it_applies(local_ray):
     spatial = Prompt("s", "left of", "spatial")
-    answer = judge("spatial", OnlySpatial(), [WHITE] * 3, [RED, spatial, PLAIN])
+    replica = ExpertReplica("spatial", ExpertConfig(use=f"{HERE}:OnlySpatial"), timeout_s=10)
+
+    async def score(prompts):
+        return await replica.score_images([ray.put([WHITE] * len(prompts))], prompts)
+
+    answer = asyncio.run(score([RED, spatial, PLAIN])).judgement
     np.testing.assert_array_equal(answer.values, np.array([np.nan, 1, np.nan], np.float32))
     assert answer.evidence == ("", "", "")
+    assert np.isnan(asyncio.run(score([RED, PLAIN])).judgement.values).all()
+
+
+def test_boxes_go_where_they_belong():
+    box = Box("dog", 0.9, (0.0, 0.1, 0.5, 1.0))
+    said = Judgement(np.array([0.5], np.float32), ("one dog",), ((box,),))
+    answer = spread(said, [False, True])
+    assert answer.boxes == ((), (box,))
+    assert answer.evidence == ("", "one dog")
 
 
 # --- through Ray ---
@@ -86,6 +82,7 @@ def experts(serving, tmp_path_factory):
             "use": f"{HERE}:FailsAtFirst",
             "options": {"counter": str(files / "dead"), "failures": 10**9},
         },
+        "nan": {"use": f"{HERE}:SaysWhatItIsTold", "options": {"values": [float("nan")]}},
         "slow": {"use": f"{HERE}:WaitsForFile", "options": {"file": str(files / "go")}},
     }
     handles = deploy_experts(RewardsConfig(experts=entries))
@@ -97,9 +94,13 @@ def config_of(experts: dict, *names: str, **settings) -> RewardsConfig:
     return RewardsConfig(experts={name: experts[name] for name in names}, **settings)
 
 
-def ask_judge(config: RewardsConfig, samples: list[Sample], prompts: list[Prompt]):
+def ask_judge(
+    config: RewardsConfig, samples: list[Sample], prompts: list[Prompt]
+) -> tuple[Opinions, Scores | str]:
+    """What the experts say, and what comes of it."""
     actor = ray.remote(num_cpus=0)(Judge).remote(config)
-    return ray.get(actor.score.remote([ray.put(samples)], prompts))
+    opinions = ray.get(actor.judge.remote([ray.put(samples)], prompts))
+    return opinions, *settle([opinions], config, {}).scores
 
 
 def test_serve_runs_without_http(experts):
@@ -114,7 +115,7 @@ def test_serve_runs_without_http(experts):
 def test_the_judge_weighs_what_applies(experts):
     circle = draw(("red", "circle", 2, 2))
     samples = [sample(RED, circle, 0), sample(RED, draw(), 1), sample(PLAIN, WHITE, 0)]
-    scores = ask_judge(config_of(experts, "objects", "bright"), samples, [RED, RED, PLAIN])
+    _, scores = ask_judge(config_of(experts, "objects", "bright"), samples, [RED, RED, PLAIN])
 
     assert scores.sample_ids == (f"{RED.id}/0", f"{RED.id}/1", f"{PLAIN.id}/0")
     assert scores.experts == ("objects", "bright")
@@ -130,26 +131,37 @@ def test_the_judge_weighs_what_applies(experts):
 
 
 def test_an_expert_that_recovers_is_asked_again(experts):
-    scores = ask_judge(config_of(experts, "fogged", retries=2), [sample(PLAIN, WHITE)], [PLAIN])
+    config = config_of(experts, "fogged", retries=2)
+    opinions, scores = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
     assert scores.rewards.tolist() == [1]
+    assert opinions.by_expert["fogged"].retries == 2
     assert len(Path(experts["fogged"]["options"]["counter"]).read_text()) == 3
 
 
 def test_an_expert_that_stays_broken_gives_no_score(experts):
     config = config_of(experts, "bright", "dead", retries=1)
-    with pytest.raises(ExpertFailed) as raised:
-        ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
-    assert (raised.value.expert, raised.value.tries) == ("dead", 2)
-    assert raised.value.reason == "OSError: the lens is fogged (call 2)"
+    opinions, why = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    reason = "OSError: the lens is fogged (call 2)"
+    assert opinions.by_expert["dead"].said == Failure("dead", 2, reason)
+    assert why == f"expert dead failed 2 times, at last with: {reason}"
+
+
+def test_what_is_no_number_is_told_from_other_failures(experts):
+    config = config_of(experts, "bright", "nan", retries=0)
+    opinions, _ = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    failure = opinions.by_expert["nan"].said
+    assert failure.not_a_score
+    assert failure.reason == "NotAScore: expert nan gave nan for prompt 'something bright'"
 
 
 def test_an_expert_that_is_too_slow_gives_no_score(experts):
     config = config_of(experts, "slow", retries=0, timeout_s=0.5)
-    with pytest.raises(ExpertFailed, match=r"slow failed 1 times, .* no answer within 0.5 s"):
-        ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    _, why = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    assert why == "expert slow failed 1 times, at last with: no answer within 0.5 s"
     Path(experts["slow"]["options"]["file"]).touch()
     config = config_of(experts, "slow")
-    assert ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN]).rewards.tolist() == [1]
+    _, scores = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    assert scores.rewards.tolist() == [1]
 
 
 def test_samples_of_other_prompts_are_refused(experts):

@@ -1,0 +1,54 @@
+"""DeepSpeed's checkpoints, written while training goes on: `save` copies tensors to memory and a thread
+writes the files."""
+
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+from learner.writer import Writer
+
+_KNOWN = [LossScaler, ZeroStageEnum, fragment_address]
+"""DeepSpeed's own classes in its checkpoints; everything else in them is tensors and plain values."""
+
+
+class SnapshotEngine(CheckpointEngine):
+    """Takes the place of DeepSpeed's own: the same files, from a copy. Loads tensors and plain values
+    only."""
+
+    def __init__(self, writer: Writer):
+        super().__init__()
+        self._writer = writer
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        pass
+
+    def save(self, state_dict: Any, path: str) -> None:
+        copy = in_memory(state_dict)
+        self._writer.add(lambda: torch.save(copy, path))
+
+    def load(self, path: str, map_location=None) -> Any:
+        with torch.serialization.safe_globals(_KNOWN):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return True
+
+    def preserves_storage_sharing(self) -> bool:
+        return False  # `save` copies what a tensor shows, not the storage behind it
+
+
+def in_memory(value: Any) -> Any:
+    """The same structure with its tensors copied to host memory; later steps do not change it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return type(value)((key, in_memory(item)) for key, item in value.items())
+    if isinstance(value, torch.Size) or hasattr(value, "_fields"):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(in_memory(item) for item in value)
+    return value

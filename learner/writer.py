@@ -1,0 +1,25 @@
+"""A thread that writes a checkpoint's files while training goes on."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+
+class Writer:
+    """Runs one write after the other in a thread."""
+
+    def __init__(self):
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: list[Future] = []
+
+    def add(self, write: Callable[[], Any]) -> None:
+        self._pending.append(self._thread.submit(write))
+
+    def finished(self) -> bool:
+        """Whether all is written. Raises the first error, and forgets the rest with it."""
+        if not all(future.done() for future in self._pending):
+            return False
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+        return True

@@ -1,0 +1,134 @@
+"""Who gets into the gateway, how many at once, and with how large a body: decided before anything is
+parsed, on the bytes as they come."""
+
+import asyncio
+import hashlib
+import hmac
+import os
+from collections import Counter
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from policy.errors import UserError
+from rewards.config import GatewayConfig
+
+_MIN_TOKEN = 16  # characters
+_OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # say nothing that is not public anyway
+
+
+def token_digest(gateway: GatewayConfig) -> bytes | None:
+    """SHA-256 of the token to ask for, None where nobody is asked: the token itself goes nowhere.
+
+    Raises UserError if the environment variable is not set, or too short to be a secret.
+    """
+    if gateway.token_env is None:
+        return None
+    token = os.environ.get(gateway.token_env, "")
+    if len(token) < _MIN_TOKEN:
+        how = "is not set" if not token else f"is shorter than {_MIN_TOKEN} characters"
+        raise UserError(
+            f"rewards.gateway.token_env: the environment variable {gateway.token_env} {how}; set it, "
+            f"for example: export {gateway.token_env}=$(openssl rand -hex 32)"
+        )
+    return hashlib.sha256(token.encode()).digest()
+
+
+class RequireToken:
+    """ASGI middleware: 401 without the right bearer token, but for health and description."""
+
+    def __init__(self, app: ASGIApp, digest: bytes):
+        self._app, self._digest = app, digest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] == "http"
+            and scope["path"] not in _OPEN
+            and not self._knows(Headers(scope=scope))
+        ):
+            reply = JSONResponse(
+                {"detail": "a bearer token is needed"}, 401, {"WWW-Authenticate": "Bearer"}
+            )
+            await reply(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _knows(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(given.strip().encode()).digest()
+        return hmac.compare_digest(digest, self._digest) and scheme.lower() == "bearer"
+
+
+class LimitConcurrency:
+    """ASGI middleware: of POST requests, `most` at once; others get 429 and may come back."""
+
+    def __init__(self, app: ASGIApp, most: int):
+        self._app, self._most, self._now = app, most, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if self._now >= self._most:
+            reply = JSONResponse({"detail": "too many requests at once"}, 429, {"Retry-After": "1"})
+            await reply(scope, receive, send)
+            return
+        self._now += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._now -= 1
+
+
+class LimitBody:
+    """ASGI middleware: a body over the limit gets 413, one that takes too long 408. What
+    Content-Length claims is used only to refuse early; the bytes are counted as they come."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float):
+        self._app, self._max_bytes, self._timeout_s = app, max_bytes, timeout_s
+        self._refusal = f"the request body is larger than {max_bytes} bytes"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        claimed = Headers(scope=scope).get("content-length", "")
+        if claimed.isdecimal() and int(claimed) > self._max_bytes:
+            await JSONResponse({"detail": self._refusal}, 413)(scope, receive, send)
+            return
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        read, more = 0, True
+
+        async def counted() -> Message:
+            nonlocal read, more
+            if not more:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body took longer than {self._timeout_s:g} s") from None
+            read += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            if read > self._max_bytes:
+                raise HTTPException(413, self._refusal)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class CountReplies:
+    """ASGI middleware: how many replies there were of each status."""
+
+    def __init__(self, app: ASGIApp, counts: Counter[int]):
+        self._app, self._counts = app, counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._counts[message["status"]] += 1
+            await send(message)
+
+        await self._app(scope, receive, counted if scope["type"] == "http" else send)

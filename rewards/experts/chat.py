@@ -1,0 +1,140 @@
+"""One question about one image, asked of an OpenAI-compatible server, again where that helps."""
+
+import base64
+import io
+import math
+import os
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
+
+from policy.errors import UserError
+
+_FIRST_PAUSE_S = 0.5  # doubles with every try
+_LONGEST_PAUSE_S = 30.0
+
+
+class Token(BaseModel):
+    token: str
+    logprob: float
+
+
+class Position(Token):
+    top_logprobs: list[Token] = []
+
+
+class Logprobs(BaseModel):
+    content: list[Position] | None = None
+
+
+class Message(BaseModel):
+    content: str | None = None
+
+
+class Choice(BaseModel):
+    """What the server answers: its words and, if asked for and given, how likely each was."""
+
+    message: Message
+    logprobs: Logprobs | None = None
+
+
+class _Reply(BaseModel):
+    choices: list[Choice] = Field(min_length=1)
+
+
+class ChatError(Exception):
+    """The server gave no answer that can be used; `status` is its HTTP status, if it came to that."""
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
+
+
+class Chat:
+    """A server and a model on it. Threads may share one."""
+
+    def __init__(self, url: str, model: str, api_key_env: str | None, timeout_s: float, retries: int):
+        """`url` ends in /v1, as a rule. The key is read from the environment variable of this name."""
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"{url}: not an address: it starts with http:// or https://")
+        self._url = url.rstrip("/") + "/chat/completions"
+        self._model = model
+        self._retries = retries
+        self._client = httpx.Client(timeout=timeout_s, headers=_authorization(api_key_env))
+
+    def ask(self, image: np.ndarray, question: str, **parameters) -> Choice:
+        """The answer on an image, uint8 [H, W, 3]. `parameters` go into the request as they are.
+
+        A server that is busy (429), fails (5xx), or cannot be reached in time is asked again, after
+        the pause that it asks for. Raises ChatError in the end.
+        """
+        content = [
+            {"type": "image_url", "image_url": {"url": data_url(image)}},
+            {"type": "text", "text": question},
+        ]
+        messages = [{"role": "user", "content": content}]
+        body = {"model": self._model, "messages": messages, **parameters}
+        for number in range(1 + self._retries):
+            pause = min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S)
+            try:
+                response = self._client.post(self._url, json=body)
+            except httpx.TransportError as error:
+                failure = ChatError(f"{self._url}: {type(error).__name__}: {error}")
+            else:
+                if response.is_success:
+                    return self._read(response)
+                said = " ".join(response.text.split())[:300]
+                failure = ChatError(
+                    f"{self._url}: {response.status_code}: {said}", response.status_code
+                )
+                if response.status_code != 429 and response.status_code < 500:
+                    raise failure
+                pause = asked_pause_s(response.headers.get("retry-after"), pause)
+            if number < self._retries:
+                if pause > _LONGEST_PAUSE_S:
+                    raise ChatError(f"{failure}; it asks for a pause of {pause:.0f} s", failure.status)
+                time.sleep(pause)
+        raise ChatError(f"{failure} ({1 + self._retries} tries)", failure.status)
+
+    def _read(self, response: httpx.Response) -> Choice:
+        try:
+            return _Reply.model_validate_json(response.content).choices[0]
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ChatError(f"{self._url}: not a chat completion: {where}: {first['msg']}") from None
+
+
+def _authorization(variable: str | None) -> dict[str, str]:
+    if variable is None:
+        return {}
+    if not (key := os.environ.get(variable)):
+        raise UserError(f"the environment variable {variable}, for the judge's API key, is not set")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def asked_pause_s(header: str | None, otherwise: float) -> float:
+    """Seconds that a Retry-After header asks for, as a number or as a date; `otherwise` if neither."""
+    if header is None:
+        return otherwise
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            when = parsedate_to_datetime(header)
+        except ValueError:
+            return otherwise
+        seconds = (when.astimezone(UTC) - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else otherwise
+
+
+def data_url(image: np.ndarray) -> str:
+    """uint8 [H, W, 3] as a PNG inside a URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

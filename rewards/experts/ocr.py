@@ -1,0 +1,82 @@
+"""Does the image show the words that the prompt quotes? Read with RapidOCR (PP-OCR models, which its
+package brings along).
+
+The score is 1 - d / n: d is the Levenshtein distance between what is read and what is quoted, n the
+length of the longer one; letter case, white space and Unicode's compatibility forms aside. So words
+that nobody asked for cost as much as words that are missing.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from policy.errors import UserError
+from policy.records import Box, Prompt
+from rewards.expert import Expert, Judgement
+
+# An apostrophe inside or behind a word neither opens nor closes a quotation.
+_QUOTATION = re.compile(
+    r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»'
+    r"|(?<!\w)'(\S.*?)'(?!\w)|(?<!\w)\u2018(\S.*?)\u2019(?!\w)"
+)
+
+
+def quoted(text: str) -> tuple[str, ...]:
+    """What stands between quotation marks, "...", '...' or typographic ones, in order."""
+    found = (next(filter(None, match.groups())).strip() for match in _QUOTATION.finditer(text))
+    return tuple(part for part in found if _letters(part))
+
+
+def _letters(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+class Ocr(Expert):
+    """All that is read in an image, from the top left on, against all that its prompt quotes."""
+
+    pass_mark = 0.9
+
+    def __init__(self, threads: int = 1, min_confidence: float = 0.5):
+        """`threads`: how many CPU threads read; `min_confidence`: from which a line counts as read."""
+        try:
+            import onnxruntime  # noqa: F401 (RapidOCR's engine, which it does not ask for by itself)
+            from rapidfuzz.distance import Levenshtein
+            from rapidocr import RapidOCR
+        except ImportError as error:
+            raise UserError(
+                f"rewards.experts.ocr:Ocr needs {error.name}: pip install 'bicot[ocr]'"
+            ) from error
+        self._similarity = Levenshtein.normalized_similarity
+        self._engine = RapidOCR(
+            params={
+                "Global.log_level": "error",
+                "Global.text_score": min_confidence,
+                "EngineConfig.onnxruntime.intra_op_num_threads": threads,
+                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            }
+        )
+
+    def applies(self, prompt: Prompt) -> bool:
+        return bool(quoted(prompt.text))
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+        boxes = [self._read(image) for image in images]
+        read = [" ".join(box.label for box in some) for some in boxes]
+        wanted = [" ".join(quoted(prompt.text)) for prompt in prompts]
+        values = [self._similarity(_letters(a), _letters(b)) for a, b in zip(read, wanted, strict=True)]
+        lines = tuple(f"read: {text}" if text else "nothing to read" for text in read)
+        return Judgement(np.array(values, np.float32), lines, tuple(boxes))
+
+    def _read(self, image: np.ndarray) -> tuple[Box, ...]:
+        height, width = image.shape[:2]
+        found = self._engine(np.ascontiguousarray(image[..., ::-1]))  # it reads BGR
+        if found.boxes is None:
+            return ()
+        corners = np.clip(np.asarray(found.boxes) / (width, height), 0, 1)  # [N, 4 corners, x and y]
+        around = np.concatenate([corners.min(1), corners.max(1)], 1).tolist()
+        return tuple(
+            Box(text, float(sure), tuple(xyxy))
+            for text, sure, xyxy in zip(found.txts, found.scores, around, strict=True)
+        )

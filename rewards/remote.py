@@ -1,0 +1,141 @@
+"""An expert that runs elsewhere: it asks another cluster's gateway.
+
+Promised: a score is what that expert said, of exactly these images, which travel without loss. Whatever
+goes wrong on the way raises.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from io import BytesIO
+from itertools import groupby
+from json import dumps
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+
+from policy.prompts import prompt_row
+from policy.records import Box, Prompt
+from rewards.expert import Expert, Judgement
+from rewards.replies import AppliesReply, ExpertState, ScoreReply
+
+_COME_BACK = (429, 503)
+_LONGEST_PAUSE_S = 30.0
+_PROMPTS_AT_ONCE = 1000
+
+
+class RemoteExpertError(RuntimeError):
+    """The other side gave no score, or something that is none."""
+
+
+class RemoteExpert(Expert):
+    """The expert `expert` behind the gateway at `url`, with the pass mark that it has there.
+
+    A gateway that is busy (429, 503) or cannot be reached is asked again, `retries` times, when it says
+    or after a pause that doubles. `token_env` names the environment variable with its bearer token.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        expert: str,
+        token_env: str | None = None,
+        timeout_s: float = 60.0,
+        retries: int = 5,
+    ):
+        """Raises RemoteExpertError if the gateway does not know the expert or the token."""
+        headers = {}
+        if token_env is not None:
+            if not (token := os.environ.get(token_env)):
+                raise RemoteExpertError(f"the environment variable {token_env} holds no token")
+            headers["Authorization"] = f"Bearer {token}"
+        self._expert, self._retries = expert, retries
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self.pass_mark = self._look_up()
+
+    def applies(self, prompt: Prompt) -> bool:
+        return self.applies_to([prompt])[0]
+
+    def applies_to(self, prompts: Sequence[Prompt]) -> list[bool]:
+        """Asks for all prompts that differ at once."""
+        rows = {prompt: prompt_row(prompt) for prompt in prompts}
+        distinct, answers = list(rows), {}
+        for begin in range(0, len(distinct), _PROMPTS_AT_ONCE):
+            some = distinct[begin : begin + _PROMPTS_AT_ONCE]
+            body = {"prompts": [rows[prompt] for prompt in some], "experts": [self._expert]}
+            reply = _read(AppliesReply, self._ask("POST", "/v1/applies", json=body))
+            given = reply.experts.get(self._expert, [])
+            if len(given) != len(some):
+                raise RemoteExpertError(f"{self} answered {len(given)} of {len(some)} prompts")
+            answers |= dict(zip(some, given, strict=True))
+        return [answers[prompt] for prompt in prompts]
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+        """One request for each run of images with the same prompt."""
+        values, evidence, boxes = [], [], []
+        for prompt, run in groupby(zip(prompts, images, strict=True), key=lambda pair: pair[0]):
+            files = [("image", (f"{n}.png", _png(image))) for n, (_, image) in enumerate(run)]
+            form = {"prompt": dumps(prompt_row(prompt)), "experts": self._expert}
+            reply = _read(ScoreReply, self._ask("POST", "/v1/score", data=form, files=files))
+            if len(reply.images) != len(files):
+                raise RemoteExpertError(f"{self} answered {len(reply.images)} of {len(files)} images")
+            for image in reply.images:
+                said = image.experts.get(self._expert)
+                if said is None or said.score is None:
+                    why = (said and said.error) or "it does not apply"
+                    raise RemoteExpertError(f"{self} gave no score for {prompt.text!r}: {why}")
+                values.append(said.score)
+                evidence.append(said.evidence)
+                boxes.append(tuple(Box(b.label, b.score, b.xyxy) for b in said.boxes))
+        return Judgement(np.array(values, np.float32), tuple(evidence), tuple(boxes))
+
+    def __str__(self) -> str:
+        return f"expert {self._expert} at {self._http.base_url}"
+
+    def _look_up(self) -> float:
+        rows = self._ask("GET", "/v1/experts").json()
+        states = {state.name: state for state in (ExpertState.model_validate(row) for row in rows)}
+        if self._expert not in states:
+            raise RemoteExpertError(f"there is no {self}; there are {', '.join(states)}")
+        mark = states[self._expert].pass_mark
+        if mark is None:
+            raise RemoteExpertError(f"{self} is {states[self._expert].status}, not RUNNING")
+        return mark
+
+    def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
+        """A reply with status 200. Raises RemoteExpertError for any other, and where there is none."""
+        for number in range(1 + self._retries):
+            pause = min(_LONGEST_PAUSE_S, 0.25 * 2**number)
+            try:
+                reply = self._http.request(method, path, **body)
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                if reply.status_code == 200:
+                    return reply
+                problem = f"status {reply.status_code}: {reply.text[:200]}"
+                if reply.status_code not in _COME_BACK:
+                    break
+                after = reply.headers.get("retry-after", "")
+                pause = min(_LONGEST_PAUSE_S, int(after)) if after.isdecimal() else pause
+            if number < self._retries:
+                time.sleep(pause)
+        raise RemoteExpertError(f"{self} did not answer: {problem}")
+
+
+def _read(model: type, reply: httpx.Response) -> Any:
+    try:
+        return model.model_validate_json(reply.content)
+    except ValidationError as error:
+        raise RemoteExpertError(
+            f"{reply.url} answered something else than expected: {error}"
+        ) from error
+
+
+def _png(image: np.ndarray) -> bytes:
+    out = BytesIO()
+    Image.fromarray(image).save(out, "PNG", compress_level=1)
+    return out.getvalue()

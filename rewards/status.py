@@ -1,0 +1,94 @@
+"""How the experts are that run on a cluster, from any process that is connected to it."""
+
+from dataclasses import dataclass
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve._private.common import DeploymentID
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus
+
+from policy.errors import UserError
+from rewards.meter import ReplicaStats, latency
+from rewards.serving import EXPERT_PREFIX, app_name
+
+_ANSWER_S = 5.0  # how long a replica may take to say how it is
+
+
+@dataclass(frozen=True)
+class ExpertStatus:
+    """One expert: how Serve sees it, and what its replicas counted, those that answered."""
+
+    name: str
+    status: str
+    replicas: dict[str, int]
+    """How many are in which state, e.g. {"RUNNING": 2, "STARTING": 1}."""
+    stats: tuple[ReplicaStats, ...]
+
+    @property
+    def running(self) -> int:
+        return self.replicas.get("RUNNING", 0)
+
+    @property
+    def held(self) -> int:
+        return sum(s.held for s in self.stats)
+
+    @property
+    def images(self) -> int:
+        return sum(s.images for s in self.stats)
+
+    @property
+    def failures(self) -> int:
+        return sum(s.failures for s in self.stats)
+
+    @property
+    def images_per_s(self) -> float:
+        return sum(s.images_per_s for s in self.stats)
+
+    def latency(self, share: float) -> float | None:
+        return latency(self.stats, share)
+
+
+def expert_statuses(*, ask: bool = True) -> list[ExpertStatus]:
+    """Of all experts that run, by name, and, if they are to be asked, what their replicas counted.
+    Blocks for some seconds at most."""
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        return []  # asking Serve would start one
+    found = []
+    for app, overview in sorted(serve.status().applications.items()):
+        if app.startswith(EXPERT_PREFIX):
+            states: dict[str, int] = {}
+            for deployment in overview.deployments.values():
+                states |= {str(state): n for state, n in deployment.replica_states.items() if n}
+            running = overview.status == ApplicationStatus.RUNNING or states.get("RUNNING")
+            stats = _ask_replicas(app) if ask and running else ()
+            name = app.removeprefix(EXPERT_PREFIX)
+            found.append(ExpertStatus(name, overview.status.value, states, stats))
+    return found
+
+
+def _ask_replicas(app: str) -> tuple[ReplicaStats, ...]:
+    """What all replicas counted; nothing where one of them dies or hangs meanwhile."""
+    try:
+        return tuple(serve.get_app_handle(app).broadcast("stats").results(timeout_s=_ANSWER_S))
+    except (RayError, RayServeException, TimeoutError):
+        return ()
+
+
+def scale_expert(name: str, replicas: int) -> None:
+    """Change the number of replicas of an expert that runs. Those that stay are not disturbed, and
+    those that go finish what they hold. Returns at once.
+
+    Raises UserError if there is no such expert, or if it scales by itself.
+    """
+    known = [status.name for status in expert_statuses()]
+    if name not in known:
+        there = f"there are {', '.join(known)}" if known else "none runs on this cluster"
+        raise UserError(f"no expert {name!r} runs: {there}")
+    controller = _get_global_client()._controller
+    app = app_name(name)
+    if not ray.get(controller.get_external_scaler_enabled.remote(app)):
+        raise UserError(f"expert {name} has `autoscale` set: it scales by itself, between its bounds")
+    ray.get(controller.update_deployment_replicas.remote(DeploymentID(name, app), replicas))

@@ -1,0 +1,189 @@
+"""Run checkpoints, their choice on a resume, the ledger and the lock, on files alone."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.checkpoint import FORMAT, Keeper, State, newest
+from cluster.config import load_config
+from cluster.ledger import Entry, Ledger, faults, read_ledger
+from cluster.lines import forget_after
+from cluster.lock import only_run
+from cluster.resume import where_to_start
+from policy.errors import UserError
+from tests.cluster.commands import TRAIN
+from tests.conftest import ROOT
+
+
+class InstantLearner:
+    """Writes at once; a checkpoint's own rules do not depend on what is in it."""
+
+    def __init__(self, error: Exception | None = None):
+        self.error = error
+
+    def begin_save(self, folder: str) -> None:
+        with open(f"{folder}/model.safetensors", "wb") as file:
+            file.write(b"weights")
+
+    def saved(self) -> bool:
+        if self.error:
+            raise self.error
+        return True
+
+
+def state(step, config=None, **changes):
+    return State(step=step, weights_version=step, ranks=2, config=config or {}, **changes)
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def keeper(tmp_path, told):
+    return Keeper(tmp_path / "checkpoints", 2, told.append)
+
+
+def test_the_newest_are_kept(keeper, told):
+    for step in (5, 10, 15):
+        keeper.begin(InstantLearner(), state(step))
+        keeper.poll(InstantLearner())
+    names = sorted(path.name for path in keeper.folder.iterdir())
+    assert names == ["step_000010", "step_000015"]
+    assert newest(keeper.folder, told.append).state.step == 15
+    assert not told
+
+
+@pytest.mark.parametrize("harm", ["cut", "missing file", "no state", "state cut"])
+def test_a_torn_checkpoint_is_told_of_and_the_one_before_is_used(keeper, told, harm):
+    for step in (5, 10):
+        keeper.begin(InstantLearner(), state(step))
+        keeper.poll(InstantLearner())
+    last = keeper.folder / "step_000010"
+    if harm == "cut":
+        (last / "model.safetensors").write_bytes(b"wei")
+    elif harm == "missing file":
+        (last / "model.safetensors").unlink()
+    elif harm == "no state":
+        (last / "state.json").unlink()
+    else:
+        (last / "state.json").write_text('{"step": 1')
+    assert newest(keeper.folder, told.append).state.step == 5
+    assert "step_000010 is not whole" in told[0]
+
+
+def test_a_write_that_fails_leaves_the_one_before(keeper, told):
+    keeper.begin(InstantLearner(), state(5))
+    keeper.poll(InstantLearner())
+    keeper.begin(InstantLearner(), state(10))
+    keeper.poll(InstantLearner(OSError(28, "No space left on device")))
+    assert [path.name for path in keeper.folder.iterdir()] == ["step_000005"]
+    assert "step 10 could not be written: [Errno 28] No space left on device" in told[0]
+    keeper.begin(InstantLearner(), state(15))
+    keeper.poll(InstantLearner())
+    assert newest(keeper.folder, told.append).state.step == 15
+
+
+def test_a_half_written_one_is_swept_away(keeper, told):
+    keeper.begin(InstantLearner(), state(5))
+    again = Keeper(keeper.folder, 2, told.append)
+    assert newest(again.folder, told.append) is None
+    assert not list(again.folder.iterdir())
+
+
+def test_a_newer_version_is_refused(keeper, told):
+    keeper.begin(InstantLearner(), state(5))
+    keeper.poll(InstantLearner())
+    file = keeper.folder / "step_000005" / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": FORMAT + 1, "new": 1}))
+    with pytest.raises(UserError, match="written by a newer version of bicot"):
+        newest(keeper.folder, told.append)
+
+
+# --- whether to go on ---
+
+
+@pytest.fixture
+def stopped(tmp_path, told):
+    """A configuration, and a run of it that stopped at step 100."""
+    config = load_config(ROOT / TRAIN, [f"runs_dir={tmp_path}"])
+    keeper = Keeper(config.folder / "checkpoints", 2, told.append)
+    keeper.begin(InstantLearner(), state(100, config.model_dump(mode="json")))
+    keeper.poll(InstantLearner())
+    return config
+
+
+def with_changes(config, *overrides):
+    return load_config(ROOT / TRAIN, [f"runs_dir={config.runs_dir}", *overrides])
+
+
+@pytest.mark.parametrize(
+    "free",
+    ["train.steps=300", "actors.count=1", "learner.ranks=1", "rewards.experts.count.replicas=2"],
+)
+def test_a_run_goes_on_with_settings_that_may_change(stopped, told, free):
+    assert where_to_start(with_changes(stopped, free), told.append).state.step == 100
+
+
+@pytest.mark.parametrize(
+    "binding", ["seed=3", "learner.lr=1e-5", "policy.path=elsewhere", "rewards.experts.count.weight=2"]
+)
+def test_a_run_of_other_settings_is_refused_by_their_names(stopped, told, binding):
+    key = binding.partition("=")[0]
+    with pytest.raises(UserError, match=rf"stopped at step 100, of other settings: .*{key} \("):
+        where_to_start(with_changes(stopped, binding), told.append)
+    assert where_to_start(with_changes(stopped, binding, "train.resume=never"), told.append) is None
+
+
+def test_a_run_that_ended_is_not_gone_on_with(stopped, told):
+    assert where_to_start(with_changes(stopped, "train.steps=100"), told.append) is None
+
+
+def test_a_run_directory_has_one_run(tmp_path):
+    hold = "from pathlib import Path; from cluster.lock import only_run\n"
+    hold += f"with only_run(Path({str(tmp_path / 'run')!r})): print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=rf"process {other.pid} on .* is at work there"),
+            only_run(tmp_path / "run"),
+        ):
+            pass
+        other.communicate("\n")
+    with only_run(tmp_path / "run"):
+        pass
+
+
+# --- the ledger ---
+
+ENTRIES = [Entry(n, 1 + n // 3, f"p{n}", 0, n // 3, "trained") for n in range(9)]
+
+
+def test_a_ledger_reads_back_and_forgets_later_steps(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.add(ENTRIES)
+    ledger.close()
+    assert read_ledger(tmp_path) == ENTRIES
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write('{"group": 9, "st')
+    with pytest.raises(UserError, match=r"ledger\.jsonl:10"):
+        read_ledger(tmp_path)
+    assert forget_after(tmp_path / "ledger.jsonl", 2) == 4
+    assert read_ledger(tmp_path) == ENTRIES[:6]
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, unique=True))
+def test_what_is_missing_or_twice_is_found(chosen):
+    some = [ENTRIES[n] for n in chosen]
+    assert (faults(some) == []) == (sorted(chosen) == list(range(len(chosen))))
+    assert any("2 times" in line for line in faults([*some, some[0]]))
+    moved = dataclasses.replace(some[0], group=99)
+    assert any("were used 2 times" in line for line in faults([*some, moved]))
