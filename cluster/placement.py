@@ -55,21 +55,20 @@ def reserve(role: Role, config: RayConfig) -> PlacementGroup:
     # A placement group may not hold an empty bundle; a role that asks for nothing runs anywhere.
     bundle = {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
     group = placement_group([bundle] * role.count, strategy=role.strategy)  # an autoscaler sees it now
+    wanted = f"no room for {role.name}, {role.count} x {_listed(bundle)}"
     deadline = time.monotonic() + config.wait_for_nodes_s
     while wrong := missing(bundle, role.count, node_resources()):
         if time.monotonic() > deadline:
             remove_placement_group(group)
-            hint = (
-                "" if config.wait_for_nodes_s else "; ray.wait_for_nodes_s=... waits for nodes to come"
-            )
-            raise UserError(f"no room for {role.name}, {role.count} x {_listed(bundle)}: {wrong}{hint}")
+            hint = "" if config.wait_for_nodes_s else "; ray.wait_for_nodes_s has it wait for more"
+            raise UserError(f"{wanted}: {wrong}{hint}")
         time.sleep(1)
     if not group.wait(config.start_timeout_s):
         remove_placement_group(group)
         free = {k: v for k, v in ray.available_resources().items() if k in bundle}
         raise UserError(
-            f"no room for {role.name}, {role.count} x {_listed(bundle)}, in {config.start_timeout_s:g} s:"
-            f" the cluster has enough, but others use it; free now: {_listed(free) or 'nothing'}"
+            f"{wanted}, in {config.start_timeout_s:g} s: the cluster has enough, but others use it;"
+            f" free now: {_listed(free) or 'nothing'}"
         )
     return group
 

@@ -62,8 +62,8 @@ def test_a_run_that_would_be_lost_with_the_job_fails_with_one_line(head):
     assert "Traceback" not in logs
 
 
-def test_a_running_job_is_on_the_dashboard_and_ends_when_it_is_stopped(head, small):
-    """What Grafana would show is what Prometheus would read; then `ray job stop`."""
+def test_a_running_job_is_on_the_dashboard_and_stops_with_a_checkpoint(head, runs, small):
+    """What Grafana would show is what Prometheus would read; then `ray job stop`, which waits."""
     command = (*COMMAND, *small, "train.steps=500", "name=long")
     done = head.ray(*SUBMIT, "--no-wait", "--submission-id", "long", *command)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -82,5 +82,6 @@ def test_a_running_job_is_on_the_dashboard_and_ends_when_it_is_stopped(head, sma
     assert shown - exported() <= ONLY_ON_GPUS
 
     assert head.ray("job", "stop", "long").returncode == 0
-    assert "stopped; what was recorded is in" in logs()
+    assert "stopped after step" in logs()
+    assert list((runs / "long" / "checkpoints").glob("step_*"))
     assert "'long' was stopped" in head.ray("job", "status", "long").stdout

@@ -127,7 +127,7 @@ def test_groups_have_bounds_and_every_role_finds_its_nodes(overlay):
         assert {"learner", "rollout"} < offered
         for job in jobs([document]):
             asked = {name for role in roles(entry_config(job)) for name in role.custom}
-            assert asked <= offered
+            assert asked in (set(), offered)
 
 
 def entry_config(job: Document):

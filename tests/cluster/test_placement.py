@@ -69,7 +69,8 @@ CLUSTER = """
     told, took = refused(Role("learner", 1, 0.5, 4, "PACK"), RayConfig())
     assert "no room for learner, 1 x 0.5 CPU, 4 GPU: the nodes hold 0 of them" in told, told
     assert "ray.wait_for_nodes_s" in told and took < 5, told
-    told, _ = refused(Role("rollout", 3, 0.5, 0, "SPREAD", {"rollout": 1}), RayConfig(start_timeout_s=1))
+    busy = Role("rollout", 3, 0.5, 0, "SPREAD", {"rollout": 1})
+    told, _ = refused(busy, RayConfig(start_timeout_s=1))
     assert "the cluster has enough, but others use it" in told and "2 rollout" in told, told
 
     late = cluster.add_node(num_cpus=1, resources={"expert": 1}, wait=False)

@@ -62,7 +62,7 @@ def test_a_job_of_two_nodes_trains_to_the_end(slurm, small):
     assert not (slurm.folder / f"bicot-{job}").exists()
 
 
-def test_a_job_that_must_make_way_is_queued_and_started_again(slurm, small):
+def test_a_job_that_must_make_way_is_queued_again_and_goes_on(slurm, small):
     job = submit(slurm, TRAIN, *small, "train.steps=500", "name=long")
     output = slurm.folder / f"{job}.out"
     wait_for(lambda: output.exists() and "step 1/" in output.read_text(), "a step", output.read_text)
@@ -70,6 +70,7 @@ def test_a_job_that_must_make_way_is_queued_and_started_again(slurm, small):
     wait_for(lambda: slurm.job(job)["Reason"] == "BeginTime", "the requeue", say=output.read_text)
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
     wait_for(lambda: f"start 2 of job {job}" in output.read_text(), "a second start", output.read_text)
+    wait_for(lambda: "goes on from step" in output.read_text(), "going on", say=output.read_text)
     assert f"job {job} makes way, and is queued again" in output.read_text()
     slurm("scancel", job)
     wait_for(
