@@ -40,7 +40,7 @@ def test_a_plural_is_the_same_noun(one, many):
     [
         ("dog", "hot dog"),
         ("cat", "car"),
-        ("gras", "glass"),
+        ("grass", "glass"),
         ("boss", "bos"),
         ("toys train", "toy train"),
     ],
@@ -54,7 +54,8 @@ def test_no_two_nouns_of_the_published_prompts_are_mixed_up():
     every = sorted({noun for row in rows for noun in json.loads(row)["nouns"]})
     mixed = [(a, b) for a, b in combinations(every, 2) if same_noun(a, b)]
     odd = [(a, b) for a, b in mixed if plain_noun(a)[:3] != plain_noun(b)[:3]]
-    assert len(every) > 1400 and len(mixed) > 20 and not odd
+    assert len(every) > 1400 and len(mixed) > 20
+    assert odd == [("feet", "foot"), ("people", "person")]
 
 
 @given(st.lists(nouns, min_size=1, max_size=5))
