@@ -9,9 +9,10 @@ import torch
 
 from actors.config import ActorsConfig
 from actors.make import make_sampler
+from policy.broadcast import Broadcast, Meeting
 from policy.janus import PolicyConfig
 from policy.records import Draw, Sample
-from policy.weights import PublishedWeights, unpack
+from policy.weights import Manifest, PublishedWeights, unpack
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RolloutActor:
     def __init__(self, policy: PolicyConfig, config: ActorsConfig, run_seed: int):
         torch.set_num_threads(1)
         self.sampler = make_sampler(policy, config, run_seed)
+        self.device = "cuda:0" if config.num_gpus > 0 else "cpu"
 
     def ready(self) -> bool:
         return True
@@ -68,6 +70,24 @@ class RolloutActor:
         if weights is None or weights.version == self.sampler.weights_version:
             return 0.0
         started = time.perf_counter()
+        if weights.manifest is None:
+            raise RuntimeError(
+                f"weights version {weights.version} was broadcast, and this actor, which has"
+                f" {self.sampler.weights_version}, was not there"
+            )
         manifest, *buckets = ray.get([weights.manifest, *weights.buckets])
-        self.sampler.load_weights(weights.version, unpack(manifest, buckets))
+        specs = [spec for bucket in manifest for spec in bucket]
+        self.sampler.load_weights(weights.version, unpack(manifest, buckets), specs)
         return time.perf_counter() - started
+
+    # --- weights by broadcast, instead of pulling ---
+
+    def join_broadcast(self, meeting: Meeting, rank: int, manifest: Manifest) -> None:
+        """Be one of the receivers of all versions to come; waits for the others."""
+        self._manifest = manifest
+        self._broadcast = Broadcast(meeting, rank, self.device)
+
+    def receive(self, version: int) -> None:
+        """Take part in the broadcast of a version. All receivers call it, and the sender sends."""
+        specs = [spec for bucket in self._manifest for spec in bucket]
+        self.sampler.load_weights(version, self._broadcast.receive(self._manifest), specs)

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from policy.records import Draw, Sample
+from policy.weights import TensorSpec
+
+HALF_LOADED = -1
 
 
 class SamplingConfig(BaseModel):
@@ -30,11 +33,23 @@ class Sampler(ABC):
     """
 
     weights_version: int = 0
+    """HALF_LOADED: a load broke off in the middle, and nothing may be drawn until the next."""
 
     @abstractmethod
     def draw(self, orders: Sequence[Draw]) -> list[Sample]:
         """Draw one sample an order, in the orders' order."""
 
     @abstractmethod
-    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the named parameters (transformers' names) in place; all arrive, or it raises."""
+    def load_weights(
+        self,
+        version: int,
+        tensors: Iterable[tuple[str, Tensor]],
+        specs: Sequence[TensorSpec] | None = None,
+    ) -> None:
+        """Replace the named parameters (transformers' names) in place.
+
+        Names and shapes are checked before the first is touched: by `specs`, which say what will
+        come, so that each tensor can be let go as soon as it is loaded; without them all are held.
+        Raises ValueError for tensors that are not the model's. If `tensors` breaks off, its error
+        passes, and the sampler refuses to draw until it has loaded a version whole.
+        """

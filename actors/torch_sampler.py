@@ -15,7 +15,7 @@ from torch import Tensor
 from actors.decoder import LockstepDecoder, Trunk
 from actors.noise import draw_tokens, token_logps
 from actors.sampler import SamplingConfig
-from actors.two_phase import Cots, Images, TwoPhaseSampler, check_names
+from actors.two_phase import Cots, Images, TwoPhaseSampler
 from policy.janus import Janus
 
 
@@ -26,14 +26,11 @@ class TorchSampler(TwoPhaseSampler):
         self._trunk = Trunk(janus.model.model.language_model)
 
     @torch.no_grad()
-    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def replace(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         parameters = dict(self.janus.model.named_parameters())
-        named = list(tensors)
-        check_names({name: p.shape for name, p in parameters.items()}, named)
-        for name, tensor in named:
+        for name, tensor in tensors:
             parameters[name].copy_(tensor)
         self._trunk = Trunk(self.janus.model.model.language_model)
-        self.weights_version = version
 
     @torch.no_grad()
     def write_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:

@@ -1,18 +1,18 @@
 """What all samplers of a Janus share: the two phases in order, and the record that comes of them."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from actors.noise import stream_key
-from actors.sampler import Sampler, SamplingConfig
+from actors.sampler import HALF_LOADED, Sampler, SamplingConfig
 from policy.errors import UserError
 from policy.janus import Janus
 from policy.records import Draw, Sample
+from policy.weights import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,27 @@ class TwoPhaseSampler(Sampler):
         self.janus = janus
         self.config = config
         self.run_seed = run_seed
+        self.shapes = {name: tuple(p.shape) for name, p in janus.model.named_parameters()}
+
+    def load_weights(
+        self,
+        version: int,
+        tensors: Iterable[tuple[str, Tensor]],
+        specs: Sequence[TensorSpec] | None = None,
+    ) -> None:
+        if specs is None:
+            tensors = list(tensors)
+            specs = [TensorSpec.of(name, tensor) for name, tensor in tensors]
+        wrong = [s.name for s in specs if self.shapes.get(s.name) != s.shape]
+        if wrong:
+            raise ValueError(f"weights that do not belong to this model: {wrong[:5]}")
+        self.weights_version = HALF_LOADED
+        self.replace(tensors)
+        self.weights_version = version
 
     def draw(self, orders: Sequence[Draw]) -> list[Sample]:
+        if self.weights_version == HALF_LOADED:
+            raise RuntimeError("the last weights broke off half-way: load a whole version first")
         janus = self.janus
         cot_prompts = [janus.cot_prompt_ids(order.prompt.text) for order in orders]
         self._check_context(orders, cot_prompts, self.config.max_cot_tokens)
@@ -82,6 +101,10 @@ class TwoPhaseSampler(Sampler):
     def draw_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
         """Phase 2, guided; where the images are to be decoded."""
 
+    @abstractmethod
+    def replace(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy tensors, checked already, over the parameters of these names."""
+
     def _keys(self, orders: Sequence[Draw], phase: str) -> list[int]:
         return [stream_key(self.run_seed, o.prompt.id, o.index, phase) for o in orders]
 
@@ -92,10 +115,3 @@ class TwoPhaseSampler(Sampler):
                     f"prompt {order.prompt.text[:60]!r}: {len(ids)} prompt tokens and {new} new ones"
                     f" do not fit the model's context of {self.janus.max_positions}"
                 )
-
-
-def check_names(shapes: dict[str, torch.Size], named: Sequence[tuple[str, Tensor]]) -> None:
-    """Raises ValueError if a tensor has another name or shape than the model's parameters."""
-    wrong = [name for name, tensor in named if shapes.get(name) != tensor.shape]
-    if wrong:
-        raise ValueError(f"weights that do not belong to this model: {wrong[:5]}")

@@ -29,6 +29,7 @@ class PlainLoop:
     def __init__(self, janus: Janus, config: SamplingConfig):
         self.janus, self.config = janus, config
         self.trunk = janus.model.model.language_model
+        self.device = next(janus.model.parameters()).device
 
     @torch.no_grad()
     def draw(self, texts: list[str]):
@@ -51,7 +52,7 @@ class PlainLoop:
 
     def _cots(self, prompts: list[list[int]]) -> list[list[int]]:
         hidden, cache, mask = self._prefill(prompts)
-        done = torch.zeros(len(prompts), dtype=torch.bool)
+        done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         drawn = []
         for _ in range(self.config.max_cot_tokens):
             token = self._pick(self.janus.text_logits(hidden))
@@ -68,9 +69,10 @@ class PlainLoop:
         width = max(map(len, rows))
         padded = [[self.janus.pad_id] * (width - len(row)) + row for row in rows]
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        padded, mask = torch.tensor(padded, device=self.device), mask.to(self.device)
         cache = DynamicCache(config=self.trunk.config)
         out = self.trunk(
-            inputs_embeds=self.janus.embed_text(torch.tensor(padded)),
+            inputs_embeds=self.janus.embed_text(padded),
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             past_key_values=cache,

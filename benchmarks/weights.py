@@ -46,7 +46,7 @@ def main() -> None:
     }
     sampling = SamplingConfig(guidance=2.0, max_cot_tokens=8)
     sampler = VLLMSampler(janus, sampling, 0, VLLMConfig(kv_cache_mb=64))
-    specs = [TensorSpec(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in trained.items()]
+    specs = [TensorSpec.of(n, t) for n, t in trained.items()]
     manifest = plan_buckets(specs, 64 * 2**20)
     buckets = [pack([trained[spec.name] for spec in bucket]) for bucket in manifest]
     megabytes = sum(spec.nbytes for spec in specs) / 1e6

@@ -11,6 +11,7 @@ from rich.console import Console
 from cluster.config import RunConfig
 from cluster.experience import Experience
 from cluster.placement import reserve, roles
+from cluster.publish import Publisher
 from cluster.session import existing_cluster
 from learner.group import LearnerGroup
 from policy.records import Prompt
@@ -22,6 +23,7 @@ from rewards.serving import check_applicability, deploy_experts, shutdown_expert
 class Crew:
     experience: Experience
     learner: LearnerGroup | None
+    publish: Publisher | None
 
 
 @contextmanager
@@ -44,7 +46,7 @@ def start_crew(
             status.update("starting rollout actors")
             groups.append(reserve(rollout, config.ray.start_timeout_s))
             experience = Experience(config, groups[-1])
-            learner = None
+            learner = publish = None
             if learn:
                 status.update("starting the learner")
                 groups.append(reserve(learner_role, config.ray.start_timeout_s))
@@ -56,7 +58,8 @@ def start_crew(
                     guidance=sampling.guidance,
                     placement=groups[-1],
                 )
-        yield Crew(experience, learner)
+                publish = Publisher(config, learner, experience.actors)
+        yield Crew(experience, learner, publish)
     finally:
         if existing_cluster(config.ray):  # our own ends with us, all at once
             shutdown_experts()

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from actors.torch_sampler import TorchSampler
+from actors.make import make_sampler
 from cluster.config import RunConfig
 from cluster.console import evaluation_table
 from cluster.crew import start_crew
@@ -22,7 +22,6 @@ from cluster.preflight import check_inputs
 from cluster.prompt_stream import sample_group
 from cluster.session import existing_cluster, ray_session
 from policy.errors import UserError
-from policy.janus import load_janus
 from policy.prompts import plain_prompt, read_prompts
 from policy.records import Prompt
 from rewards.config import GatewayConfig, check_experts
@@ -58,8 +57,9 @@ def generate(
     """Draw prompts on this machine: NNNN.png, plans.jsonl and grid.png into `out`."""
     prompts = _prompts(asked)
     torch.set_num_threads(1)
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    sampler = TorchSampler(load_janus(config.policy, device), config.actors.sampling, config.seed)
+    # A GPU is used where there is one, whatever the run gives its actors.
+    actors = config.actors.model_copy(update={"num_gpus": float(torch.cuda.is_available())})
+    sampler = make_sampler(config.policy, actors, config.seed)
     orders = [order for prompt in prompts for order in sample_group(prompt, samples)]
     size = config.actors.batch_size
     batches = [orders[i : i + size] for i in range(0, len(orders), size)]

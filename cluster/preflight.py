@@ -6,6 +6,7 @@ from pathlib import Path
 from actors.make import choose_sampler
 from cluster.config import RunConfig, dump_config
 from cluster.evaluate import Evaluator
+from cluster.publish import wants_broadcast
 from cluster.session import existing_cluster
 from learner.config import check_learner
 from policy.janus import check_policy
@@ -31,6 +32,7 @@ def check_inputs(config: RunConfig) -> Inputs:
     check_policy(config.policy)
     check_learner(config.learner, config.policy)
     check_experts(config.rewards)
+    wants_broadcast(config)
     if not existing_cluster(config.ray):  # there the actors' machines may hold what this one does not
         choose_sampler(config.actors)
     held_out = read_prompts(config.evaluate.prompts)

@@ -94,7 +94,7 @@ def learn(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
             metrics |= ray.get(learner.step(scored))[0]
         publishing = time.perf_counter()
         if scored:
-            run.weights = learner.publish(run.version + 1)
+            run.weights = run.crew.publish(run.version + 1)
         done = time.perf_counter()
         metrics |= time_metrics(
             harvest, step_s=done - started, learn_s=publishing - learning, publish_s=done - publishing

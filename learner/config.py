@@ -81,6 +81,9 @@ class LearnerConfig(BaseModel):
     zero_stage: Literal[0, 1, 2, 3] = 1
     deepspeed: dict[str, Any] | str | None = None
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
+    transport: Literal["auto", "store", "broadcast"] = "auto"
+    """How weights reach the rollout actors: through Ray's object store, or broadcast, by NCCL between
+    GPUs (gloo between CPUs). auto: broadcast where each actor and rank has a GPU of its own."""
     bucket_mb: float = Field(64.0, gt=0)
     """Size of a bucket when weights are published."""
     timeout_s: float = Field(600.0, gt=0)

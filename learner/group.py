@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import ray
 from ray import ObjectRef
+from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.config import LearnerConfig
 from learner.rank import LearnerRank, ScoredGroup
+from policy.broadcast import Meeting
 from policy.janus import PolicyConfig
 from policy.weights import PublishedWeights
 
@@ -59,6 +61,18 @@ class LearnerGroup:
         for stream in streams[1:]:
             list(stream)
         return PublishedWeights(version, manifest, tuple(buckets))
+
+    def join_broadcast(self, actors: Sequence[ActorHandle]) -> None:
+        """Connect rank 0 with these rollout actors, as receivers of all versions to come."""
+        where, manifest = ray.get([self.ranks[0].rendezvous.remote(), self.ranks[0].manifest.remote()])
+        meeting = Meeting(where.host, where.port, 1 + len(actors), self.config.timeout_s)
+        joining = [a.join_broadcast.remote(meeting, n, manifest) for n, a in enumerate(actors, 1)]
+        joining.append(self.ranks[0].join_broadcast.remote(meeting))
+        ray.get(joining, timeout=self.config.timeout_s)
+
+    def broadcast(self) -> list[ObjectRef]:
+        """Begin to send the current weights; done when all references are."""
+        return [rank.broadcast.remote() for rank in self.ranks]
 
     def save(self, folder: str) -> None:
         """Write the model in transformers layout and wait for it."""

@@ -25,6 +25,7 @@ from learner.micro_batches import by_tokens, in_parts
 from learner.objective import phase_losses
 from learner.reference import load_reference
 from learner.tally import Tally
+from policy.broadcast import Broadcast, Meeting
 from policy.janus import PolicyConfig, load_janus
 from policy.weights import Manifest, pack, plan_buckets
 
@@ -161,18 +162,44 @@ class LearnerRank:
     def publish(self) -> Iterator[Manifest | np.ndarray]:
         """The trained tensors in transformers' names: first the manifest, then bucket after bucket.
 
-        Every rank walks every gather (ZeRO-3 is collective); rank 0 alone yields.
+        Every rank walks every gather; rank 0 alone yields.
         """
-        trained = {e.name: e for e in exports(self.janus.model) if e.trained}
-        manifest = plan_buckets([e.spec for e in trained.values()], int(self.config.bucket_mb * 2**20))
         if self.rank == 0:
-            yield manifest
-        for bucket in manifest:
+            yield self.manifest()
+        for tensors in self._walk():
+            if self.rank == 0:
+                yield pack(tensors)
+
+    def join_broadcast(self, meeting: Meeting) -> None:
+        """Rank 0 becomes the sender to all rollout actors; waits for them."""
+        self._broadcast = Broadcast(meeting, 0, self.device)
+
+    def broadcast(self) -> None:
+        """Send the trained tensors to the rollout actors. Every rank walks every gather, and walks on
+        if a receiver is lost: a walk that stopped half-way would leave the other ranks waiting."""
+        failure = None
+        for tensors in self._walk():
+            if self.rank == 0 and failure is None:
+                try:
+                    self._broadcast.send(tensors)
+                except RuntimeError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+
+    def manifest(self) -> Manifest:
+        """What a version consists of; the same for all versions."""
+        specs = [e.spec for e in exports(self.janus.model) if e.trained]
+        return plan_buckets(specs, int(self.config.bucket_mb * 2**20))
+
+    def _walk(self) -> Iterator[list[torch.Tensor]]:
+        """The tensors of bucket after bucket, gathered from all ranks (ZeRO-3 is collective); good
+        until the next is asked for. Whole on rank 0 alone, the others get none."""
+        trained = {e.name: e for e in exports(self.janus.model) if e.trained}
+        for bucket in self.manifest():
             wanted = [trained[spec.name] for spec in bucket]
             with gathered(wanted):
-                packed = pack([e.whole() for e in wanted]) if self.rank == 0 else None
-            if self.rank == 0:
-                yield packed
+                yield [e.whole() for e in wanted] if self.rank == 0 else []
 
     def save(self, folder: str) -> None:
         """Write the model in transformers layout, under another name until it is whole. Rank 0

@@ -18,6 +18,10 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str  # torch's name: "float32", "bfloat16"
 
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> "TensorSpec":
+        return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
     @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape)) * getattr(torch, self.dtype).itemsize
@@ -27,11 +31,11 @@ class TensorSpec:
 class PublishedWeights:
     """One version of the trained parameters, as references into the object store: to a Manifest, and to
     a bucket each. Small, so it travels with every order for samples; whoever lacks the version
-    pulls."""
+    pulls. Without a manifest: the version was broadcast, and cannot be pulled."""
 
     version: int
-    manifest: object
-    buckets: tuple[object, ...]
+    manifest: object | None = None
+    buckets: tuple[object, ...] = ()
 
 
 Manifest = tuple[tuple[TensorSpec, ...], ...]

@@ -19,6 +19,8 @@ from policy.janus import Janus, PolicyConfig, load_janus
 from policy.prompts import read_prompts
 from policy.records import Draw, Prompt, Sample
 
+pytest_plugins = ["tests.roomy"]
+
 ROOT = Path(__file__).parents[1]
 SHAPES = ROOT / "examples" / "shapes"
 

@@ -1,7 +1,7 @@
 """A vLLM engine in this process that draws whole samples, with weights that can be replaced."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -136,11 +136,13 @@ class Engine:
 
     # --- weights ---
 
-    def load_weights(self, named: Sequence[tuple[str, Tensor]], *, complete: bool = False) -> None:
+    def load_weights(self, named: Iterable[tuple[str, Tensor]], *, complete: bool = False) -> None:
         """Replace parameters by transformers' names, between batches. What vLLM has no use for is
         passed over; `complete` insists that nothing of its own is left out."""
         if self.busy:
             raise RuntimeError("weights cannot change while a batch is being drawn")
+        if self._config.parallel_config.world_size > 1:
+            named = list(named)  # they go to other processes
         missing = self._on_workers(_load, named)
         if complete and missing:
             raise ValueError(f"the engine's first weights are incomplete: {missing[:5]}")
@@ -264,7 +266,7 @@ def _take(worker) -> dict[int, Drawn]:
     return _drawer(worker).take()
 
 
-def _load(worker, named: Sequence[tuple[str, Tensor]]) -> list[str]:
+def _load(worker, named: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Returns the names of the parameters that were left as they are."""
     model = worker.get_model()
     loaded = model.load_weights(iter(named))

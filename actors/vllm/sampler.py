@@ -1,12 +1,12 @@
 """The sampler that runs both phases in vLLM. It draws the tokens that TorchSampler draws."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from actors.sampler import SamplingConfig
-from actors.two_phase import Cots, Images, TwoPhaseSampler, check_names
+from actors.two_phase import Cots, Images, TwoPhaseSampler
 from actors.vllm.config import VLLMConfig
 from actors.vllm.engine import Engine, Request
 from actors.vllm.lane import Plan
@@ -22,23 +22,23 @@ class VLLMSampler(TwoPhaseSampler):
     ):
         super().__init__(janus, config, run_seed)
         model = janus.model
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self.engine = Engine(model.config, model.dtype, settings or VLLMConfig())
-        self.engine.load_weights(list(model.named_parameters()), complete=True)
+        self.engine.load_weights(model.named_parameters(), complete=True)
         _keep_only_the_image_decoder(model)
         self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
         model.to(self.device)
 
     @torch.no_grad()
-    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        named = list(tensors)
-        check_names(self._shapes, named)
-        self.engine.load_weights(named)
+    def replace(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         decoder = dict(self.janus.model.named_parameters())
-        for name, tensor in named:
-            if name in decoder:
-                decoder[name].copy_(tensor)
-        self.weights_version = version
+
+        def in_passing() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in tensors:
+                if name in decoder:
+                    decoder[name].copy_(tensor)
+                yield name, tensor
+
+        self.engine.load_weights(in_passing())
 
     def write_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
         plan = Plan(

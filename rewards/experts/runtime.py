@@ -18,7 +18,7 @@ def pick_device(device: Device = "auto") -> torch.device:
 
 
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """ "auto": half precision on a GPU, where it is twice as fast; float32 on a CPU, where it is not."""
+    """ "auto": half precision on a GPU, where it is twice as fast; else float32."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, dtype)

@@ -35,7 +35,7 @@ def draw(actor, groups, weights):
 
 
 def publish(version, tensors, bucket_bytes=1000):
-    specs = [TensorSpec(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in tensors.items()]
+    specs = [TensorSpec.of(n, t) for n, t in tensors.items()]
     manifest = plan_buckets(specs, bucket_bytes)
     buckets = [ray.put(pack([tensors[spec.name] for spec in bucket])) for bucket in manifest]
     return PublishedWeights(version, ray.put(manifest), tuple(buckets))

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,25 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1 is in use" in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install")
+def test_vllm_trains_as_the_torch_sampler_does(sync_run, tmp_path):
+    """Two steps with broadcast weights; the samples are token for token those of the other run."""
+    _, folder, _ = sync_run
+    done = bicot(
+        "train",
+        TRAIN,
+        "train.steps=2",
+        "actors.sampler=vllm",
+        "actors.vllm.kv_cache_mb=16",
+        "learner.transport=broadcast",
+        f"evaluate.prompts={folder.parent / 'heldout.jsonl'}",
+        f"runs_dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    torch_lines, vllm_lines = read_lines(folder), read_lines(tmp_path / "shapes")
+    for step, kind in ((0, "eval/reward"), (1, "reward/mean"), (2, "reward/mean"), (2, "eval/reward")):
+        (one,) = (line[kind] for line in torch_lines if line["step"] == step and kind in line)
+        (other,) = (line[kind] for line in vllm_lines if line["step"] == step and kind in line)
+        assert one == pytest.approx(other, abs=1e-6), (step, kind)

@@ -1,5 +1,7 @@
 """A Janus with room for long prompts, and orders whose prompts are of many lengths."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,8 +9,8 @@ from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from policy.janus import PolicyConfig
 from policy.prompts import plain_prompt
 from policy.records import Draw
-from tests.conftest import SHAPES
 
+TEMPLATES = Path(__file__).parents[1] / "examples" / "shapes" / "templates"
 WORDS = ["a", "red", "circle", "and", "two", "blue", "squares", "left", "of", "a", "green", "triangle"]
 
 
@@ -22,7 +24,7 @@ def roomy_policy(tmp_path_factory) -> PolicyConfig:
     janus.config.text_config.max_position_embeddings = 448
     janus.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return PolicyConfig(path=str(folder), templates=str(SHAPES / "templates"))
+    return PolicyConfig(path=str(folder), templates=str(TEMPLATES))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,101 @@
+"""Weights from a real learner to real rollout actors, by broadcast and through the store."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import ray
+
+from actors.config import ActorsConfig
+from actors.rollout import RolloutActor
+from actors.sampler import SamplingConfig
+from actors.vllm.config import VLLMConfig
+from cluster.config import RunConfig
+from cluster.publish import Publisher, wants_broadcast
+from learner.config import LearnerConfig
+from learner.group import LearnerGroup
+from learner.rank import ScoredGroup
+from policy.errors import UserError
+from policy.records import Draw
+from tests.actors.test_rollout import draw
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SAMPLING = SamplingConfig(guidance=2.0, max_cot_tokens=8)
+SAMPLERS = ["torch", "vllm"] if find_spec("vllm") else ["torch", "torch"]
+
+
+def config(policy, **learner) -> RunConfig:
+    settings = {"lr": 1e-2, "num_cpus": 0.5, "timeout_s": 60, "bucket_mb": 0.2, **learner}
+    return RunConfig.model_construct(
+        policy=policy,
+        actors=ActorsConfig(count=2, sampling=SAMPLING),
+        learner=LearnerConfig(**settings),
+    )
+
+
+@pytest.fixture
+def actors(roomy_policy):
+    settings = VLLMConfig(kv_cache_mb=8)
+    handles = [
+        ray.remote(RolloutActor)
+        .options(num_cpus=0.5)
+        .remote(roomy_policy, ActorsConfig(sampler=name, sampling=SAMPLING, vllm=settings), 0)
+        for name in SAMPLERS
+    ]
+    ray.get([actor.ready.remote() for actor in handles])
+    yield handles
+    for actor in handles:
+        ray.kill(actor)
+
+
+def images(actor, groups, weights):
+    drawn, report = draw(actor, groups, weights)
+    return report.weights_version, [s.image_ids.tolist() for group in drawn for s in group]
+
+
+def test_a_broadcast_brings_what_the_store_brings_and_a_lost_actor_ends_it(
+    roomy_policy, actors, prompts, caplog
+):
+    run = config(roomy_policy, transport="broadcast", ranks=2, zero_stage=3)
+    run.learner.deepspeed = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    learner = LearnerGroup(roomy_policy, run.learner, temperature=1.0, guidance=2.0)
+    publish = Publisher(run, learner, actors)
+    assert publish.broadcasts
+    groups = [[Draw(p, n) for n in range(2)] for p in prompts[:2]]
+    before, _ = draw(actors[0], groups, None)
+    learn = [ScoredGroup(ray.put(group), np.array([1, -1], np.float32)) for group in before]
+    ray.get(learner.step(learn))
+
+    sent = publish(1)
+    assert sent.manifest is None
+    found = [images(actor, groups, sent) for actor in actors]
+    assert found[0] == found[1]
+    assert found[0][1] != [s.image_ids.tolist() for group in before for s in group]
+
+    late = ray.remote(RolloutActor).options(num_cpus=0.5)
+    late = late.remote(roomy_policy, ActorsConfig(sampler="torch", sampling=SAMPLING), 0)
+    with pytest.raises(ray.exceptions.RayTaskError, match="was broadcast"):
+        draw(late, groups, sent)
+    stored = learner.publish(1)
+    assert images(late, groups, stored) == found[0]
+
+    ray.kill(actors[1])
+    ray.get(learner.step(learn))
+    again = publish(2)
+    assert not publish.broadcasts
+    assert "the object store instead" in caplog.text
+    assert images(actors[0], groups, again) == images(late, groups, again)
+    assert images(late, groups, again)[0] == 2
+    ray.kill(late)
+    learner.stop()
+
+
+def test_what_can_be_broadcast(roomy_policy):
+    on_gpus = config(roomy_policy, num_gpus=1.0)
+    on_gpus.actors.num_gpus = 1.0
+    assert wants_broadcast(on_gpus)
+    assert not wants_broadcast(config(roomy_policy))
+    assert wants_broadcast(config(roomy_policy, transport="broadcast"))
+    with pytest.raises(UserError, match="between GPUs or between CPUs"):
+        wants_broadcast(config(roomy_policy, num_gpus=1.0, transport="broadcast"))
