@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from policy.errors import UserError
@@ -12,7 +12,8 @@ from policy.errors import UserError
 Layout = Literal["transformers", "original"]
 
 _LAYOUT_OF_MODEL_TYPE: dict[str, Layout] = {"janus": "transformers", "multi_modality": "original"}
-_BASICS = ["*.json", "*.safetensors"]
+_TEXTS = ["*.json", "*.txt", "*.jinja"]
+_WEIGHTS = ["*.safetensors"]
 _PICKLED = ["pytorch_model*.bin"]
 
 
@@ -21,8 +22,9 @@ def is_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
 
 
-def model_folder(path: str) -> Path:
-    """The directory of a model; a hub id is downloaded, or found in the hub's cache.
+def model_folder(path: str, weights: bool = True) -> Path:
+    """The directory of a model; a hub id is downloaded, or found in the hub's cache. `weights=False`:
+    only what a tokenizer, a processor and a config are made of.
 
     Raises UserError if there is none.
     """
@@ -32,15 +34,37 @@ def model_folder(path: str) -> Path:
             raise UserError(f"{path}: no such model directory")
         return folder
     try:
-        folder = Path(snapshot_download(path, allow_patterns=_BASICS))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(path, allow_patterns=_BASICS + _PICKLED))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"{path}: no such directory, and it cannot be had from the Hugging Face hub: {reason}"
-        ) from None
+        folder = Path(snapshot_download(path, allow_patterns=_TEXTS + _WEIGHTS * weights))
+        if weights and not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(path, allow_patterns=_TEXTS + _WEIGHTS + _PICKLED))
+    except _HUB_ERRORS as error:
+        raise _not_to_be_had(path, "directory", error) from None
     return folder
+
+
+def model_file(path: str) -> Path:
+    """A weights file: a path here, or "owner/name/file", which is downloaded from the hub, or found
+    in its cache. Raises UserError if there is none."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    owner, *rest = path.split("/")
+    if path.startswith((".", "/", "~")) or len(rest) < 2:
+        raise UserError(f"{path}: no such file, and not the hub's owner/name/file either")
+    try:
+        return Path(hf_hub_download(f"{owner}/{rest[0]}", "/".join(rest[1:])))
+    except _HUB_ERRORS as error:
+        raise _not_to_be_had(path, "file", error) from None
+
+
+_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+
+
+def _not_to_be_had(path: str, what: str, error: Exception) -> UserError:
+    reason = str(error).strip().split("\n")[0]
+    return UserError(
+        f"{path}: no such {what}, and it cannot be had from the Hugging Face hub: {reason}"
+    )
 
 
 def read_config(folder: Path) -> tuple[Layout, dict[str, Any]]:
