@@ -10,17 +10,21 @@ A prompt without what its question needs, or with a relation that is not known, 
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from policy.records import Box, Prompt
 from rewards.boxes import Detection, to_xyxy
 from rewards.detection import count_score, existence_score, knows_relation, spatial_score
 from rewards.expert import Expert, Judgement
+from rewards.experts.loading import Placement, load_part
 from rewards.experts.runtime import batches
 from rewards.nouns import Variant, same_noun
 
+T = TypeVar("T")
 Question = Literal["spatial", "count", "existence"]
 _OF_TASK: dict[str, Question] = {"spatial": "spatial", "numeracy": "count"}
 
@@ -111,3 +115,30 @@ def same_size_batches(images: Sequence[np.ndarray], size: int) -> Iterator[Seque
         by_shape.setdefault(image.shape, []).append(n)
     for indices in by_shape.values():
         yield from batches(indices, size)
+
+
+def image_processor(kind: type[T], folder: Path) -> T:
+    """The folder's, or as published if it has none."""
+    if not (folder / "preprocessor_config.json").is_file():
+        return kind()
+    return load_part(kind.from_pretrained, folder, "image processor")
+
+
+def pixels(processor, images: Sequence[np.ndarray], place: Placement) -> Tensor:
+    """Images of one shape as [B, 3, H, W]."""
+    found = processor(list(images), input_data_format="channels_last", return_tensors="pt")
+    return found.pixel_values.to(place.device, place.dtype)
+
+
+def chances(logits: Tensor) -> Tensor:
+    """Probabilities, on the CPU. What is not a number would look like an object that is not there."""
+    found = logits.float().sigmoid().cpu()
+    if found.isnan().any():
+        raise RuntimeError("the detector computed nan: its dtype may be too small for it")
+    return found
+
+
+def detections(phrase: str, scores: Tensor, boxes: Tensor, kept: Tensor) -> Iterator[Detection]:
+    """Scores [N], boxes [N, 4] and which of them count, bool [N]."""
+    for score, box in zip(scores[kept].tolist(), boxes[kept].tolist(), strict=True):
+        yield Detection(phrase, score, tuple(box))

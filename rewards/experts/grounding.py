@@ -2,7 +2,7 @@
 2306.09683). Both look for any noun; what they find is scored by rewards/detection.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,14 +17,21 @@ from transformers import (
 from policy.errors import UserError
 from policy.location import model_file, model_folder
 from rewards.boxes import Detection
-from rewards.experts.detector import Detector, same_size_batches
-from rewards.experts.grounding_layout import config_of, to_transformers
+from rewards.experts.detector import (
+    Detector,
+    chances,
+    detections,
+    image_processor,
+    pixels,
+    same_size_batches,
+)
+from rewards.experts.grounding_config import config_of
+from rewards.experts.grounding_layout import to_transformers
 from rewards.experts.grounding_positions import use_published_positions
 from rewards.experts.loading import (
     Placement,
     build_model,
     load_model,
-    load_part,
     load_tokenizer,
     read_config,
     read_tensors,
@@ -60,7 +67,7 @@ class GroundingDino(Detector):
         original = path.endswith(".pth")
         folder = model_folder(processor or (_BERT if original else path), weights=False)
         self._tokenizer = load_tokenizer(folder)
-        self._image_processor = _image_processor(GroundingDinoImageProcessorPil, folder)
+        self._image_processor = image_processor(GroundingDinoImageProcessorPil, folder)
         self._model = _published(path, self._place) if original else self._transformers(path)
         use_published_positions(self._model)
         self._batch_size = batch_size
@@ -82,12 +89,12 @@ class GroundingDino(Detector):
             captions, spans = zip(*asked, strict=True)
             words = self._words(captions)
             shown = self._model(
-                pixel_values=_pixels(self._image_processor, [images[n] for n in some], self._place),
+                pixel_values=pixels(self._image_processor, [images[n] for n in some], self._place),
                 input_ids=words.input_ids.to(self._place.device),
                 attention_mask=words.attention_mask.to(self._place.device),
             )
             tokens = words.input_ids.shape[1]
-            probabilities = _chances(shown.logits[..., :tokens])
+            probabilities = chances(shown.logits[..., :tokens])
             boxes = shown.pred_boxes.float().cpu()
             for row, n in enumerate(some):
                 for of_noun in spans[row]:
@@ -98,7 +105,7 @@ class GroundingDino(Detector):
                     scores = probabilities[row][:, chosen]
                     sure = scores.mean(1)
                     kept = (sure > self._box_threshold) & (scores.min(1).values > self._text_threshold)
-                    found[n] += _detections(phrase, sure, boxes[row], kept)
+                    found[n] += detections(phrase, sure, boxes[row], kept)
         return found
 
     def _words(self, captions: Sequence[str]):
@@ -135,7 +142,7 @@ class Owlv2(Detector):
         folder = model_folder(path)
         read_config(folder, "owlv2")
         self._tokenizer = load_tokenizer(folder)
-        self._image_processor = _image_processor(Owlv2ImageProcessorPil, folder)
+        self._image_processor = image_processor(Owlv2ImageProcessorPil, folder)
         self._model = load_model(Owlv2ForObjectDetection, folder, self._place)
         self._batch_size = batch_size
         self._box_threshold = box_threshold
@@ -152,7 +159,7 @@ class Owlv2(Detector):
             for row, n in enumerate(some):
                 for noun in nouns[n]:
                     sure = probabilities[row, :, every.index(noun)]
-                    found[n] += _detections(noun, sure, boxes[row], sure > self._box_threshold)
+                    found[n] += detections(noun, sure, boxes[row], sure > self._box_threshold)
         return found
 
     def _embed(self, nouns: Sequence[str]) -> Tensor:
@@ -169,7 +176,7 @@ class Owlv2(Detector):
 
     def _look(self, images: Sequence[np.ndarray], queries: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities [B, N, P] and boxes [B, N, 4], cxcywh in 0..1 of the images' sides."""
-        pixels = _pixels(self._image_processor, images, self._place)
+        pixels = pixels(self._image_processor, images, self._place)
         features, _ = self._model.image_embedder(pixels)
         flat = features.flatten(1, 2)
         logits, _ = self._model.class_predictor(flat, queries.expand(len(flat), -1, -1))
@@ -178,29 +185,7 @@ class Owlv2(Detector):
         height, width, _ = images[0].shape
         side = max(height, width)
         scale = torch.tensor([side / width, side / height] * 2)
-        return _chances(logits), boxes.float().cpu() * scale
-
-
-def _image_processor(kind, folder):
-    if not (folder / "preprocessor_config.json").is_file():
-        return kind()  # as published
-    return load_part(kind.from_pretrained, folder, "image processor")
-
-
-def _pixels(processor, images: Sequence[np.ndarray], place: Placement) -> Tensor:
-    """Images of one shape as [B, 3, H, W]."""
-    pixels = processor(
-        list(images), input_data_format="channels_last", return_tensors="pt"
-    ).pixel_values
-    return pixels.to(place.device, place.dtype)
-
-
-def _chances(logits: Tensor) -> Tensor:
-    """Probabilities, on the CPU. What is not a number would look like an object that is not there."""
-    chances = logits.float().sigmoid().cpu()
-    if chances.isnan().any():
-        raise RuntimeError("the detector computed nan: its dtype may be too small for it")
-    return chances
+        return chances(logits), boxes.float().cpu() * scale
 
 
 def _tokens_in(offsets: Tensor, spans: Sequence[Sequence[int]]) -> Tensor:
@@ -210,8 +195,3 @@ def _tokens_in(offsets: Tensor, spans: Sequence[Sequence[int]]) -> Tensor:
     for first, last in spans:
         inside |= (begin < last) & (end > first)
     return inside
-
-
-def _detections(phrase: str, scores: Tensor, boxes: Tensor, kept: Tensor) -> Iterator[Detection]:
-    for score, box in zip(scores[kept].tolist(), boxes[kept].tolist(), strict=True):
-        yield Detection(phrase, score, tuple(box))
