@@ -176,8 +176,7 @@ class Owlv2(Detector):
 
     def _look(self, images: Sequence[np.ndarray], queries: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities [B, N, P] and boxes [B, N, 4], cxcywh in 0..1 of the images' sides."""
-        pixels = pixels(self._image_processor, images, self._place)
-        features, _ = self._model.image_embedder(pixels)
+        features, _ = self._model.image_embedder(pixels(self._image_processor, images, self._place))
         flat = features.flatten(1, 2)
         logits, _ = self._model.class_predictor(flat, queries.expand(len(flat), -1, -1))
         boxes = self._model.box_predictor(flat, features)
