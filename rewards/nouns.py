@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from policy.errors import UserError
@@ -27,6 +28,7 @@ def plain_noun(noun: str) -> str:
     return _STOPS.sub(" ", noun).strip().lower()
 
 
+@lru_cache(maxsize=4096)  # asked of every detection, about the same few nouns
 def same_noun(noun1: str, noun2: str) -> bool:
     """Whether two nouns of any number of words are one but for case, spaces and a plural."""
     one, two = plain_noun(noun1), plain_noun(noun2)

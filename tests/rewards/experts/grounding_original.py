@@ -74,7 +74,7 @@ def tiny_grounding_dino(folder: Path) -> GroundingDinoForObjectDetection:
     }
     vocabulary |= {word: 1030 + n for n, word in enumerate(_WORDS)}
     BertTokenizer(vocab=vocabulary).save_pretrained(folder)
-    GroundingDinoImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 192}).save_pretrained(
+    GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 144}).save_pretrained(
         folder
     )
     config = GroundingDinoConfig(

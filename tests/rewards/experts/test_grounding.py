@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2ImageProcessorPil,
+    SwinConfig,
 )
 
 from policy.errors import UserError
@@ -18,6 +20,8 @@ from policy.records import Prompt
 from rewards.detection import existence_score, spatial_score
 from rewards.experts.detector import Detector
 from rewards.experts.grounding import GroundingDino, Owlv2
+from rewards.experts.grounding_config import config_of
+from rewards.experts.grounding_layout import to_transformers
 from rewards.experts.grounding_positions import phrase_positions
 from rewards.serving import judge
 from tests.rewards.experts import tiny
@@ -155,6 +159,30 @@ def test_the_original_layout_gives_the_same_model(dino_folder, dino, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "swin",
+    [
+        {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
+        {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
+    ],
+    ids=["Swin-T OGC", "Swin-B"],
+)
+def test_the_sizes_of_the_published_models_are_read_off_their_tensors(swin):
+    backbone = SwinConfig(**swin, out_indices=[2, 3, 4])
+    with torch.device("meta"):
+        model = GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=backbone))
+        tensors = to_transformers(original_tensors(model), "published")
+    config = config_of(tensors, "published")
+    with torch.device("meta"):
+        built = GroundingDinoForObjectDetection(config)
+    shapes = {name: tensor.shape for name, tensor in built.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in tensors.items()}
+    assert config.text_config.num_attention_heads == 12
+    assert config.backbone_config.num_heads == swin["num_heads"]
+    assert config.backbone_config.window_size == swin["window_size"]
+
+
+@pytest.mark.parametrize(
     ("change", "complaint"),
     [
         (lambda t: t.update(stranger=torch.zeros(1)), "1 tensors that no GroundingDINO has: stranger"),
@@ -187,6 +215,27 @@ def test_positions_count_from_the_beginning_of_a_phrase():
     block = torch.tensor([0, 1, 1, 1, 2, 2, 3, 4])
     allowed = block[None, :, None] == block[None, None, :]
     assert phrase_positions(allowed).tolist() == [[0, 0, 1, 2, 0, 1, 0, 0]]
+
+
+def test_the_model_reads_the_published_positions(dino):
+    seen = {}
+    model = dino._model.model
+    hooks = [
+        model.text_backbone.embeddings.register_forward_pre_hook(
+            lambda _, __, kwargs: seen.update(ids=kwargs["position_ids"]), with_kwargs=True
+        ),
+        model.encoder.layers[0].text_enhancer_layer.register_forward_pre_hook(
+            lambda _, __, kwargs: seen.update(sines=kwargs["position_embeddings"]), with_kwargs=True
+        ),
+    ]
+    dino.detect(tiny.images(2, 64, 64), [["hot dog", "tv"], ["tv"]])
+    for hook in hooks:
+        hook.remove()
+    assert seen["ids"].tolist() == [[0, 0, 1, 2, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0]]
+    periods = 10000 ** (torch.arange(0, 32, 2) / 32)
+    angles = 2 * torch.pi * seen["ids"][..., None] / periods
+    sines = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
+    torch.testing.assert_close(seen["sines"], sines, atol=1e-5, rtol=0)
 
 
 def test_all_tokens_of_a_noun_count_and_no_other(dino_folder, dino):
