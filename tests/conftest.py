@@ -10,6 +10,7 @@ os.environ.pop("RAY_ADDRESS", None)
 import pytest
 import ray
 import torch
+from hypothesis import HealthCheck, settings
 
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
@@ -25,6 +26,11 @@ ROOT = Path(__file__).parents[1]
 SHAPES = ROOT / "examples" / "shapes"
 
 torch.set_num_threads(1)
+# How long an example takes says nothing on a busy machine.
+settings.register_profile(
+    "busy", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

@@ -29,3 +29,10 @@ def test_the_gpu_benchmark_runs_all_its_parts_on_a_tiny_model():
     for text in ("plain", "torch", "vllm", "limit", "learner: full update of 8 samples"):
         assert text in done.stdout
     assert "failed" not in done.stdout
+
+
+def test_the_benchmark_of_experts_runs():
+    command = [sys.executable, "-m", "benchmarks.rewards", "batching", "--runs", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "CLIPScore" in done.stdout and "GroundingDino" in done.stdout

@@ -87,7 +87,7 @@ def test_roles_on_a_head_and_three_nodes():
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CLUSTER)],
         cwd=ROOT,
-        env=environment() | {"RAY_AUTH_MODE": "disabled"},
+        env=environment() | {"RAY_AUTH_MODE": "disabled", "RAY_raylet_start_wait_time_s": "120"},
         capture_output=True,
         text=True,
     )

@@ -1,0 +1,146 @@
+"""GroundingDINO as its authors save it, as a GroundingDinoForObjectDetection of transformers.
+
+The original stacks q, k and v of every attention on the first axis, and keeps each encoder layer in
+three lists.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from policy.errors import UserError
+from rewards.experts.loading import listed
+
+_SWIN = "model.backbone.conv_encoder.model."
+_BLOCK, _NEW_BLOCK = (
+    r"backbone\.0\.layers\.(\d+)\.blocks\.(\d+)\.",
+    _SWIN + r"swin.encoder.layers.\1.blocks.\2.",
+)
+_NEW_ENCODER = r"model.encoder.layers.\1."
+_VISION = (r"transformer\.encoder\.layers\.(\d+)\.", _NEW_ENCODER + "deformable_layer.")
+_TEXT = (r"transformer\.encoder\.text_layers\.(\d+)\.", _NEW_ENCODER + "text_enhancer_layer.")
+_FUSION = (r"transformer\.encoder\.fusion_layers\.(\d+)\.", _NEW_ENCODER + "fusion_layer.")
+_DECODER = (r"transformer\.decoder\.layers\.(\d+)\.", r"model.decoder.layers.\1.")
+_SIDES = (("v", "vision"), ("l", "text"))
+
+# A name that ends in "qkv.weight" or "qkv.bias" stands for three tensors.
+_RULES: tuple[tuple[str, str], ...] = (
+    # vision backbone
+    (
+        r"backbone\.0\.patch_embed\.proj\.(\w+)",
+        _SWIN + r"swin.embeddings.patch_embeddings.projection.\1",
+    ),
+    (r"backbone\.0\.patch_embed\.norm\.(\w+)", _SWIN + r"swin.embeddings.norm.\1"),
+    (r"backbone\.0\.layers\.(\d+)\.downsample\.(.+)", _SWIN + r"swin.encoder.layers.\1.downsample.\2"),
+    *(
+        (rf"backbone\.0\.norm{n}\.(\w+)", _SWIN + rf"hidden_states_norms.stage{n + 1}.\1")
+        for n in range(4)
+    ),
+    (_BLOCK + r"norm1\.(\w+)", _NEW_BLOCK + r"layernorm_before.\3"),
+    (_BLOCK + r"norm2\.(\w+)", _NEW_BLOCK + r"layernorm_after.\3"),
+    (_BLOCK + r"mlp\.(fc[12]\.\w+)", _NEW_BLOCK + r"mlp.\3"),
+    (_BLOCK + r"attn\.qkv\.(\w+)", _NEW_BLOCK + r"attention.qkv.\3"),
+    (_BLOCK + r"attn\.proj\.(\w+)", _NEW_BLOCK + r"attention.o_proj.\3"),
+    (
+        _BLOCK + r"attn\.relative_position_bias_table",
+        _NEW_BLOCK + "attention.relative_position_bias.relative_position_bias_table",
+    ),
+    # text backbone, and both into the joint space
+    (r"bert\.(.+)", r"model.text_backbone.\1"),
+    (r"feat_map\.(\w+)", r"model.text_projection.\1"),
+    (r"input_proj\.(.+)", r"model.input_proj_vision.\1"),
+    (r"transformer\.level_embed", "model.level_embed"),
+    # encoder
+    *(
+        (old + r"norm1\.(\w+)", new + rf"{norm}.\2")
+        for (old, new), norm in ((_VISION, "self_attn_layer_norm"), (_TEXT, "layer_norm_before"))
+    ),
+    *(
+        (old + r"norm2\.(\w+)", new + rf"{norm}.\2")
+        for (old, new), norm in ((_VISION, "final_layer_norm"), (_TEXT, "layer_norm_after"))
+    ),
+    *((old + r"linear([12])\.(\w+)", new + r"fc\2.\3") for old, new in (_VISION, _TEXT, _DECODER)),
+    (_TEXT[0] + r"self_attn\.in_proj_(\w+)", _TEXT[1] + r"self_attn.qkv.\2"),
+    *((old + r"(self_attn\..+)", new + r"\2") for old, new in (_VISION, _TEXT)),
+    *(
+        rule
+        for short, long in _SIDES
+        for rule in (
+            (_FUSION[0] + rf"gamma_{short}", _FUSION[1] + f"{long}_param"),
+            (_FUSION[0] + rf"layer_norm_{short}\.(\w+)", _FUSION[1] + rf"layer_norm_{long}.\2"),
+            (
+                _FUSION[0] + rf"attn\.((?:values_|out_)?){short}_proj\.(\w+)",
+                _FUSION[1] + rf"attn.\2{long}_proj.\3",
+            ),
+        )
+    ),
+    # decoder
+    (_DECODER[0] + r"self_attn\.in_proj_(\w+)", _DECODER[1] + r"self_attn.qkv.\2"),
+    (_DECODER[0] + r"self_attn\.out_proj\.(\w+)", _DECODER[1] + r"self_attn.out_proj.\2"),
+    (_DECODER[0] + r"norm2\.(\w+)", _DECODER[1] + r"self_attn_layer_norm.\2"),
+    (_DECODER[0] + r"ca_text\.in_proj_(\w+)", _DECODER[1] + r"encoder_attn_text.qkv.\2"),
+    (_DECODER[0] + r"ca_text\.out_proj\.(\w+)", _DECODER[1] + r"encoder_attn_text.out_proj.\2"),
+    (_DECODER[0] + r"catext_norm\.(\w+)", _DECODER[1] + r"encoder_attn_text_layer_norm.\2"),
+    (_DECODER[0] + r"cross_attn\.(.+)", _DECODER[1] + r"encoder_attn.\2"),
+    (_DECODER[0] + r"norm1\.(\w+)", _DECODER[1] + r"encoder_attn_layer_norm.\2"),
+    (_DECODER[0] + r"norm3\.(\w+)", _DECODER[1] + r"final_layer_norm.\2"),
+    (r"transformer\.decoder\.norm\.(\w+)", r"model.decoder.layer_norm.\1"),
+    (r"transformer\.decoder\.ref_point_head\.(.+)", r"model.decoder.reference_points_head.\1"),
+    # queries and boxes
+    (r"transformer\.tgt_embed\.weight", "model.query_position_embeddings.weight"),
+    (r"transformer\.(enc_output(?:_norm)?\.\w+)", r"model.\1"),
+    (r"transformer\.enc_out_bbox_embed\.(.+)", r"model.encoder_output_bbox_embed.\1"),
+    (r"transformer\.decoder\.(bbox_embed\..+)", r"model.decoder.\1"),
+    (r"(bbox_embed\..+)", r"\1"),
+)
+_UNUSED = re.compile(
+    r"label_enc\.weight"  # of the training with noised labels
+    r"|bert\.pooler\..+|bert\.embeddings\.position_ids"
+    r"|.+\.relative_position_index|.+\.attn_mask"
+)
+
+
+def to_transformers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """All tensors under transformers' names. Raises UserError that lists the ones no rule knows."""
+    found: dict[str, Tensor] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        plain = name.removeprefix("module.")  # of the training in parallel
+        if _UNUSED.fullmatch(plain):
+            continue
+        if new := _renamed(plain):
+            found.update(_parts(new, tensor))
+        else:
+            unknown.append(name)
+    if unknown:
+        raise UserError(
+            f"{source}: {len(unknown)} tensors that no GroundingDINO has: {listed(unknown)}"
+        )
+    return found | _unread(found)
+
+
+def _renamed(name: str) -> str | None:
+    for pattern, template in _RULES:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(template)
+    return None
+
+
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if ".qkv." not in name:
+        yield name, tensor
+        return
+    swin = name.startswith(_SWIN)
+    parts = ("q_proj", "k_proj", "v_proj") if swin else ("query", "key", "value")
+    for part, rows in zip(parts, tensor.chunk(3), strict=True):
+        yield name.replace(".qkv.", f".{part}."), rows.clone()
+
+
+def _unread(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' backbone has a last norm that no output depends on, and the original has none."""
+    last = found.get(_SWIN + "hidden_states_norms.stage4.weight")
+    if last is None:
+        return {}
+    names = (_SWIN + "swin.layernorm.weight", _SWIN + "swin.layernorm.bias")
+    return {name: last.clone() for name in names}
