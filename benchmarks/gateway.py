@@ -37,6 +37,7 @@ from rewards.serving import deploy_experts
 
 TOKEN_ENV = "BICOT_BENCHMARK_TOKEN"
 MAX_BODY_MB = 1.0
+PARTS = 6  # of the run, in the table of sizes
 GROWTH = 1.05  # of a process's mean size, from the first to the last third
 ROW = json.dumps({"prompt": "a red circle", "task_type": "color", "attr_nouns": ["red circle"]})
 
@@ -159,13 +160,15 @@ def report(tally: Tally, grown: dict[str, list[float]], seconds: float, console:
         f"scored {len(tally.seconds)} requests, {len(tally.seconds) / seconds:.1f} a second: "
         f"p50 {p50:.3f} s, p95 {p95:.3f} s, longest {max(tally.seconds):.3f} s"
     )
-    table = Table("process", "first third, MB", "last third, MB", "largest", title="resident sizes")
+    names = [f"{n + 1}/{PARTS}" for n in range(PARTS)]
+    table = Table("process", *names, "last third / first", title="resident MB over the run")
     flat = True
     for name, series in sorted(grown.items()):
+        means = [float(np.mean(part)) for part in np.array_split(series, PARTS) if len(part)]
         third = max(1, len(series) // 3)
-        first, last = float(np.mean(series[:third])), float(np.mean(series[-third:]))
-        flat = flat and last < GROWTH * first
-        table.add_row(name, f"{first:.1f}", f"{last:.1f}", f"{max(series):.1f}")
+        growth = float(np.mean(series[-third:]) / np.mean(series[:third]))
+        flat = flat and growth < GROWTH
+        table.add_row(name.removeprefix("ServeReplica:"), *(f"{m:.1f}" for m in means), f"{growth:.3f}")
     console.print(table)
     for wrong, n in tally.wrong.items():
         console.print(f"[red]{n} times {wrong}[/red]")
@@ -178,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--warmup", type=float, default=10, help="seconds that are not measured")
+    parser.add_argument("--warmup", type=float, default=60, help="seconds that are not measured")
     args = parser.parse_args()
     console = Console(width=max(100, Console().width))
     token = os.environ[TOKEN_ENV] = secrets.token_hex(16)
