@@ -69,6 +69,7 @@ class Evaluator:
         evidence = (
             dict(zip(scores.experts, scores.evidence[row], strict=True)) if scores.evidence else {}
         )
+        boxes = dict(zip(scores.experts, scores.boxes[row], strict=True)) if scores.boxes else {}
         return Judged(
             prompt=prompt,
             sample=sample,
@@ -77,4 +78,5 @@ class Evaluator:
             plan_right=self.plan_is_right(prompt, sample.cot_text),
             scores=applied,
             evidence={name: line for name, line in evidence.items() if name in applied and line},
+            boxes={name: found for name, found in boxes.items() if name in applied and found},
         )

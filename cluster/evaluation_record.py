@@ -5,7 +5,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import Image
 
 from policy.errors import UserError
 from policy.prompts import parse_prompt
-from policy.records import Prompt, Sample
+from policy.records import Box, Prompt, Sample
 
 RESERVED = ("reward", "strict_accuracy", "plan_accuracy", "diversity", "cot_tokens")
 """Names under `eval/` that no expert may have."""
@@ -33,6 +33,8 @@ class Judged:
     plan_right: bool | None
     scores: dict[str, float]
     evidence: dict[str, str]
+    boxes: dict[str, tuple[Box, ...]] = field(default_factory=dict)
+    """What an expert found where."""
 
     def __post_init__(self):
         for name, value in {"reward": self.reward, **self.scores}.items():
@@ -140,6 +142,7 @@ def _row(judged: Judged) -> dict[str, Any]:
         "plan_right": None if judged.plan_right is None else bool(judged.plan_right),
         "scores": {name: float(score) for name, score in judged.scores.items()},
         "evidence": dict(judged.evidence),
+        "boxes": {name: [asdict(box) for box in found] for name, found in judged.boxes.items()},
         "index": int(sample.index),
         "seed": int(sample.seed),
         "weights_version": int(sample.weights_version),
@@ -170,4 +173,8 @@ def _judged(row: dict[str, Any], folder: Path) -> Judged:
         finish_reason=row["finish_reason"],
     )
     verdict = {name: row[name] for name in ("reward", "passed", "plan_right", "scores", "evidence")}
-    return Judged(prompt, sample, **verdict)
+    boxes = {
+        name: tuple(Box(b["label"], b["score"], tuple(b["xyxy"])) for b in found)
+        for name, found in row.get("boxes", {}).items()
+    }
+    return Judged(prompt, sample, **verdict, boxes=boxes)

@@ -14,6 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cluster.curves import read_metrics
 from cluster.evaluation_record import Evaluation, save_evaluation
+from cluster.extremes import extremes
+from cluster.extremes import picture as show_extremes
 from cluster.pictures import grid
 from policy.records import Prompt, Sample
 
@@ -77,6 +79,9 @@ class Recorder:
         picture.save(folder / "grid.png")
         rows = [(j.prompt.text, j.sample.cot_text, j.reward) for j in firsts]
         self._show("evaluation", np.asarray(picture), rows, step)
+        for expert in evaluation.experts:
+            seen = np.asarray(show_extremes(extremes(evaluation, expert)))
+            self._board.add_image(f"best_and_worst/{expert}", seen, step, dataformats="HWC")
         self.step(step, evaluation.metrics())
 
     def close(self) -> None:

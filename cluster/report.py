@@ -12,6 +12,7 @@ from PIL import Image
 
 from cluster.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, charts, read_metrics, series, short
 from cluster.evaluation_record import RESERVED, Evaluation, Judged, load_evaluation
+from cluster.extremes import as_seen, extremes
 from cluster.pictures import before_after, reward_curve, spread
 from policy.errors import UserError
 
@@ -96,6 +97,9 @@ def write_report(folder: Path) -> Path:
         charts=charts(series(lines), experts),
         frame={"w": WIDTH, "h": HEIGHT, "l": LEFT, "r": WIDTH - RIGHT, "t": TOP, "b": HEIGHT - BOTTOM},
         tabs=[_tab(evaluation) for evaluation in evaluations],
+        extremes=[_rows(evaluations[-1], expert) for expert in evaluations[-1].experts]
+        if evaluations
+        else [],
         config=config.read_text(encoding="utf-8") if config.exists() else None,
     )
     path = folder / "report.html"
@@ -167,6 +171,18 @@ def _tab(evaluation: Evaluation) -> Tab:
         prompts=len(groups),
         samples=len(evaluation.judged),
     )
+
+
+def _rows(evaluation: Evaluation, expert: str) -> dict[str, list[Shown]]:
+    """By "best" and "worst" what an expert scored so, as it saw it."""
+    found = extremes(evaluation, expert)
+    return {
+        "expert": expert,
+        **{
+            kind: [Shown(j, data_uri(as_seen(j, expert))) for j in getattr(found, kind)]
+            for kind in ("best", "worst")
+        },
+    }
 
 
 def _number(name: str, value: float) -> str:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from policy.records import Prompt
+from policy.records import Box, Prompt
 from rewards.expert import Expert, Judgement
 
 GROUND = (238, 236, 230)
@@ -41,6 +41,8 @@ class Detection:
     confidence: float
     x: float
     y: float
+    edges: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Left, top, right, bottom, in pixels."""
 
     @property
     def name(self) -> str:
@@ -95,9 +97,9 @@ def detect(image: np.ndarray) -> list[Detection]:
             ys, xs = np.nonzero(mask)
             shape, sure = _shape_of(mask)
             color = list(COLORS)[index - 1]
-            found.append(
-                Detection(color, shape, sure, box[1].start + xs.mean(), box[0].start + ys.mean())
-            )
+            x, y = box[1].start + xs.mean(), box[0].start + ys.mean()
+            edges = (box[1].start, box[0].start, box[1].stop, box[0].stop)
+            found.append(Detection(color, shape, sure, x, y, edges))
     return sorted(found, key=lambda d: (d.y, d.x))
 
 
@@ -148,6 +150,13 @@ def _describe(detections: Sequence[Detection]) -> str:
     return ", ".join(f"{d.name} ({d.x:.0f},{d.y:.0f}) {d.confidence:.2f}" for d in detections)
 
 
+def _boxes(detections: Sequence[Detection], image: np.ndarray) -> tuple[Box, ...]:
+    sides = np.array([*image.shape[1::-1]] * 2)
+    return tuple(
+        Box(d.name, d.confidence, tuple((np.array(d.edges) / sides).tolist())) for d in detections
+    )
+
+
 class _ShapesExpert(Expert):
     """Detect in every image, then ask one question of what was found."""
 
@@ -157,7 +166,8 @@ class _ShapesExpert(Expert):
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
         found = [detect(image) for image in images]
         values = [self.grade(d, p) for d, p in zip(found, prompts, strict=True)]
-        return Judgement(np.array(values, np.float32), tuple(_describe(d) for d in found))
+        boxes = [_boxes(d, image) for d, image in zip(found, images, strict=True)]
+        return Judgement(np.array(values, np.float32), tuple(_describe(d) for d in found), tuple(boxes))
 
 
 class ObjectsExpert(_ShapesExpert):
