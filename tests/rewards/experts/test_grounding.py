@@ -17,13 +17,13 @@ from transformers import (
 from policy.errors import UserError
 from policy.prompts import parse_prompt
 from policy.records import Prompt
+from rewards.asking import ask_expert
 from rewards.detection import existence_score, spatial_score
 from rewards.experts.detector import Detector
 from rewards.experts.grounding import GroundingDino, Owlv2
 from rewards.experts.grounding_config import config_of
 from rewards.experts.grounding_layout import to_transformers
 from rewards.experts.grounding_positions import phrase_positions
-from rewards.serving import judge
 from tests.rewards.experts import tiny
 from tests.rewards.experts.grounding_original import original_tensors, tiny_grounding_dino
 
@@ -116,7 +116,7 @@ def test_scores_are_those_of_its_detections_and_people_see_them(detector):
     asked = prompts()
     nouns = [detector.nouns(prompt) for prompt in asked]
     found = detector.detect(images(), nouns)
-    said = judge("detector", detector, images(), asked)
+    said = ask_expert("detector", detector, images(), asked)
     assert said.values[0] == pytest.approx(spatial_score(found[0], asked[0].spatial_info))
     assert said.values[2] == pytest.approx(existence_score(found[2], asked[2].nouns))
     assert [line.partition(":")[0] for line in said.evidence] == [
@@ -125,7 +125,7 @@ def test_scores_are_those_of_its_detections_and_people_see_them(detector):
         "existence",
         "existence",
     ]
-    shown = detector.score(images(), asked).boxes
+    shown = said.boxes
     assert [len(some) for some in shown] == [len(some) for some in found]
     assert all(b.xyxy[0] <= b.xyxy[2] and b.xyxy[1] <= b.xyxy[3] for some in shown for b in some)
 
