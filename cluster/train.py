@@ -12,6 +12,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import ray
 import torch
 from rich.console import Console
@@ -134,9 +135,7 @@ def teaches(run: Run, group: JudgedGroup) -> bool:
 
 def compare(run: Run, groups: Sequence[JudgedGroup]) -> list[ScoredGroup]:
     """Groups with the advantage of each sample over its group."""
-    scale = run.config.learner.advantage_scale
-    rewards = [torch.tensor(group.scores.rewards) for group in groups]
-    return [
-        ScoredGroup(group.samples, group_advantages(r, len(r), scale=scale).numpy())
-        for group, r in zip(groups, rewards, strict=True)
-    ]
+    size, scale = run.config.train.group_size, run.config.learner.advantage_scale
+    rewards = torch.tensor(np.concatenate([group.scores.rewards for group in groups]))
+    advantages = group_advantages(rewards, size, scale=scale).numpy().reshape(-1, size)
+    return [ScoredGroup(group.samples, a) for group, a in zip(groups, advantages, strict=True)]
