@@ -26,7 +26,7 @@ def main(count: int, limit_s: float = 300) -> None:
     deadline = time.monotonic() + limit_s
     while len(there := alive_nodes()) < count:
         if time.monotonic() > deadline:
-            sys.exit(f"error: {len(there)} of {count} Ray nodes are there: {', '.join(there) or 'none'}")
+            sys.exit(f"error: of {count} Ray nodes {len(there)} are there: {', '.join(there) or '-'}")
         time.sleep(0.5)
     print(f"Ray nodes: {', '.join(there)}", flush=True)
 
