@@ -13,15 +13,20 @@ import ray
 
 
 def alive_nodes() -> list[str]:
+    """Addresses of the nodes that Ray has; none while the head does not answer yet."""
+    try:
+        if not ray.is_initialized():
+            ray.init(logging_level=logging.CRITICAL, log_to_driver=False)
+    except ConnectionError:
+        return []
     return sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
 
 
 def main(count: int, limit_s: float = 300) -> None:
-    ray.init(logging_level=logging.ERROR, log_to_driver=False)
     deadline = time.monotonic() + limit_s
     while len(there := alive_nodes()) < count:
         if time.monotonic() > deadline:
-            sys.exit(f"error: {len(there)} of {count} Ray nodes are there: {', '.join(there)}")
+            sys.exit(f"error: of {count} Ray nodes {len(there)} are there: {', '.join(there) or '-'}")
         time.sleep(0.5)
     print(f"Ray nodes: {', '.join(there)}", flush=True)
 
