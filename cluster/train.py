@@ -48,7 +48,8 @@ def train(config: RunConfig, console: Console) -> Path:
     with only_run(config.folder):
         start = where_to_start(config, console.print)
         if start:
-            console.print(f"{config.folder} goes on from step {start.state.step}", highlight=False)
+            told = f"{config.folder} goes on from step {start.state.step}"
+            console.print(told, highlight=False, soft_wrap=True)
         resume = start.resume(config.learner.ranks) if start else None
         with (
             ray_session(config.ray, total_cpus(config), console),
