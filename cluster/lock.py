@@ -4,8 +4,9 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from policy.errors import UserError
 
@@ -13,19 +14,37 @@ from policy.errors import UserError
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
     """Holds the directory's lock. Raises UserError, naming the holder, if another run has it. The lock
-    goes with the process, however it ends."""
+    goes with the process, however it ends; its file goes when it ends well."""
+    new = not folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the directory, which may be put aside for a new one.
-    with (folder.parent / f".{folder.name}.lock").open("a+", encoding="utf-8") as file:
+    path = folder.parent / f".{folder.name}.lock"
+    with _held(path, folder) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink()
+            if new:
+                with suppress(OSError):  # not empty: there is a run in it now
+                    folder.parent.rmdir()
+
+
+def _held(path: Path, folder: Path) -> TextIO:
+    while True:
+        file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
+            file.close()
             raise UserError(
                 f"{folder}: {holder} is at work there; give this run another name=..."
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+        # The last holder may have removed the file between our opening and locking it.
+        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            return file
+        file.close()
