@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.sampler import SamplingConfig
 from actors.vllm.config import VLLMConfig
@@ -29,3 +29,12 @@ class ActorsConfig(BaseModel):
     """Samples that one actor draws together, at most; a group is never split."""
     sampling: SamplingConfig = SamplingConfig()
     vllm: VLLMConfig = VLLMConfig()
+
+    @model_validator(mode="after")
+    def _parallel_parts_have_gpus(self):
+        parts = self.vllm.tensor_parallel_size
+        if 0 < self.num_gpus < parts:
+            raise ValueError(
+                f"vllm.tensor_parallel_size of {parts} wants num_gpus: {parts}, not {self.num_gpus:g}"
+            )
+        return self

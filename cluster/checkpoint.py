@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ class State:
     config: dict[str, Any]
     expert_stats: dict[str, Any] = field(default_factory=dict)
     """Of experts whose scores are normalised by what they said so far."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Of the files that the run reads, by the key that names them."""
     format: int = FORMAT
     files: dict[str, int] = field(default_factory=dict)
     """Size of every file, in bytes."""
@@ -67,6 +70,8 @@ class Keeper:
         self._state: State | None = None
         self.begun = 0
         """The step of the last checkpoint that was begun."""
+        self._stalled_s = 0.0
+        self._took: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"*{_PART}"):
             shutil.rmtree(left)
@@ -76,6 +81,7 @@ class Keeper:
         waited for first."""
         self.wait(learner)
         part = self._part(state.step)
+        started = time.perf_counter()
         try:
             part.mkdir()
             learner.begin_save(str(part.absolute()))
@@ -83,6 +89,7 @@ class Keeper:
             self._failed(state.step, error)
             return
         self._state, self.begun = state, state.step
+        self._stalled_s = time.perf_counter() - started
 
     def poll(self, learner: LearnerGroup) -> None:
         """Finish the checkpoint under way if all of it is written. One that cannot be written is told
@@ -91,9 +98,10 @@ class Keeper:
             return
         step = self._state.step
         try:
-            if not learner.saved():
+            if (write_s := learner.saved()) is None:
                 return
             self._finish(self._state)
+            self._took = {"checkpoint/stall_s": self._stalled_s, "checkpoint/write_s": write_s}
         except (OSError, RayTaskError) as error:
             self._failed(step, error)
         self._state = None
@@ -103,6 +111,12 @@ class Keeper:
         while self._state is not None:
             self.poll(learner)
             pause()
+
+    def metrics(self) -> dict[str, float]:
+        """Of a checkpoint that was finished since this was asked last, if one was: how long training
+        stood still for it, and how long the slowest rank wrote."""
+        took, self._took = self._took, {}
+        return took
 
     def abandon(self) -> None:
         """The learner is gone, and with it what it was writing."""

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.config import ActorsConfig
+from cluster.wandb_log import WandbConfig
 from learner.config import LearnerConfig
 from policy.errors import UserError
 from policy.janus import PolicyConfig
@@ -49,6 +50,11 @@ class TrainConfig(BaseModel):
     """Times that the learner may be lost at one and the same step, before the run stops."""
     show_every: int = Field(20, ge=1)
     """Steps between galleries of training samples."""
+    log: Literal["text", "json"] = "text"
+    """What a run says where there is no terminal: lines for people, or a JSON object a line with all
+    numbers of a step, for a log collector."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases gets a copy of all numbers."""
 
 
 class EvaluateConfig(BaseModel):

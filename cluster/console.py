@@ -1,7 +1,10 @@
 """What a person sees of a run in the terminal: a progress bar, or one line a step in a log."""
 
+import json
+import math
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,10 +15,12 @@ from cluster.evaluation_record import Evaluation
 
 class TrainProgress:
     """Use as a context manager. In a terminal: a bar with step, reward, strict accuracy and time left;
-    elsewhere (a job's log): a line a step with the same."""
+    elsewhere (a job's log): a line a step with the same, or with `as_json` a JSON object a line, with
+    an `event` (step, evaluation, message) and for the first two all of their numbers."""
 
-    def __init__(self, console: Console, steps: int, done: int = 0):
+    def __init__(self, console: Console, steps: int, done: int = 0, as_json: bool = False):
         self.console = console
+        self.as_json = as_json and not console.is_terminal
         self.steps = steps
         self.done = done
         self.started = time.monotonic()
@@ -49,7 +54,9 @@ class TrainProgress:
             f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics
         )
         self.bar.update(self.task, completed=step, numbers=numbers)
-        if not self.console.is_terminal:
+        if self.as_json:
+            self._event("step", step=step, steps=self.steps, **metrics)
+        elif not self.console.is_terminal:
             left = self._left(step)
             self.say(
                 f"step {step}/{self.steps}  {numbers}  {metrics['time/step']:.2f} s  {left:.0f} s left"
@@ -68,11 +75,28 @@ class TrainProgress:
         numbers = evaluation.metrics()
         keys = ("eval/reward", "eval/strict_accuracy", "eval/plan_accuracy")
         text = "  ".join(f"{k.partition('/')[2]} {numbers[k]:.3f}" for k in keys if k in numbers)
-        self.say(f"evaluation at step {evaluation.step}: {text}")
+        if self.as_json:
+            self._event("evaluation", step=evaluation.step, **numbers)
+        else:
+            self.say(f"evaluation at step {evaluation.step}: {text}")
         for failure in failures:
             self.say(f"evaluation at step {evaluation.step}: left out {failure}")
 
     def say(self, text: str) -> None:
+        if self.as_json:
+            self._event("message", message=text)
+        else:
+            self._print(text)
+
+    def _event(self, event: str, **fields) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields.items()
+        }
+        self._print(json.dumps({"time": now, "event": event, **finite}, allow_nan=False))
+
+    def _print(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

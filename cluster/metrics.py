@@ -58,12 +58,15 @@ def expert_metrics(harvest: Harvest) -> dict[str, float]:
 
 
 def sampling_metrics(harvest: Harvest, version: int) -> dict[str, float]:
+    """Tokens a second are those of all actors together, while the busiest one draws."""
     reports = harvest.reports
     samples = sum(r.samples for r in reports)
     staleness = [version - r.weights_version for r in reports for _ in range(r.samples)]
     return {
         "cot/tokens": sum(r.cot_tokens for r in reports) / samples,
         "cot/stopped": sum(r.cots_stopped for r in reports) / samples,
+        "throughput/tokens_per_s": sum(r.cot_tokens + r.image_tokens for r in reports)
+        / harvest.sample_s,
         "staleness/mean": float(np.mean(staleness)),
         "staleness/max": float(max(staleness)),
         "groups/dropped": float(len(harvest.dropped)),
@@ -82,6 +85,7 @@ def time_metrics(
     """
     draws, scores = harvest.waited_for_draws_s, harvest.waited_for_scores_s
     return {
+        "throughput/samples_per_s": sum(r.samples for r in harvest.reports) / step_s,
         "time/step": step_s,
         "time/sample": harvest.sample_s,
         "time/judge": scores,

@@ -8,6 +8,7 @@ from cluster.config import RunConfig, dump_config
 from cluster.evaluate import Evaluator
 from cluster.publish import wants_broadcast
 from cluster.session import existing_cluster
+from cluster.wandb_log import check_wandb
 from learner.config import check_learner
 from policy.janus import check_policy
 from policy.prompts import read_prompts
@@ -33,6 +34,8 @@ def check_inputs(config: RunConfig) -> Inputs:
     check_learner(config.learner, config.policy)
     check_experts(config.rewards)
     wants_broadcast(config)
+    if config.train.wandb:
+        check_wandb()
     if not existing_cluster(config.ray):  # there the actors' machines may hold what this one does not
         choose_sampler(config.actors)
     held_out = read_prompts(config.evaluate.prompts)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import ray
+from PIL.Image import Image
 from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
 
@@ -17,6 +18,7 @@ from cluster.evaluation_record import Evaluation, save_evaluation
 from cluster.extremes import extremes
 from cluster.extremes import picture as show_extremes
 from cluster.pictures import grid
+from cluster.wandb_log import WandbLog
 from policy.records import Prompt, Sample
 
 GRID_LIMIT = 64  # prompts on the grid of an evaluation
@@ -25,7 +27,7 @@ COLUMNS = 8
 
 class Recorder:
     """Writes `metrics.jsonl`, `tensorboard/` and `samples/` of a run directory, and Ray's gauges
-    where Ray runs.
+    (with the run's name as their `run`) where Ray runs.
 
     Each line of `metrics.jsonl` is one JSON object with a `step` and a `time`, the seconds that the
     run has been going; it is flushed before the method returns. In a folder that an earlier run left
@@ -33,9 +35,11 @@ class Recorder:
     middle stays alone on its line. A number that is not finite is null in JSON and a gap elsewhere.
     """
 
-    def __init__(self, folder: Path, next_step: int | None = None):
-        """`next_step`, on a resume, makes TensorBoard forget what was recorded from there on."""
+    def __init__(self, folder: Path, next_step: int | None = None, wandb: WandbLog | None = None):
+        """`next_step`, on a resume, makes TensorBoard forget what was recorded from there on. `wandb`
+        gets a copy; whoever opened it closes it."""
         self.folder = Path(folder)
+        self._wandb = wandb
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         path = self.folder / "metrics.jsonl"
         earlier = read_metrics(path).lines if path.exists() else []
@@ -59,6 +63,8 @@ class Recorder:
             self._board.add_scalar(name, value, step)
             self._gauge(name, value)
         self._board.flush()
+        if self._wandb:
+            self._wandb.numbers(step, finite)
 
     def samples(self, step: int, gallery: Sequence[tuple[Prompt, Sample, float]]) -> None:
         """Show a few samples of training, each with its prompt and reward."""
@@ -66,7 +72,7 @@ class Recorder:
         picture = grid([sample.image for _, sample, _ in gallery], captions, COLUMNS)
         picture.save(self.folder / "samples" / f"step_{step:06d}.png")
         rows = [(prompt.text, sample.cot_text, reward) for prompt, sample, reward in gallery]
-        self._show("samples", np.asarray(picture), rows, step)
+        self._show("samples", picture, rows, step)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Record an evaluation: its means as a line, everything else as a folder of `samples/`. The
@@ -78,30 +84,34 @@ class Recorder:
         picture = grid([j.sample.image for j in firsts], captions, COLUMNS)
         picture.save(folder / "grid.png")
         rows = [(j.prompt.text, j.sample.cot_text, j.reward) for j in firsts]
-        self._show("evaluation", np.asarray(picture), rows, step)
+        self._show("evaluation", picture, rows, step)
         for expert in evaluation.experts:
-            seen = np.asarray(show_extremes(extremes(evaluation, expert)))
-            self._board.add_image(f"best_and_worst/{expert}", seen, step, dataformats="HWC")
+            self._picture(f"best_and_worst/{expert}", show_extremes(extremes(evaluation, expert)), step)
         self.step(step, evaluation.metrics())
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
 
-    def _show(self, tag: str, picture: np.ndarray, rows: list[tuple[str, str, float]], step: int):
-        self._board.add_image(tag, picture, step, dataformats="HWC")
+    def _show(self, tag: str, picture: Image, rows: list[tuple[str, str, float]], step: int) -> None:
+        self._picture(tag, picture, step)
         table = ["| prompt | plan | reward |", "|---|---|---|"]
         table += [f"| {_cell(text)} | {_cell(plan)} | {reward:.3f} |" for text, plan, reward in rows]
         self._board.add_text(f"{tag}/plans", "\n".join(table), step)
         self._board.flush()
+
+    def _picture(self, tag: str, picture: Image, step: int) -> None:
+        self._board.add_image(tag, np.asarray(picture), step, dataformats="HWC")
+        if self._wandb:
+            self._wandb.picture(step, tag, picture)
 
     def _gauge(self, name: str, value: float) -> None:
         if not ray.is_initialized():
             return
         valid = gauge_name(name)
         if valid not in self._gauges:
-            self._gauges[valid] = Gauge(valid, description=f"{name} of the bicot run")
-        self._gauges[valid].set(value)
+            self._gauges[valid] = Gauge(valid, f"{name} of a bicot run", tag_keys=("run",))
+        self._gauges[valid].set(value, tags={"run": self.folder.name})
 
 
 def gauge_name(name: str) -> str:

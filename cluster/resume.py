@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.checkpoint import Checkpoint, newest
 from cluster.config import RunConfig
+from cluster.fingerprints import fingerprints
 from policy.errors import UserError
 
 MAY_CHANGE = (
@@ -16,6 +17,8 @@ MAY_CHANGE = (
     "train.save_every",
     "train.keep_checkpoints",
     "train.show_every",
+    "train.log",
+    "train.wandb",
     "train.resume",
     "train.max_skipped_steps",
     "train.max_learner_restarts",
@@ -58,6 +61,16 @@ def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint
         return None
     then, now = _leaves(checkpoint.state.config), _leaves(config.model_dump(mode="json"))
     changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and _binds(key)]
+    now_read = fingerprints(config)
+    other = [
+        key for key, mark in checkpoint.state.fingerprints.items() if now_read.get(key, mark) != mark
+    ]
+    if not changed and other:
+        raise UserError(
+            f"{config.folder} holds a run that stopped at step {checkpoint.state.step}, and the files"
+            f" of {', '.join(other)} are no longer the ones that it read; bring those back, give this"
+            " run another name=..., or train.resume=never to put that one aside"
+        )
     if changed:
         listed = ", ".join(f"{key} ({then.get(key)} there, {now.get(key)} here)" for key in changed[:5])
         raise UserError(

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.rollout import DrawReport, RolloutActor
 from cluster.config import RunConfig
 from cluster.prompt_stream import Group
+from policy.errors import UserError
 from policy.weights import PublishedWeights
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,18 @@ class Drawing:
 
 class Rollouts:
     def __init__(self, config: RunConfig, placement: PlacementGroup):
-        """Starts the actors and waits until each holds the model."""
+        """Starts the actors and waits until each holds the model. Raises UserError if one cannot."""
         self._config = config
         self._placement = placement
         self.actors = [self._start(number) for number in range(config.actors.count)]
         self.replaced = 0
         self.restore: Callable[[PublishedWeights], PublishedWeights] = lambda weights: weights
         """Makes a version that was broadcast one that can be pulled."""
-        ray.get([actor.ready.remote() for actor in self.actors])
+        try:
+            ray.get([actor.ready.remote() for actor in self.actors])
+        except RayActorError as error:
+            reason = str(error).strip().splitlines()[-1].removeprefix("policy.errors.UserError: ")
+            raise UserError(f"a rollout actor does not start: {reason}") from error
 
     def __len__(self) -> int:
         return len(self.actors)

@@ -16,10 +16,12 @@ from cluster.crew import Crew
 from cluster.evaluate import Evaluator
 from cluster.evaluation_record import Evaluation, load_evaluation
 from cluster.experience import Harvest, JudgedGroup
+from cluster.fingerprints import fingerprints
 from cluster.ledger import Entry, Ledger
 from cluster.lines import forget_after
 from cluster.recorder import Recorder
 from cluster.stopping import Stopped
+from cluster.wandb_log import WandbLog
 from policy.errors import UserError
 from policy.weights import PublishedWeights
 from rewards.scale import RunningStats
@@ -61,6 +63,8 @@ class Run:
     recorder: Recorder
     ledger: Ledger
     keeper: Keeper
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    wandb: WandbLog | None = None
     alarms: Alarms = field(default_factory=Alarms)
     step: int = 0
     weights: PublishedWeights | None = None
@@ -73,8 +77,12 @@ class Run:
     ) -> "Run":
         """In a run directory that is new, or at the checkpoint that the learner was started from."""
         keeper = Keeper(config.folder / "checkpoints", config.train.keep_checkpoints, progress.say)
-        records = Recorder(config.folder), Ledger(config.folder)
-        run = cls(config, crew, progress, evaluator, *records, keeper)
+        wandb = None
+        if config.train.wandb:
+            wandb = WandbLog(config.train.wandb, config.folder, config.model_dump(mode="json"))
+        records = Recorder(config.folder, wandb=wandb), Ledger(config.folder)
+        marks = fingerprints(config)
+        run = cls(config, crew, progress, evaluator, *records, keeper, marks, wandb)
         if start:
             run.stand_at(start)
         return run
@@ -114,13 +122,18 @@ class Run:
         self.ledger.close()
         for name in ("metrics.jsonl", "ledger.jsonl"):
             forget_after(self.config.folder / name, self.step)
-        self.recorder = Recorder(self.config.folder, next_step=self.step + 1)
+        self.recorder = Recorder(self.config.folder, next_step=self.step + 1, wandb=self.wandb)
         self.ledger = Ledger(self.config.folder)
         self.skipped = 0
         with learner_at_work():
             self.weights = self.crew.publish(version)
 
     # --- a step's end ---
+
+    def upkeep_metrics(self) -> dict[str, float]:
+        """What it took to keep going: learners that were built again since this command began, and the
+        last checkpoint."""
+        return {"learner/restarts": float(len(self.lost_at)), **self.keeper.metrics()}
 
     def account(self, harvest: Harvest, trained: Sequence[JudgedGroup], skipped: bool) -> None:
         """Put the step's groups into the ledger."""
@@ -178,6 +191,7 @@ class Run:
             weights_version=self.version,
             ranks=self.config.learner.ranks,
             config=self.config.model_dump(mode="json"),
+            fingerprints=self.fingerprints,
             expert_stats={k: asdict(v) for k, v in self.crew.experience.running.items()},
         )
         self.keeper.begin(self.crew.learner, state)
@@ -215,3 +229,5 @@ class Run:
     def close(self) -> None:
         self.recorder.close()
         self.ledger.close()
+        if self.wandb:
+            self.wandb.close()

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import AuthenticationError
 from rich.console import Console
 from rich.table import Table
 
+from cluster.session import check_answers, not_let_in
 from policy.errors import UserError
 from rewards.status import ExpertStatus, expert_statuses, scale_expert
 
@@ -16,12 +18,11 @@ from rewards.status import ExpertStatus, expert_statuses, scale_expert
 def joined(address: str) -> Iterator[None]:
     """Connected to a Ray that runs. Raises UserError if none answers there."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    check_answers(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"no running Ray answers at {address!r}: {error}; give its address with --address"
-        ) from None
+    except (ConnectionError, ValueError, AuthenticationError) as error:
+        raise not_let_in(address, error) from None
     try:
         yield
     finally:

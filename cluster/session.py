@@ -5,11 +5,13 @@ import logging
 import math
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 from rich.console import Console
 
 from cluster.config import RayConfig
@@ -39,6 +41,7 @@ def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[No
         "log_to_driver": bool(os.environ.get("BICOT_WORKER_LOGS")),
     }
     if address:
+        check_answers(address)
         options["address"] = address
     else:
         options |= {
@@ -50,8 +53,8 @@ def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[No
     try:
         with console.status("starting Ray"):
             context = ray.init(**options)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}") from None
+    except (ConnectionError, AuthenticationError) as error:
+        raise not_let_in(address, error) from None
     if context.dashboard_url:
         console.print(f"Ray dashboard: http://{context.dashboard_url}", highlight=False)
         if not address:
@@ -67,6 +70,24 @@ def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[No
 def existing_cluster(config: RayConfig) -> str | None:
     """The address of the cluster to join; None: we start our own."""
     return config.address or os.environ.get("RAY_ADDRESS")
+
+
+def check_answers(address: str) -> None:
+    """Raises UserError if nobody listens at a host:port; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        return  # "auto", or a way of Ray's own to say it
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from None
+
+
+def not_let_in(address: str | None, error: Exception) -> UserError:
+    return UserError(
+        f"no Ray cluster lets us in at {address}: {error}; one with a token wants RAY_AUTH_MODE=token"
+        " and its RAY_AUTH_TOKEN"
+    )
 
 
 def check_kept(folder: Path) -> None:

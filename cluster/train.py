@@ -47,14 +47,15 @@ def train(config: RunConfig, console: Console) -> Path:
     inputs = check_inputs(config)
     with only_run(config.folder):
         start = where_to_start(config, console.print)
+        done, as_json = (start.state.step if start else 0), config.train.log == "json"
         if start:
-            told = f"{config.folder} goes on from step {start.state.step}"
+            told = f"{config.folder} goes on from step {done}"
             console.print(told, highlight=False, soft_wrap=True)
         resume = start.resume(config.learner.ranks) if start else None
         with (
             ray_session(config.ray, total_cpus(config), console),
             start_crew(config, inputs.all_prompts, console, resume=resume) as crew,
-            TrainProgress(console, config.train.steps, start.state.step if start else 0) as progress,
+            TrainProgress(console, config.train.steps, done, as_json) as progress,
         ):
             run_folder(config, goes_on=start is not None)
             with closing(Run.begin(config, crew, progress, inputs.evaluator, start)) as run:
@@ -113,6 +114,7 @@ def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluatio
         metrics |= time_metrics(
             harvest, step_s=done - started, learn_s=publishing - learning, publish_s=done - publishing
         )
+        metrics |= run.upkeep_metrics()
         run.account(harvest, worth, skipped)
         run.recorder.step(run.step, metrics)
         run.progress.step(run.step, metrics, harvest.failures, run.alarms.new(metrics))

@@ -82,9 +82,11 @@ class LearnerGroup:
         """Have all ranks copy their state to memory, and begin to write it into `folder`."""
         ray.get([rank.begin_save.remote(folder) for rank in self.ranks], timeout=self.config.timeout_s)
 
-    def saved(self) -> bool:
-        """Whether the checkpoint that was begun is written. Raises what a rank's write raised."""
-        return all(ray.get([rank.saved.remote() for rank in self.ranks], timeout=self.config.timeout_s))
+    def saved(self) -> float | None:
+        """When the checkpoint that was begun is written, the seconds that the slowest rank took; else
+        None. Raises what a rank's write raised."""
+        took = ray.get([rank.saved.remote() for rank in self.ranks], timeout=self.config.timeout_s)
+        return None if None in took else max(took)
 
     def stop(self) -> None:
         for rank in self.ranks:

@@ -215,6 +215,7 @@ class LearnerRank:
     def begin_save(self, folder: str) -> None:
         """Copy to memory what a checkpoint holds, and begin to write it: the model in transformers
         layout by rank 0, DeepSpeed's state by all. Training may go on; `saved` tells the end."""
+        self._written_before_s = self.writer.busy_s
         state = {}
         for export in exports(self.janus.model):
             with gathered([export]):
@@ -225,6 +226,7 @@ class LearnerRank:
             self.writer.add(partial(self.janus.tokenizer.save_pretrained, folder))
         self.engine.save_checkpoint(folder, tag=ENGINE_FOLDER, save_latest=False)
 
-    def saved(self) -> bool:
-        """Whether everything is written. Raises what went wrong (a full disk, ...)."""
-        return self.writer.finished()
+    def saved(self) -> float | None:
+        """When everything is written, how many seconds that took; else None. Raises what went wrong (a
+        full disk, ...)."""
+        return self.writer.busy_s - self._written_before_s if self.writer.finished() else None

@@ -1,5 +1,6 @@
 """A thread that writes a checkpoint's files while training goes on."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -11,9 +12,16 @@ class Writer:
     def __init__(self):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: list[Future] = []
+        self.busy_s = 0.0
+        """Seconds that the thread has spent writing, in all."""
 
     def add(self, write: Callable[[], Any]) -> None:
-        self._pending.append(self._thread.submit(write))
+        self._pending.append(self._thread.submit(self._timed, write))
+
+    def _timed(self, write: Callable[[], Any]) -> None:
+        started = time.perf_counter()
+        write()
+        self.busy_s += time.perf_counter() - started
 
     def finished(self) -> bool:
         """Whether all is written. Raises the first error, and forgets the rest with it."""

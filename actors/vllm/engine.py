@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 
 from actors.vllm.config import VLLMConfig
-from actors.vllm.drawing import Drawer, Drawn
+from actors.vllm.drawing import Drawn
 from actors.vllm.lane import Lane, Plan
 from actors.vllm.model import joint_config, register
 from actors.vllm.processors import PairProcessorV1, PairProcessorV2
@@ -84,7 +83,7 @@ class Engine:
             self._check_fits(request, plan.max_tokens)
         self._plan = plan
         self._tokens = {}
-        self._on_workers(_begin, plan)
+        self._on_workers("begin_plan", plan)
         for sample, request in enumerate(requests):
             if request.negative is None:
                 self._add(Lane(sample, "alone", plan.phase, request.key), request.prompt)
@@ -112,12 +111,12 @@ class Engine:
         """Give up everything. The cache goes too: a step that broke may have left blocks in it that
         are marked as computed and are not."""
         self.abort(list(self._rows.values()))
-        self._on_workers(_take)
+        self._on_workers("take_drawn")
         self._engine.reset_prefix_cache()
 
     def collect(self) -> dict[int, Drawn]:
         """What was drawn for every sample that finished."""
-        journal = self._on_workers(_take)
+        journal = self._on_workers("take_drawn")
         first = self._config.model_config.hf_config.text_vocabulary
         offset = first if self._plan.phase == "image" else 0
         found = {}
@@ -143,7 +142,7 @@ class Engine:
             raise RuntimeError("weights cannot change while a batch is being drawn")
         if self._config.parallel_config.world_size > 1:
             named = list(named)  # they go to other processes
-        missing = self._on_workers(_load, named)
+        missing = self._on_workers("replace_parameters", named)
         if complete and missing:
             raise ValueError(f"the engine's first weights are incomplete: {missing[:5]}")
         # Keys and values of the old weights must not meet queries of the new ones.
@@ -185,9 +184,10 @@ class Engine:
                 " actors.vllm.kv_cache_mb (or gpu_memory_utilization)"
             )
 
-    def _on_workers(self, function, *args):
-        """Run on every worker; they all hold the same, so the first one's answer is the answer."""
-        return self._engine.collective_rpc(partial(_call, function), args=args)[0]
+    def _on_workers(self, method: str, *args):
+        """Call a method of every JanusWorker; they all hold the same, so the first one's answer is the
+        answer."""
+        return self._engine.collective_rpc(method, args=args)[0]
 
 
 def _check_head_size(janus: JanusConfig) -> None:
@@ -234,6 +234,7 @@ def _engine_config(folder: str, dtype: torch.dtype, settings: VLLMConfig) -> Vll
         enforce_eager=settings.enforce_eager or not on_gpu,
         tensor_parallel_size=settings.tensor_parallel_size,
         distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
+        worker_extension_cls="actors.vllm.worker.JanusWorker",
         disable_log_stats=True,
     ).create_engine_config()
     v2 = config.use_v2_model_runner
@@ -241,33 +242,3 @@ def _engine_config(folder: str, dtype: torch.dtype, settings: VLLMConfig) -> Vll
     overlapped = config.scheduler_config.async_scheduling
     config.scheduler_config.scheduler_cls = AsyncPairScheduler if overlapped else PairScheduler
     return config
-
-
-# --- on the workers ---
-
-
-def _call(function, worker, *args):
-    return function(worker, *args)
-
-
-def _drawer(worker) -> Drawer:
-    runner = worker.model_runner
-    v2 = hasattr(runner, "sampler") and hasattr(runner.sampler, "logits_processors")
-    found = runner.sampler.logits_processors if v2 else runner.input_batch.logitsprocs.all
-    return next(p.drawer for p in found if isinstance(p, PairProcessorV1 | PairProcessorV2))
-
-
-def _begin(worker, plan: Plan) -> None:
-    worker.get_model().phase = plan.phase
-    _drawer(worker).plan = plan
-
-
-def _take(worker) -> dict[int, Drawn]:
-    return _drawer(worker).take()
-
-
-def _load(worker, named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Returns the names of the parameters that were left as they are."""
-    model = worker.get_model()
-    loaded = model.load_weights(iter(named))
-    return sorted({name for name, _ in model.named_parameters()} - loaded)

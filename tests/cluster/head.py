@@ -22,6 +22,8 @@ SCRIPTS = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Head:
+    address: str
+    """host:port, as a driver connects to it."""
     dashboard: str
     """Its URL, which jobs are submitted to."""
     metrics: str
@@ -61,7 +63,12 @@ def ray_head(resources: str) -> Iterator[Head]:
     token.write_text(secrets.token_hex(32))
     url = f"http://127.0.0.1:{dashboard}"
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_API_SERVER_ADDRESS": url}
-    head = Head(url, f"http://127.0.0.1:{metrics}", environment() | path_to_this_python() | own)
+    head = Head(
+        address=f"127.0.0.1:{gcs}",
+        dashboard=url,
+        metrics=f"http://127.0.0.1:{metrics}",
+        environment=environment() | path_to_this_python() | own,
+    )
     command = [SCRIPTS / "ray", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--temp-dir={folder}", "--num-cpus=8", f"--resources={resources}"]
     command += [

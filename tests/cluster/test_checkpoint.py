@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.checkpoint import FORMAT, Keeper, State, newest
 from cluster.config import load_config
+from cluster.fingerprints import fingerprints
 from cluster.ledger import Entry, Ledger, faults, read_ledger
 from cluster.lines import forget_after
 from cluster.lock import only_run
@@ -30,10 +31,10 @@ class InstantLearner:
         with open(f"{folder}/model.safetensors", "wb") as file:
             file.write(b"weights")
 
-    def saved(self) -> bool:
+    def saved(self) -> float:
         if self.error:
             raise self.error
-        return True
+        return 0.0
 
 
 def state(step, config=None, **changes):
@@ -58,6 +59,8 @@ def test_the_newest_are_kept(keeper, told):
     assert names == ["step_000010", "step_000015"]
     assert newest(keeper.folder, told.append).state.step == 15
     assert not told
+    assert keeper.metrics().keys() == {"checkpoint/stall_s", "checkpoint/write_s"}
+    assert keeper.metrics() == {}
 
 
 @pytest.mark.parametrize("harm", ["cut", "missing file", "no state", "state cut"])
@@ -139,6 +142,27 @@ def test_a_run_of_other_settings_is_refused_by_their_names(stopped, told, bindin
     with pytest.raises(UserError, match=rf"stopped at step 100, of other settings: .*{key} \("):
         where_to_start(with_changes(stopped, binding), told.append)
     assert where_to_start(with_changes(stopped, binding, "train.resume=never"), told.append) is None
+
+
+@pytest.mark.parametrize("changed", ["train.prompts", "policy.path"])
+def test_files_that_are_no_longer_the_same_are_refused(tmp_path, told, changed):
+    prompts, model = tmp_path / "prompts.jsonl", tmp_path / "model"
+    prompts.write_text("first")
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(bytes(100))
+    overrides = [f"runs_dir={tmp_path}", f"train.prompts={prompts}", f"policy.path={model}"]
+    config = load_config(ROOT / TRAIN, overrides)
+    keeper = Keeper(config.folder / "checkpoints", 2, told.append)
+    marks = fingerprints(config)
+    keeper.begin(InstantLearner(), state(100, config.model_dump(mode="json"), fingerprints=marks))
+    keeper.poll(InstantLearner())
+    assert where_to_start(config, told.append).state.step == 100
+    if changed == "train.prompts":
+        prompts.write_text("other")
+    else:
+        (model / "model.safetensors").write_bytes(bytes(50) + b"1" + bytes(49))
+    with pytest.raises(UserError, match=rf"the files of {changed} are no longer the ones"):
+        where_to_start(config, told.append)
 
 
 def test_a_run_that_ended_is_not_gone_on_with(stopped, told):

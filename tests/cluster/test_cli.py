@@ -30,6 +30,10 @@ from tests.conftest import ROOT
         ("rewards.experts.extra.use=nowhere.experts:One", "there is no module 'nowhere'"),
         ("evaluate.plan_judge=examples.shapes.world:nobody", "evaluate.plan_judge"),
         ("learner.deepspeed={tmp}/none.json", "none.json: no such file"),
+        (
+            "train.wandb={project: p, mode: onlin}",
+            "'train.wandb.mode': should be 'online' or 'offline'",
+        ),
         ("learner.freeze=[model.vqmodle]", "no module 'model.vqmodle'; did you mean 'model.vqmodel'?"),
     ],
 )
@@ -69,6 +73,21 @@ def test_a_busy_port_is_named(tmp_path):
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1 is in use" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["train", TRAIN, "ray.address={}"], ["experts", "--address", "{}"]]
+)
+def test_an_address_where_nobody_answers_is_named_at_once(tmp_path, command):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, so that nobody else listens there
+        own = [f"runs_dir={tmp_path}/runs"] if command[0] == "train" else []
+        done = bicot(*(part.format(address) for part in command), *own)
+    assert done.returncode == 2
+    assert f"error: no Ray cluster answers at {address}: " in done.stdout
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_generate_writes_plans_images_and_a_grid(tmp_path):

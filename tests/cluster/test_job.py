@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -62,9 +64,23 @@ def test_a_run_that_would_be_lost_with_the_job_fails_with_one_line(head):
     assert "Traceback" not in logs
 
 
+def test_a_wrong_token_is_named(head, runs, small):
+    """After half a minute, in which Ray tries again."""
+    wrong = head.environment | {"RAY_AUTH_TOKEN": "b" * 32}
+    command = [sys.executable, "-m", "cluster", "train", TRAIN, *small, f"ray.address={head.address}"]
+    done = subprocess.run(
+        [*command, "name=stranger"], cwd=ROOT, env=wrong, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 2
+    assert f"error: no Ray cluster lets us in at {head.address}" in done.stdout
+    assert "wants RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert not (runs / "stranger").exists()
+
+
 def test_a_running_job_is_on_the_dashboard_and_stops_with_a_checkpoint(head, runs, small):
     """What Grafana would show is what Prometheus would read; then `ray job stop`, which waits."""
-    command = (*COMMAND, *small, "train.steps=500", "name=long")
+    command = (*COMMAND, *small, "train.steps=500", "train.save_every=3", "name=long")
     done = head.ray(*SUBMIT, "--no-wait", "--submission-id", "long", *command)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -75,11 +91,11 @@ def test_a_running_job_is_on_the_dashboard_and_stops_with_a_checkpoint(head, run
         with urllib.request.urlopen(f"{head.metrics}/metrics", timeout=20) as reply:
             return set(re.findall(r"^# TYPE (\w+) ", reply.read().decode(), re.MULTILINE))
 
-    loss = f"ray_{gauge_name('loss')}"
-    wait_for(lambda: loss in exported(), f"the metric {loss}", say=logs)
     shown = set(re.findall(r"\bray_(?!io_)\w*[a-z]\b", DASHBOARD.read_text()))
-    assert len(shown) > 25
-    assert shown - exported() <= ONLY_ON_GPUS
+    assert f"ray_{gauge_name('loss')}" in shown
+    assert len(shown) > 35
+    wanted = shown - ONLY_ON_GPUS
+    wait_for(lambda: wanted <= exported(), "all metrics on the dashboard", say=logs)
 
     assert head.ray("job", "stop", "long").returncode == 0
     assert "stopped after step" in logs()

@@ -204,7 +204,9 @@ def test_metrics_are_ray_gauges_where_ray_runs(tmp_path, local_ray):
     port = ray.nodes()[0]["MetricsExportPort"]
     for _ in range(60):  # Ray exports them from a process of its own
         exported = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-        if found := re.search(r"^ray_bicot_eval_reward\{.*\} (\S+)$", exported, re.MULTILINE):
+        if found := re.search(
+            rf'^ray_bicot_eval_reward\{{.*run="{tmp_path.name}".*\}} (\S+)$', exported, re.MULTILINE
+        ):
             break
         time.sleep(1)
     assert found

@@ -25,7 +25,7 @@ def test_going_on_is_bit_exact(group, start, tmp_path, stage, policy_config):  #
     first.begin_save(str(tmp_path))
     at_save = weights_of(first)
     losses = steps(first, group, 2)  # while the files are written
-    while not first.saved():
+    while first.saved() is None:
         time.sleep(0.05)
     wanted = weights_of(first)
     first.stop()

@@ -58,7 +58,7 @@ def weights_of(learner, version=1):
 
 def save(learner, folder):
     learner.begin_save(str(folder))
-    while not learner.saved():
+    while learner.saved() is None:
         time.sleep(0.05)
 
 

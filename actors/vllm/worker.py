@@ -1,0 +1,40 @@
+"""What vLLM's worker processes can do for the engine beyond their own.
+
+vLLM imports this in every worker, before it builds the model: so the model is known there, too, where
+a worker is a process of its own (tensor parallelism).
+"""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from actors.vllm.drawing import Drawer, Drawn
+from actors.vllm.lane import Plan
+from actors.vllm.model import register
+from actors.vllm.processors import PairProcessorV1, PairProcessorV2
+
+register()
+
+
+class JanusWorker:
+    """Mixed into vLLM's own worker class. All workers hold the same drawer."""
+
+    def begin_plan(self, plan: Plan) -> None:
+        self.get_model().phase = plan.phase
+        self._drawer().plan = plan
+
+    def take_drawn(self) -> dict[int, Drawn]:
+        """What was drawn since it was taken last, by sample."""
+        return self._drawer().take()
+
+    def replace_parameters(self, named: Iterable[tuple[str, Tensor]]) -> list[str]:
+        """Returns the names of the parameters that were left as they are."""
+        model = self.get_model()
+        loaded = model.load_weights(iter(named))
+        return sorted({name for name, _ in model.named_parameters()} - loaded)
+
+    def _drawer(self) -> Drawer:
+        runner = self.model_runner
+        v2 = hasattr(runner, "sampler") and hasattr(runner.sampler, "logits_processors")
+        found = runner.sampler.logits_processors if v2 else runner.input_batch.logitsprocs.all
+        return next(p.drawer for p in found if isinstance(p, PairProcessorV1 | PairProcessorV2))
