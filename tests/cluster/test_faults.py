@@ -1,75 +1,29 @@
-"""Every process of a run is killed or stopped once; the run ends with the weights of one in peace."""
+"""Processes and nodes are taken from a run; it ends with the weights of one in peace."""
 
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from cluster.ledger import faults, read_ledger
-from tests.cluster.commands import TRAIN, a_few, environment
-from tests.conftest import ROOT
-
-STEPS = 30
-SMALL = [
-    f"train.steps={STEPS}",
-    "train.groups_per_step=3",
-    "train.group_size=4",
-    "train.save_every=5",
-    f"evaluate.every={STEPS}",
-    "evaluate.samples_per_prompt=1",
-    "actors.timeout_s=10",
-    "learner.timeout_s=12",
-]
+from tests.cluster.live_run import LiveRun
 
 
-class LiveRun:
-    """`bicot train` in a process of its own, watched through its output."""
-
-    def __init__(self, folder: Path, *overrides: str):
-        self.log = folder / "log.txt"
-        held_out = a_few("heldout.jsonl", folder / "heldout.jsonl", every=30)
-        command = [sys.executable, "-m", "cluster", "train", TRAIN, *SMALL, *overrides]
-        command += [f"runs_dir={folder}", f"evaluate.prompts={held_out}"]
-        with self.log.open("a") as out:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT
-            )
-
-    def reach(self, step: int) -> None:
-        while f"\nstep {step}/{STEPS} " not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.05)
-
-    def strike(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
-        """Signal one process of a kind, as Ray names it."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        victims = [p for p in family if p.is_running() and name in " ".join(p.cmdline())]
-        assert victims, f"no process is named {name}"
-        victims[0].send_signal(how)
-
-    def wait(self) -> str:
-        self.process.wait(240)
-        return self.log.read_text()
-
-
-def model(folder: Path) -> bytes:
-    return (folder / "shapes" / "checkpoints" / f"step_{STEPS:06d}" / "model.safetensors").read_bytes()
+def assert_all_accounted_for(run: LiveRun, groups: int) -> None:
+    """Every group once, in its order, and learned from."""
+    entries = read_ledger(run.folder)
+    assert faults(entries) == []
+    assert [e.group for e in entries] == list(range(groups))
+    assert {e.outcome for e in entries} <= {"trained", "filtered"}
 
 
 @pytest.mark.timeout(600)
 def test_a_run_in_trouble_ends_as_one_in_peace(tmp_path):
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    for folder in (calm, rough):
-        folder.mkdir()
-    peace = LiveRun(calm)
-    assert "step 30/30" in peace.wait()
-    assert peace.process.returncode == 0
+    """Every kind of process is killed or stopped once."""
+    peace = LiveRun(tmp_path / "calm", 30)
+    peace.wait_for_success()
 
-    run = LiveRun(rough)
+    run = LiveRun(tmp_path / "rough", 30)
     run.reach(2)
     run.strike("ray::RolloutActor")
     run.reach(5)
@@ -87,19 +41,45 @@ def test_a_run_in_trouble_ends_as_one_in_peace(tmp_path):
     run.reach(25)
     run.process.kill()
     run.wait()
-    again = LiveRun(rough)
-    told = again.wait()
-    assert again.process.returncode == 0, told
+    again = LiveRun(tmp_path / "rough", 30)
+    told = again.wait_for_success()
     for text in (
         "is lost; its groups are drawn again",
         "hangs; its groups",
         "the learner was lost in step 1",
+        "goes on from step",
     ):
         assert text in told
-    assert "goes on from step" in told
 
-    assert model(rough) == model(calm)
-    entries = read_ledger(rough / "shapes")
-    assert faults(entries) == []
-    assert [e.group for e in entries] == list(range(3 * STEPS))
-    assert {e.outcome for e in entries} <= {"trained", "filtered"}
+    assert again.model == peace.model
+    assert_all_accounted_for(again, groups=3 * 30)
+
+
+@pytest.mark.timeout(400)
+def test_a_node_is_lost_with_all_that_ran_on_it(tmp_path):
+    """A rollout actor, perhaps with replicas of experts beside it."""
+    peace = LiveRun(tmp_path / "calm", 8)
+    peace.wait_for_success()
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 4, "resources": {"learner": 2}, "include_dashboard": False},
+    )
+    try:
+        nodes = [cluster.add_node(num_cpus=2, resources={"rollout": 2}) for _ in range(2)]
+        run = LiveRun(
+            tmp_path / "rough",
+            8,
+            f"ray.address={cluster.address}",
+            "actors.resources.rollout=1",
+            "learner.resources.learner=1",
+            env={"RAY_AUTH_MODE": "disabled"},  # as conftest.py has it for all that is started here
+        )
+        run.reach(3)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        told = run.wait_for_success()
+    finally:
+        cluster.shutdown()
+    assert "is lost; its groups are drawn again" in told
+    assert run.model == peace.model
+    assert_all_accounted_for(run, groups=3 * 8)

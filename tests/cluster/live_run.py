@@ -1,0 +1,69 @@
+"""`bicot train` in a process of its own, watched through its output, and struck."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from tests.cluster.commands import TRAIN, a_few, environment
+from tests.conftest import ROOT
+
+SMALL = [
+    "train.groups_per_step=3",
+    "train.group_size=4",
+    "train.save_every=5",
+    "evaluate.every=1000",
+    "evaluate.samples_per_prompt=1",
+    "actors.timeout_s=10",
+    "learner.timeout_s=12",
+]
+
+
+class LiveRun:
+    def __init__(self, folder: Path, steps: int, *overrides: str, env: Mapping[str, str] | None = None):
+        folder.mkdir(exist_ok=True)
+        self.folder = folder / "shapes"
+        self.log = folder / "log.txt"
+        self.steps = steps
+        held_out = a_few("heldout.jsonl", folder / "heldout.jsonl", every=30)
+        own = [f"train.steps={steps}", f"runs_dir={folder}", f"evaluate.prompts={held_out}"]
+        command = [sys.executable, "-m", "cluster", "train", TRAIN, *SMALL, *own, *overrides]
+        with self.log.open("a") as out:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment() | dict(env or {}),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def reach(self, step: int) -> None:
+        while f"\nstep {step}/{self.steps} " not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+
+    def strike(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
+        """Signal one process of a kind, as Ray names it."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        victims = [p for p in family if p.is_running() and name in " ".join(p.cmdline())]
+        assert victims, f"no process is named {name}"
+        victims[0].send_signal(how)
+
+    def wait(self) -> str:
+        """All that it said, when it has ended."""
+        self.process.wait(240)
+        return self.log.read_text()
+
+    def wait_for_success(self) -> str:
+        told = self.wait()
+        assert self.process.returncode == 0, told
+        return told
+
+    @property
+    def model(self) -> bytes:
+        """The weights that it ended with."""
+        return (self.folder / f"checkpoints/step_{self.steps:06d}/model.safetensors").read_bytes()
