@@ -11,8 +11,12 @@ from actors.config import ActorsConfig
 from actors.make import make_sampler
 from policy.broadcast import Broadcast, Meeting
 from policy.janus import PolicyConfig
-from policy.records import Draw, Sample
+from policy.records import Batch, Sample
 from policy.weights import Manifest, PublishedWeights, unpack
+
+SHARE = 32
+"""So many actors find their batches in one object. What a call carries is what the driver's time goes
+on where there are hundreds; and an object for all would be as much for each of them to read."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,10 @@ class DrawReport:
 class RolloutActor:
     """Draws groups of samples. Keeps nothing but weights, so a lost actor costs only its last batch."""
 
-    def __init__(self, policy: PolicyConfig, config: ActorsConfig, run_seed: int):
+    def __init__(self, policy: PolicyConfig, config: ActorsConfig, run_seed: int, number: int = 0):
+        """`number` counts the actors of a run."""
         torch.set_num_threads(1)
+        self.number = number
         self.sampler = make_sampler(policy, config, run_seed)
         self.device = "cuda:0" if config.num_gpus > 0 else "cpu"
         self._timeline = 0
@@ -41,16 +47,18 @@ class RolloutActor:
         return True
 
     def draw(
-        self, groups: Sequence[Sequence[Draw]], weights: PublishedWeights | None
+        self, batches: Sequence[Batch], weights: PublishedWeights | None, which: int | None = None
     ) -> list[list[Sample] | DrawReport]:
-        """Draw all groups in one batch, with exactly these weights (None: those it was loaded with).
+        """Draw one of the batches (None: see SHARE) with exactly these weights (None: those it was
+        loaded with).
 
-        Returns one list of samples a group and, last, a DrawReport; call it with
-        `num_returns=len(groups) + 1`, so that each group is an object of its own.
+        Returns one list of samples a group and, last, a DrawReport; call it with `num_returns` of one
+        more than the batch has groups, so that each group is an object of its own.
         """
+        groups = batches[self.number % SHARE if which is None else which]
         pull_s = self._pull(weights)
         started = time.perf_counter()
-        samples = self.sampler.draw([order for group in groups for order in group])
+        samples = self.sampler.draw([sample for group in groups for sample in group])
         draw_s = time.perf_counter() - started
         rest = iter(samples)
         drawn = [[next(rest) for _ in group] for group in groups]

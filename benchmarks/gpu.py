@@ -139,7 +139,7 @@ def learner(options: argparse.Namespace) -> dict:
     drawer = _actor(ActorsConfig(sampler="torch", num_gpus=gpus, sampling=sampling), policy)
     orders = orders_of(options, 0)[: GROUP * options.micro_groups]
     groups = [orders[n : n + GROUP] for n in range(0, len(orders), GROUP)]
-    *drawn, _ = ray.get(drawer.draw.options(num_returns=len(groups) + 1).remote(groups, None))
+    *drawn, _ = ray.get(drawer.draw.options(num_returns=len(groups) + 1).remote([groups], None))
     samples = [ray.put(group) for group in drawn]
     ray.kill(drawer)
     ranks = LearnerGroup(policy, config, temperature=1.0, guidance=5.0)

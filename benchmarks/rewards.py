@@ -26,7 +26,7 @@ from rich.table import Table
 from transformers import CLIPConfig, CLIPModel
 
 from policy.prompts import parse_prompt
-from policy.records import Prompt, Sample
+from policy.records import Draw, Prompt, Sample
 from rewards.config import ExpertConfig, RewardsConfig
 from rewards.expert import Expert, Judgement
 from rewards.experts.clip import CLIPScore
@@ -176,7 +176,8 @@ def serve(expert: type[Expert], replicas: int, **options):
 
 def ask(handle, refs: Sequence[ray.ObjectRef], prompts: list[Prompt]) -> list[Judgement]:
     """All groups at once, as a training step does."""
-    replies = [handle.score_samples.remote([ref], prompts) for ref in refs]
+    group = [Draw(prompt, n) for n, prompt in enumerate(prompts)]
+    replies = [handle.score_samples.remote([ref], group) for ref in refs]
     return [reply.result() for reply in replies]
 
 

@@ -3,12 +3,13 @@
     python -m benchmarks.scale [--actors 1 4 16 64 256] [--steps 6] [--picture scale.png]
 
 The loop, the experience, settling of scores, metrics, ledger and recorder are the program's own, and so
-are Ray's calls: one drawing an actor and step, one judging a group. What answers them are a few
+are Ray's calls: one an actor and step, and one for all judging. What answers them are three
 processes that wait as long as the real roles were measured to take, and hand back samples without
 images. Every actor draws one group of 8 a step, so work grows with the actors, and an ideal step takes
 the same time at any number of them. 64 experts' replicas judge.
 
-Shown: the driver's own time of a step, the throughput as a share of the ideal, and a plot of both.
+Shown: the time that the loop's thread computes in a step (what it does not spend waiting), the
+throughput as a share of the ideal, and a plot of both.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +28,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from actors.rollout import DrawReport
+from actors.rollout import SHARE, DrawReport
 from cluster.checkpoint import Keeper
 from cluster.config import load_config
 from cluster.console import TrainProgress
@@ -41,89 +43,78 @@ from cluster.session import WORKER_ENV
 from cluster.stopping import Request
 from cluster.train import learn
 from policy.prompts import read_prompts
-from policy.records import Sample
+from policy.records import Batch, Draw, Group, Sample
 from policy.weights import PublishedWeights
 from rewards.expert import Judgement
 from rewards.opinions import Opinion, Opinions
+from rewards.panel import Judge
 
 DRAW_S, JUDGE_S, LEARN_S, PUBLISH_S = 2.0, 0.2, 1.0, 0.1
 """Of one group of a 1B model on a GPU, in round numbers; what matters is that they do not grow."""
 REPLICAS = 64
-HOSTS = 4
 EXPERTS = ("objects", "count", "relation")
 
 
 class Host:
-    """Stands for many rollout actors in one process."""
+    """Stands for all rollout actors, which are called in turn: in one process, so that a core is left
+    to the driver."""
 
-    async def draw(self, groups, version: int):
+    def __init__(self, count: int):
+        self._turn = cycle(range(count))
+
+    async def draw(self, batches: list[Batch], weights: PublishedWeights | None):
+        groups = batches[next(self._turn) % SHARE]
+        version = weights.version if weights else 0
         await asyncio.sleep(DRAW_S)
-        drawn = [[sample(order, version) for order in group] for group in groups]
+        drawn = [[sample(draw, version) for draw in group] for group in groups]
         count = sum(map(len, groups))
         return [*drawn, DrawReport(version, count, 10 * count, count, 576 * count, 0.0, DRAW_S)]
 
 
-class Experts:
-    """Stands for the judge and all experts' replicas."""
+class Experts(Judge):
+    """Stands for all experts' replicas; what is asked of them is asked by the real judge."""
 
     def __init__(self):
         self._free = asyncio.Semaphore(REPLICAS)
 
-    async def judge(self, sample_refs, prompts) -> Opinions:
-        samples = await sample_refs[0]
+    async def judge(self, sample_refs, group: Group) -> Opinions:
         async with self._free:
             await asyncio.sleep(JUDGE_S)
-        rng = np.random.default_rng(samples[0].index)
-        said = Judgement(rng.random(len(samples)).astype(np.float32))
+        rng = np.random.default_rng(group.first)
+        said = Judgement(rng.random(len(group)).astype(np.float32))
         opinion = Opinion(said, JUDGE_S, 0, 0.5)
-        return Opinions(tuple(s.id for s in samples), dict.fromkeys(EXPERTS, opinion))
+        return Opinions(tuple(d.sample_id for d in group), dict.fromkeys(EXPERTS, opinion))
 
 
-def sample(order, version: int) -> Sample:
-    ids, logps = np.zeros(8, np.int64), np.zeros(8, np.float32)
-    image = np.zeros((1, 1, 3), np.uint8)
+IDS, LOGPS, IMAGE = np.zeros(8, np.int64), np.zeros(8, np.float32), np.zeros((1, 1, 3), np.uint8)
+"""The same for all samples, so that to pack hundreds costs little."""
+
+
+def sample(draw: Draw, version: int) -> Sample:
     return Sample(
-        order.prompt.id,
-        order.index,
-        0,
-        version,
-        ids,
-        ids,
-        "",
-        ids,
-        ids,
-        logps,
-        logps,
-        logps,
-        image,
-        "stop",
+        prompt_id=draw.prompt.id,
+        index=draw.index,
+        seed=0,
+        weights_version=version,
+        cot_prompt_ids=IDS,
+        cot_ids=IDS,
+        cot_text="",
+        image_prompt_ids=IDS,
+        image_ids=IDS,
+        cot_logps=LOGPS,
+        image_logps=LOGPS,
+        image_guided_logps=LOGPS,
+        image=IMAGE,
+        finish_reason="stop",
     )
 
 
 class SimulatedRollouts(Rollouts):
-    """Actors that are hosts' calls."""
-
     def __init__(self, config):
-        self.hosts = [
-            ray.remote(Host).options(num_cpus=0, max_concurrency=1000).remote() for _ in range(HOSTS)
-        ]
-        self._config, self.replaced = config, 0
-        self.actors = [_Proxy(self.hosts[n % HOSTS]) for n in range(config.actors.count)]
-
-
-class _Proxy:
-    """Looks like a RolloutActor's handle."""
-
-    def __init__(self, host):
-        self._host = host
-        self.draw = self
-
-    def options(self, num_returns: int):
-        self._call = self._host.draw.options(num_returns=num_returns)
-        return self
-
-    def remote(self, groups, weights):
-        return self._call.remote(groups, weights.version if weights else 0)
+        count = config.actors.count
+        self.host = ray.remote(Host).options(num_cpus=0, max_concurrency=4000).remote(count)
+        self._config, self.replaced, self._calls = config, 0, {}
+        self.actors = [self.host] * count
 
 
 class SimulatedExperience(Experience):
@@ -137,13 +128,27 @@ class SimulatedExperience(Experience):
 class SimulatedLearner:
     def __init__(self):
         self._rank = ray.remote(_Rank).options(num_cpus=0).remote()
+        self._buckets = tuple(ray.put(b"") for _ in range(56))
 
     def step(self, groups):
         return [self._rank.step.remote(len(groups))]
 
     def publish(self, version: int) -> PublishedWeights:
+        """With as many references as a 7B model has buckets of 256 MB."""
         time.sleep(PUBLISH_S)
-        return PublishedWeights(version)
+        return PublishedWeights(version, self._buckets[0], self._buckets)
+
+
+class ClockedRecorder(Recorder):
+    """Notes how long the loop's thread has computed when a step ends."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.computed_s = [time.thread_time()]
+
+    def step(self, step: int, metrics) -> None:
+        super().step(step, metrics)
+        self.computed_s.append(time.thread_time())
 
 
 class _Rank:
@@ -153,7 +158,8 @@ class _Rank:
 
 
 def measure(actors: int, steps: int, folder: Path) -> tuple[float, float]:
-    """Medians over the steps, the first two left out: seconds of a step, and of the driver."""
+    """Medians over the steps, the first two left out: seconds of a step, and of them those in which the
+    loop's thread computes."""
     overrides = [
         f"actors.count={actors}",
         "actors.batch_size=8",
@@ -180,12 +186,13 @@ def measure(actors: int, steps: int, folder: Path) -> tuple[float, float]:
         {},
     )
     evaluator = lambda experience, weights, step: (Evaluation(step, 0, (judged,)), [])  # noqa: E731
+    recorder = ClockedRecorder(config.folder)
     run = Run(
         config,
         crew,
         TrainProgress(quiet, steps),
         evaluator,
-        Recorder(config.folder),
+        recorder,
         Ledger(config.folder),
         Keeper(config.folder / "checkpoints", 1, print),
     )
@@ -195,12 +202,10 @@ def measure(actors: int, steps: int, folder: Path) -> tuple[float, float]:
     lines = [
         line for line in read_metrics(config.folder / "metrics.jsonl").lines if "time/step" in line
     ]
-    timed = lines[2:]
-    for host in (*experience.rollouts.hosts, experience._judge, learner._rank):
+    computed = np.diff(recorder.computed_s)[-len(lines) :]
+    for host in (experience.rollouts.host, experience._judge, learner._rank):
         ray.kill(host)
-    return tuple(
-        statistics.median(line[f"time/{part}"] for line in timed) for part in ("step", "driver")
-    )
+    return statistics.median(line["time/step"] for line in lines[2:]), float(np.median(computed[2:]))
 
 
 def plot(rows: list[tuple[int, float, float, float]], path: str) -> None:

@@ -10,9 +10,8 @@ import ray
 from cluster.config import EvaluateConfig
 from cluster.evaluation_record import Evaluation, Judged
 from cluster.experience import Experience
-from cluster.prompt_stream import sample_group
 from policy.errors import UserError
-from policy.records import Prompt, Sample, Scores
+from policy.records import Group, Prompt, Sample, Scores
 from policy.weights import PublishedWeights
 
 PlanJudge = Callable[[Prompt, str], bool]
@@ -50,7 +49,7 @@ class Evaluator:
     ) -> tuple[Evaluation, list[str]]:
         """The evaluation, and what was left out because an expert failed, with reasons: prompts, or the
         expert itself."""
-        groups = [sample_group(prompt, self.samples_per_prompt) for prompt in self.prompts]
+        groups = [Group(prompt, self.samples_per_prompt) for prompt in self.prompts]
         harvest = experience.collect(experience.order(groups, weights), learn=False)
         judged = tuple(
             self._judged(group.prompt, sample, group.scores, row)

@@ -8,19 +8,17 @@ of the opinions when all groups of an order have theirs, so that they are compar
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import islice
 
 import numpy as np
 import ray
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from actors.rollout import DrawReport
+from actors.rollout import SHARE, DrawReport
 from cluster.config import RunConfig
-from cluster.prompt_stream import Group
-from cluster.rollouts import LOST, Drawing, Rollouts
-from policy.records import Prompt, Scores
+from cluster.rollouts import Drawing, Rollouts
+from policy.records import Batch, Group, Prompt, Scores
 from policy.weights import PublishedWeights
 from rewards.ensemble import settle
 from rewards.opinions import Failure, Opinions
@@ -40,7 +38,7 @@ class DrawnGroup:
 
     @property
     def prompt(self) -> Prompt:
-        return self.group[0].prompt
+        return self.group.prompt
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,13 @@ class Harvest:
         return [f"{group.prompt.text!r}: {why}" for group, why in self.dropped]
 
 
-Order = list[Drawing]
+@dataclass
+class Order:
+    """Groups that are being drawn and judged; `opinions` refers to a list of Opinions, one a group,
+    None where the samples were lost."""
+
+    drawings: list[Drawing]
+    opinions: ObjectRef
 
 
 class Experience:
@@ -94,54 +98,40 @@ class Experience:
 
     def order(self, groups: Sequence[Group], weights: PublishedWeights | None) -> Order:
         """Have groups drawn with these weights and judged. Returns at once."""
-        chunks = self._chunks(groups)
-        numbers = islice(cycle(range(len(self.rollouts))), len(chunks))
-        order = [
-            self.rollouts.draw(number, chunk, weights)
-            for chunk, number in zip(chunks, numbers, strict=True)
-        ]
-        for drawing in order:
-            self._have_judged(drawing)
-        return order
+        batches = self._batches(groups)
+        shares = [ray.put(batches[n : n + SHARE]) for n in range(0, len(batches), SHARE)]
+        drawings = self.rollouts.draw(batches, shares, weights)
+        samples = [samples for drawing in drawings for samples in drawing.samples]
+        return Order(drawings, self._judge.judge_all.remote(samples, shares))
 
-    def _have_judged(self, drawing: Drawing) -> None:
-        drawing.opinions = [
-            self._judge.judge.remote([samples], [draw.prompt for draw in group])
-            for group, samples in zip(drawing.groups, drawing.samples, strict=True)
-        ]
+    def _heard(self, order: Order) -> list[Opinions]:
+        """What the experts said of all groups. Samples that were lost before they were judged are
+        drawn and judged again."""
+        said = iter(ray.get(order.opinions))
+        heard: list[Opinions] = []
+        for drawing in order.drawings:
+            opinions, judged = list(islice(said, len(drawing.batch))), 1
+            while None in opinions:
+                if judged == drawing.draws:
+                    self.rollouts.redraw(drawing, RuntimeError("samples were lost before a judgement"))
+                    self.rollouts.wait(drawing)
+                judged = drawing.draws
+                again = self._judge.judge_all.remote(drawing.samples, [ray.put([drawing.batch])])
+                opinions = ray.get(again)
+            heard += opinions
+        return heard
 
-    def _wait(self, drawing: Drawing) -> DrawReport:
-        draws = drawing.draws
-        report = self.rollouts.wait(drawing)
-        if drawing.draws > draws:
-            self._have_judged(drawing)
-        return report
-
-    def _heard(self, drawing: Drawing) -> list[Opinions]:
-        """What the experts said of a drawing's groups. Samples that were lost before they were judged
-        are drawn again."""
-        while True:
-            try:
-                return ray.get(drawing.opinions)
-            except (ObjectLostError, RayTaskError) as error:
-                lost = isinstance(getattr(error, "cause", error), LOST)
-                if not lost or drawing.draws > self.config.actors.max_redraws:
-                    raise
-                self.rollouts.redraw(drawing, error)
-                self._wait(drawing)
-                self._have_judged(drawing)
-
-    def _chunks(self, groups: Sequence[Group]) -> list[list[Group]]:
+    def _batches(self, groups: Sequence[Group]) -> list[Batch]:
         """Cut into batches of whole groups, so that no actor idles while another draws two."""
         share = -(-sum(map(len, groups)) // len(self.rollouts))
         limit = min(self.config.actors.batch_size, share)
-        chunks: list[list[Group]] = []
+        batches: list[list[Group]] = []
         for group in groups:
-            if chunks and sum(map(len, chunks[-1])) + len(group) <= limit:
-                chunks[-1].append(group)
+            if batches and sum(map(len, batches[-1])) + len(group) <= limit:
+                batches[-1].append(group)
             else:
-                chunks.append([group])
-        return chunks
+                batches.append([group])
+        return list(map(tuple, batches))
 
     def collect(self, order: Order, *, learn: bool = True) -> Harvest:
         """Wait for an order. A group without scores is left out, and told of.
@@ -152,28 +142,29 @@ class Experience:
         harvest = Harvest()
         started = time.perf_counter()
         replaced = self.rollouts.replaced
-        harvest.order = [group for drawing in order for group in drawing.groups]
-        harvest.reports = [self._wait(drawing) for drawing in order]
+        harvest.order = [group for drawing in order.drawings for group in drawing.batch]
+        harvest.reports = self.rollouts.wait_for_all(order.drawings)
         drawn = time.perf_counter()
         rewards = self.config.rewards
-        harvest.opinions = [said for drawing in order for said in self._heard(drawing)]
+        harvest.opinions = self._heard(order)
+        heard = time.perf_counter()
         if learn:
             self.running = heard_so_far(self.running, harvest.opinions, rewards)
         settled = settle(harvest.opinions, rewards, self.running if learn else {})
         harvest.left_out = settled.left_out
         scores = iter(settled.scores)
-        for drawing, report in zip(order, harvest.reports, strict=True):
-            for group, samples in zip(drawing.groups, drawing.samples, strict=True):
-                drawn_group = DrawnGroup(group, samples, report.weights_version, drawing.draws)
+        for drawing, report in zip(order.drawings, harvest.reports, strict=True):
+            for group, samples in zip(drawing.batch, drawing.samples, strict=True):
+                drawn_group = group, samples, report.weights_version, drawing.draws
                 found = next(scores)
                 if isinstance(found, str):
-                    harvest.dropped.append((drawn_group, found))
+                    harvest.dropped.append((DrawnGroup(*drawn_group), found))
                 else:
-                    harvest.groups.append(JudgedGroup(**vars(drawn_group), scores=found))
+                    harvest.groups.append(JudgedGroup(*drawn_group, found))
         harvest.waited_for_draws_s = drawn - started
-        harvest.waited_for_scores_s = time.perf_counter() - drawn
+        harvest.waited_for_scores_s = heard - drawn
         busy, pulls = np.zeros(len(self.rollouts)), np.zeros(len(self.rollouts))
-        for drawing, report in zip(order, harvest.reports, strict=True):
+        for drawing, report in zip(order.drawings, harvest.reports, strict=True):
             busy[drawing.number] += report.draw_s
             pulls[drawing.number] += report.pull_s
         harvest.sample_s, harvest.pull_s = float(busy.max()), float(pulls.max())

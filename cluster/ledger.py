@@ -7,7 +7,7 @@ the account adds up if each number from 0 on stands there once.
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +45,7 @@ class Ledger:
 
     def add(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            self._file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(vars(entry), ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -12,11 +12,11 @@ def reward_metrics(groups: Sequence[JudgedGroup]) -> dict[str, float]:
     """Over all samples of all judged groups; `reward/std` is the mean spread within a group."""
     if not groups:
         return {}
-    rewards = np.concatenate([g.scores.rewards for g in groups])
+    rewards = np.stack([g.scores.rewards for g in groups])  # [groups, G]
     values = np.concatenate([g.scores.values for g in groups])
     metrics = {
         "reward/mean": float(rewards.mean()),
-        "reward/std": float(np.mean([g.scores.rewards.std() for g in groups])),
+        "reward/std": float(rewards.std(1).mean()),
         "reward/strict_accuracy": float(np.concatenate([g.scores.passed for g in groups]).mean()),
     }
     for column, name in enumerate(groups[0].scores.experts):

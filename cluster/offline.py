@@ -19,11 +19,10 @@ from cluster.evaluation_record import save_evaluation
 from cluster.pictures import grid
 from cluster.placement import total_cpus
 from cluster.preflight import check_inputs
-from cluster.prompt_stream import sample_group
 from cluster.session import existing_cluster, ray_session
 from policy.errors import UserError
 from policy.prompts import plain_prompt, read_prompts
-from policy.records import Prompt
+from policy.records import Group, Prompt
 from rewards.config import GatewayConfig
 from rewards.gateway import start_gateway
 from rewards.loading import check_experts
@@ -61,7 +60,7 @@ def generate(
     # A GPU is used where there is one, whatever the run gives its actors.
     actors = config.actors.model_copy(update={"num_gpus": float(torch.cuda.is_available())})
     sampler = make_sampler(config.policy, actors, config.seed)
-    orders = [order for prompt in prompts for order in sample_group(prompt, samples)]
+    orders = [order for prompt in prompts for order in Group(prompt, samples)]
     size = config.actors.batch_size
     batches = [orders[i : i + size] for i in range(0, len(orders), size)]
     out.mkdir(parents=True, exist_ok=True)

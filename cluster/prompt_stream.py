@@ -3,10 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 
-from policy.records import Draw, Prompt
-
-Group = tuple[Draw, ...]
-"""The samples of one prompt that are compared with each other."""
+from policy.records import Group, Prompt
 
 
 def group_stream(prompts: Sequence[Prompt], group_size: int, seed: int) -> Iterator[Group]:
@@ -16,9 +13,5 @@ def group_stream(prompts: Sequence[Prompt], group_size: int, seed: int) -> Itera
         order = list(prompts)
         random.Random(f"{seed}/{rounds}").shuffle(order)
         for prompt in order:
-            yield sample_group(prompt, group_size, first=rounds * group_size)
+            yield Group(prompt, group_size, first=rounds * group_size)
         rounds += 1
-
-
-def sample_group(prompt: Prompt, size: int, first: int = 0) -> Group:
-    return tuple(Draw(prompt, first + i) for i in range(size))

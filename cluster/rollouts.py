@@ -5,8 +5,10 @@ function of the order, not of the actor.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -15,10 +17,10 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.rollout import DrawReport, RolloutActor
+from actors.rollout import SHARE, DrawReport, RolloutActor
 from cluster.config import RunConfig
-from cluster.prompt_stream import Group
 from policy.errors import UserError
+from policy.records import Batch
 from policy.weights import PublishedWeights
 
 log = logging.getLogger(__name__)
@@ -28,17 +30,15 @@ LOST = (RayActorError, GetTimeoutError, ObjectLostError)
 
 @dataclass
 class Drawing:
-    """Groups that an actor draws in one batch; `samples` refers to one list[Sample] a group. It changes
+    """A batch that an actor draws; `samples` refers to one list[Sample] a group. It changes
     hands if the actor is lost; `draws` counts."""
 
-    groups: Sequence[Group]
+    batch: Batch
     weights: PublishedWeights | None
     number: int
     actor: ActorHandle
     samples: list[ObjectRef]
     report: ObjectRef
-    opinions: list[ObjectRef] = field(default_factory=list)
-    """One a group, of who judges them."""
     draws: int = 1
 
 
@@ -49,6 +49,7 @@ class Rollouts:
         self._placement = placement
         self.actors = [self._start(number) for number in range(config.actors.count)]
         self.replaced = 0
+        self._calls: dict[tuple[ActorHandle, int], Any] = {}
         self.restore: Callable[[PublishedWeights], PublishedWeights] = lambda weights: weights
         """Makes a version that was broadcast one that can be pulled."""
         try:
@@ -60,13 +61,51 @@ class Rollouts:
     def __len__(self) -> int:
         return len(self.actors)
 
-    def draw(self, number: int, groups: Sequence[Group], weights: PublishedWeights | None) -> Drawing:
-        """Have one actor draw these groups with these weights. Returns at once."""
-        actor = self.actors[number]
+    def to_be_had(self, weights: PublishedWeights | None) -> PublishedWeights | None:
+        """A version that all actors have or can pull. One that was broadcast, actors that have come
+        since were not there for."""
         if self.replaced and weights is not None and weights.manifest is None:
-            weights = self.restore(weights)
-        *samples, report = actor.draw.options(num_returns=len(groups) + 1).remote(groups, weights)
-        return Drawing(groups, weights, number, actor, samples, report)
+            return self.restore(weights)
+        return weights
+
+    def draw(
+        self, batches: Sequence[Batch], shares: Sequence[ObjectRef], weights: PublishedWeights | None
+    ) -> list[Drawing]:
+        """Have the actors draw these batches, which `shares` refer to as well, with these weights, in
+        turns. Returns at once."""
+        held = ray.put(self.to_be_had(weights))
+        drawings = []
+        for n, batch in enumerate(batches):
+            number = n % len(self.actors)
+            which = () if n == number else (n % SHARE,)
+            call = self._call(number, len(batch))
+            *samples, report = call.remote(shares[n // SHARE], held, *which)
+            drawings.append(Drawing(batch, weights, number, self.actors[number], samples, report))
+        return drawings
+
+    def _call(self, number: int, groups: int):
+        """An actor's `draw` with an object for each group and one for the report. Kept, for to make it
+        takes a quarter as long as to call it."""
+        actor = self.actors[number]
+        if (actor, groups) not in self._calls:
+            self._calls[actor, groups] = actor.draw.options(num_returns=groups + 1)
+        return self._calls[actor, groups]
+
+    def wait_for_all(self, drawings: Sequence[Drawing]) -> list[DrawReport]:
+        """Their reports, as of `wait`, but all asked for at once. Each batch may take its time: an
+        actor that has several has as much longer."""
+        longest = max(Counter(drawing.number for drawing in drawings).values(), default=1)
+        reports = [drawing.report for drawing in drawings]
+        try:
+            return ray.get(reports, timeout=longest * self._config.actors.timeout_s)
+        except GetTimeoutError as error:
+            done = set(ray.wait(reports, num_returns=len(reports), timeout=0)[0])
+            for drawing, report in zip(drawings, reports, strict=True):
+                if report not in done:
+                    self.redraw(drawing, error)
+        except LOST:
+            pass  # `wait` finds out who
+        return [self.wait(drawing) for drawing in drawings]
 
     def wait(self, drawing: Drawing) -> DrawReport:
         """Its report, when it is drawn; `drawing` has the samples of who drew it in the end.
@@ -78,16 +117,19 @@ class Rollouts:
             try:
                 return ray.get(drawing.report, timeout=self._config.actors.timeout_s)
             except LOST as error:
-                if drawing.draws > self._config.actors.max_redraws:
-                    raise
                 self.redraw(drawing, error)
 
     def redraw(self, drawing: Drawing, why: Exception) -> None:
-        """Give a drawing to the next actor, and replace the one that had it."""
+        """Give a drawing to the next actor, and replace the one that had it. Raises `why` after
+        `actors.max_redraws` times."""
+        if drawing.draws > self._config.actors.max_redraws:
+            raise why
         self._replace(drawing.number, drawing.actor, why)
-        again = self.draw((drawing.number + 1) % len(self.actors), drawing.groups, drawing.weights)
-        drawing.number, drawing.actor = again.number, again.actor
-        drawing.samples, drawing.report = again.samples, again.report
+        other = (drawing.number + 1) % len(self.actors)
+        drawing.number, drawing.actor = other, self.actors[other]
+        weights = self.to_be_had(drawing.weights)
+        call = self._call(other, len(drawing.batch))
+        *drawing.samples, drawing.report = call.remote((drawing.batch,), weights, 0)
         drawing.draws += 1
 
     def _replace(self, number: int, lost: ActorHandle, why: Exception) -> None:
@@ -96,6 +138,7 @@ class Rollouts:
         kind = "hangs" if isinstance(why, GetTimeoutError) else "is lost"
         log.warning("rollout actor %d %s; its groups are drawn again, a new one starts", number, kind)
         ray.kill(lost)
+        self._calls = {key: call for key, call in self._calls.items() if key[0] is not lost}
         self.actors[number] = self._start(number)
         self.replaced += 1
 
@@ -106,4 +149,4 @@ class Rollouts:
         if config.resources:
             options["resources"] = config.resources
         actor = ray.remote(RolloutActor).options(**options, scheduling_strategy=place)
-        return actor.remote(self._config.policy, config, self._config.seed)
+        return actor.remote(self._config.policy, config, self._config.seed, number)

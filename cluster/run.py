@@ -138,7 +138,7 @@ class Run:
     def account(self, harvest: Harvest, trained: Sequence[JudgedGroup], skipped: bool) -> None:
         """Put the step's groups into the ledger."""
         first = (self.step - 1) * self.config.train.groups_per_step
-        numbers = {group[0].sample_id: first + n for n, group in enumerate(harvest.order)}
+        numbers = {id(group): first + n for n, group in enumerate(harvest.order)}
         learned = {id(group) for group in trained}
         fates = [(group, "dropped", why) for group, why in harvest.dropped]
         for group in harvest.groups:
@@ -146,10 +146,10 @@ class Run:
             fates.append((group, fate, ""))
         entries = [
             Entry(
-                group=numbers[drawn.group[0].sample_id],
+                group=numbers[id(drawn.group)],
                 step=self.step,
                 prompt_id=drawn.prompt.id,
-                first_index=drawn.group[0].index,
+                first_index=drawn.group.first,
                 weights_version=drawn.weights_version,
                 outcome=fate,
                 draws=drawn.draws,

@@ -132,8 +132,8 @@ def teaches(run: Run, group: JudgedGroup) -> bool:
     staleness = run.version - group.weights_version
     if staleness > run.config.train.max_staleness:
         raise RuntimeError(f"a group is {staleness} steps old: max_staleness was not kept")
-    equal = bool((group.scores.rewards == group.scores.rewards[0]).all())
-    return not (run.config.train.filter_equal_groups and equal)
+    rewards = group.scores.rewards.tolist()
+    return not (run.config.train.filter_equal_groups and len(set(rewards)) == 1)
 
 
 def compare(run: Run, groups: Sequence[JudgedGroup]) -> list[ScoredGroup]:

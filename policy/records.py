@@ -1,5 +1,6 @@
 """The records that travel between actors, experts and learner: frozen, numpy on the wire."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +47,26 @@ class Draw:
     @property
     def sample_id(self) -> str:
         return f"{self.prompt.id}/{self.index}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """An order for `size` samples of one prompt, which are compared with each other; from index `first`
+    on. Iterates over their Draws."""
+
+    prompt: Prompt
+    size: int
+    first: int = 0
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (Draw(self.prompt, self.first + n) for n in range(self.size))
+
+    def __len__(self) -> int:
+        return self.size
+
+
+Batch = tuple[Group, ...]
+"""Groups that one actor draws together."""
 
 
 @dataclass(frozen=True)
@@ -102,3 +123,16 @@ class Scores:
     passed: np.ndarray = field(repr=False)
     evidence: tuple[tuple[str, ...], ...] = field(repr=False, default=())
     boxes: tuple[tuple[tuple[Box, ...], ...], ...] = field(repr=False, default=())
+
+    def part(self, begin: int, end: int) -> "Scores":
+        """Those of some of the samples, which follow each other."""
+        rows = slice(begin, end)
+        return Scores(
+            self.sample_ids[rows],
+            self.experts,
+            self.values[rows],
+            self.rewards[rows],
+            self.passed[rows],
+            self.evidence[rows],
+            self.boxes[rows],
+        )

@@ -8,6 +8,10 @@ from policy.records import Prompt
 from rewards.expert import Expert, Judgement
 
 
+class SamplesLost(RuntimeError):
+    """The samples to be judged are gone, with the process or the node that held them."""
+
+
 class NotAScore(RuntimeError):
     """An expert gave something that is no finite number."""
 

@@ -83,28 +83,57 @@ def settle(
         for name, opinion in group.by_expert.items():
             if opinion.failed and config.experts[name].on_failure == "leave_out":
                 left_out.setdefault(name, opinion.said)
-    scales = {
-        name: scale_of(entry, running.get(name, RunningStats()))
-        for name, entry in config.experts.items()
-    }
-    return Settled(tuple(_settle_one(group, config, left_out, scales) for group in groups), left_out)
+    reasons = [_why_not(group, config, left_out) for group in groups]
+    heard = [group for group, why in zip(groups, reasons, strict=True) if why is None]
+    scores = iter(_scores(heard, config, left_out, running) if heard else ())
+    return Settled(tuple(next(scores) if why is None else why for why in reasons), left_out)
 
 
-def _settle_one(
-    group: Opinions,
+def _why_not(group: Opinions, config: RewardsConfig, left_out: Mapping[str, Failure]) -> str | None:
+    """Why a group has no reward, if it has none."""
+    heard = {name: opinion for name, opinion in group.by_expert.items() if name not in left_out}
+    for opinion in heard.values():
+        if opinion.failed:
+            return str(opinion.said)
+    if left_out:
+        weighty = [o.said.values for name, o in heard.items() if config.experts[name].weight > 0]
+        if not weighty or np.isnan(weighty).all(0).any():
+            return f"nobody else judges it while {', '.join(left_out)} is left out"
+    return None
+
+
+def _scores(
+    groups: Sequence[Opinions],
     config: RewardsConfig,
     left_out: Mapping[str, Failure],
-    scales: Mapping[str, Scale],
-) -> Scores | str:
-    absent = Judgement(np.full(len(group.sample_ids), np.nan, np.float32))
+    running: Mapping[str, RunningStats],
+) -> list[Scores]:
+    """Of groups that all have a reward: combined as one, for a step may have hundreds, and taken apart
+    again."""
     judgements, marks = {}, {}
-    for name, opinion in group.by_expert.items():
-        if name not in left_out and opinion.failed:
-            return str(opinion.said)
-        judgements[name] = absent if name in left_out else opinion.said
+    for name, opinion in groups[0].by_expert.items():
         marks[name] = opinion.pass_mark
+        judgements[name] = _joined(
+            [_absent(g) if name in left_out else g.by_expert[name].said for g in groups]
+        )
     weights = {name: config.experts[name].weight for name in judgements}
-    heard = [judgements[name].values for name, weight in weights.items() if weight > 0]
-    if left_out and np.isnan(heard).all(0).any():
-        return f"nobody else judges it while {', '.join(left_out)} is left out"
-    return combine(group.sample_ids, judgements, weights, marks, scales)
+    scales = {
+        name: scale_of(config.experts[name], running.get(name, RunningStats())) for name in judgements
+    }
+    ids = [sample_id for group in groups for sample_id in group.sample_ids]
+    whole = combine(ids, judgements, weights, marks, scales)
+    ends = np.cumsum([len(group.sample_ids) for group in groups]).tolist()
+    return [whole.part(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def _absent(group: Opinions) -> Judgement:
+    return Judgement(np.full(len(group.sample_ids), np.nan, np.float32))
+
+
+def _joined(judgements: Sequence[Judgement]) -> Judgement:
+    evidence, boxes = [], []
+    for judgement in judgements:
+        count = len(judgement.values)
+        evidence += judgement.evidence or ("",) * count
+        boxes += judgement.boxes or ((),) * count
+    return Judgement(np.concatenate([j.values for j in judgements]), tuple(evidence), tuple(boxes))

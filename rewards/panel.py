@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
+import ray
 from ray import ObjectRef, serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from policy.records import Prompt, Sample
-from rewards.asking import NotAScore
+from policy.records import Group, Prompt
+from rewards.asking import NotAScore, SamplesLost
 from rewards.config import RewardsConfig
 from rewards.opinions import Failure, Opinion, Opinions
 from rewards.replica import Answer
@@ -25,7 +26,8 @@ async def ask(
     name: str, call: Callable[[], Awaitable[Answer]], *, retries: int, timeout_s: float
 ) -> Opinion:
     """What one expert answers. A failure or a timeout is tried again, `retries` times, after a short
-    pause that doubles; then the opinion is a Failure."""
+    pause that doubles; then the opinion is a Failure. Samples that are lost are no failure of the
+    expert's: SamplesLost passes."""
     started = time.monotonic()
     not_a_score = False
     for number in range(1 + retries):
@@ -34,6 +36,8 @@ async def ask(
         try:
             answer = await asyncio.wait_for(call(), timeout_s)
         except (RayError, RayServeException) as error:  # first: Ray's may be TimeoutErrors as well
+            if isinstance(_cause(error), SamplesLost):
+                raise _cause(error) from error
             reason, not_a_score = _in_a_line(error), isinstance(_cause(error), NotAScore)
         except TimeoutError:
             reason, not_a_score = f"no answer within {timeout_s:g} s", False
@@ -62,11 +66,10 @@ class Panel:
         self._config = config
         self._handles: dict[str, DeploymentHandle] = {}
 
-    async def judge_samples(
-        self, sample_refs: list[ObjectRef], prompts: list[Prompt]
-    ) -> dict[str, Opinion]:
-        """All experts' opinions on the list of samples behind a reference."""
-        return await self._ask(list(self._config.experts), "score_samples", sample_refs, prompts)
+    async def judge_samples(self, sample_refs: list[ObjectRef], group: Group) -> dict[str, Opinion]:
+        """All experts' opinions on the list of a group's samples behind a reference. Raises SamplesLost
+        if they cannot be had."""
+        return await self._ask(list(self._config.experts), "score_samples", sample_refs, group)
 
     async def judge_images(
         self, image_refs: list[ObjectRef], prompts: list[Prompt], experts: Sequence[str]
@@ -103,19 +106,48 @@ class Panel:
 
 class Judge:
     """Collects all experts' opinions on groups of samples, any number of groups at once. A plain class
-    with one async method: make it a Ray actor where it is to be placed."""
+    with async methods: make it a Ray actor where it is to be placed. Samples do not pass through it."""
 
     def __init__(self, config: RewardsConfig):
         self._panel = Panel(config)
 
-    async def judge(self, sample_refs: list[ObjectRef], prompts: list[Prompt]) -> Opinions:
-        """Judge the samples behind a reference to a list of them, wrapped in a list of one so that
-        the reference itself travels on to the experts. Sample n is of prompt n.
+    async def judge(self, sample_refs: list[ObjectRef], group: Group) -> Opinions:
+        """Judge the samples of a group, which are behind a reference to a list of them, wrapped in a
+        list of one so that the reference itself travels on to the experts.
 
-        An expert's failure is an opinion too. Raises Ray's own error if the samples are lost.
+        An expert's failure is an opinion too. Raises SamplesLost if the samples cannot be had.
         """
-        samples: list[Sample] = await sample_refs[0]
-        if [s.prompt_id for s in samples] != [p.id for p in prompts]:
-            raise ValueError("the samples are not of these prompts, in this order")
-        opinions = await self._panel.judge_samples(sample_refs, prompts)
-        return Opinions(tuple(s.id for s in samples), opinions)
+        opinions = await self._panel.judge_samples(sample_refs, group)
+        return Opinions(tuple(draw.sample_id for draw in group), opinions)
+
+    async def judge_all(
+        self, sample_refs: list[ObjectRef], shares: list[ObjectRef]
+    ) -> list[Opinions | None]:
+        """Judge many groups, each as soon as its samples are there: one reference a group. What groups
+        they are is behind references to lists of batches. None for a group whose samples are lost."""
+
+        async def judge_one(ref: ObjectRef, group: Group) -> Opinions | None:
+            try:
+                return await self.judge([ref], group)
+            except SamplesLost:
+                return None
+
+        batches = [batch for share in await asyncio.gather(*shares) for batch in share]
+        groups = [group for batch in batches for group in batch]
+        group_of = dict(zip(sample_refs, groups, strict=True))
+        tasks: dict[ObjectRef, asyncio.Task] = {}
+        async for ref in arrivals(sample_refs):
+            tasks[ref] = asyncio.create_task(judge_one(ref, group_of[ref]))
+        return await asyncio.gather(*(tasks[ref] for ref in sample_refs))
+
+
+async def arrivals(refs: Sequence[ObjectRef]) -> AsyncIterator[ObjectRef]:
+    """Each as soon as it is anywhere in the cluster, or lost; nothing is brought here."""
+    coming = list(refs)
+    while coming:
+        some, coming = await asyncio.to_thread(ray.wait, coming, fetch_local=False)
+        if coming:
+            more, coming = ray.wait(coming, num_returns=len(coming), timeout=0, fetch_local=False)
+            some += more
+        for ref in some:
+            yield ref

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 from ray import ObjectRef, serve
+from ray.exceptions import ObjectLostError, RayActorError
 
-from policy.records import Prompt, Sample
-from rewards.asking import ask_expert, spread
+from policy.records import Group, Prompt, Sample
+from rewards.asking import SamplesLost, ask_expert, spread
 from rewards.batching import Batcher
 from rewards.config import ExpertConfig
 from rewards.expert import Expert, Judgement
@@ -43,11 +44,17 @@ class ExpertReplica:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="expert")
         self._expert = self._thread.submit(_build, config).result()
 
-    async def score_samples(self, sample_refs: list[ObjectRef], prompts: list[Prompt]) -> Answer:
-        """Judge the samples behind a reference to a list of them, wrapped in a list of one so that
-        the reference itself travels. Sample n is of prompt n."""
-        samples: list[Sample] = await sample_refs[0]
-        return await self._answer([sample.image for sample in samples], prompts)
+    async def score_samples(self, sample_refs: list[ObjectRef], group: Group) -> Answer:
+        """Judge the samples of a group, behind a reference to a list of them, wrapped in a list of one
+        so that the reference itself travels. Raises SamplesLost if they cannot be had."""
+        try:
+            samples: list[Sample] = await sample_refs[0]
+        except (ObjectLostError, RayActorError) as error:
+            raise SamplesLost(str(error)) from error
+        if [sample.id for sample in samples] != [draw.sample_id for draw in group]:
+            raise ValueError(f"expert {self._name} got samples that are not of {group}")
+        images = [sample.image for sample in samples]
+        return await self._answer(images, [draw.prompt for draw in group])
 
     async def score_images(self, image_refs: list[ObjectRef], prompts: list[Prompt]) -> Answer:
         """Judge the N images behind a reference to a list of them, wrapped in a list of one."""

@@ -9,7 +9,7 @@ from actors.config import ActorsConfig
 from actors.rollout import RolloutActor
 from actors.torch_sampler import TorchSampler
 from policy.janus import load_janus
-from policy.records import Draw
+from policy.records import Group
 from policy.weights import PublishedWeights, TensorSpec, pack, plan_buckets
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -25,11 +25,11 @@ def actor(policy_config, sampling):
 
 @pytest.fixture
 def groups(prompts):
-    return [[Draw(prompt, index) for index in range(2)] for prompt in prompts[:3]]
+    return [Group(prompt, 2) for prompt in prompts[:3]]
 
 
 def draw(actor, groups, weights):
-    refs = actor.draw.options(num_returns=len(groups) + 1).remote(groups, weights)
+    refs = actor.draw.options(num_returns=len(groups) + 1).remote([groups], weights)
     *drawn, report = ray.get(refs)
     return drawn, report
 

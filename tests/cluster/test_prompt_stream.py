@@ -12,7 +12,7 @@ def test_every_prompt_once_a_round_and_no_sample_twice(count, size, seed, rounds
     prompts = [plain_prompt(f"prompt {n}") for n in range(count)]
     groups = list(islice(group_stream(prompts, size, seed), count * rounds))
     for start in range(0, len(groups), count):
-        assert {g[0].prompt for g in groups[start : start + count]} == set(prompts)
+        assert {g.prompt for g in groups[start : start + count]} == set(prompts)
     drawn = [order.sample_id for group in groups for order in group]
     assert len(drawn) == len(set(drawn)) == count * rounds * size
     assert groups == list(islice(group_stream(prompts, size, seed), count * rounds))
@@ -22,6 +22,6 @@ def test_rounds_and_seeds_shuffle_differently():
     prompts = [plain_prompt(f"prompt {n}") for n in range(50)]
 
     def order(seed, skip):
-        return [g[0].prompt.text for g in islice(group_stream(prompts, 2, seed), skip, skip + 50)]
+        return [g.prompt.text for g in islice(group_stream(prompts, 2, seed), skip, skip + 50)]
 
     assert len({tuple(order(seed, skip)) for seed in (0, 1) for skip in (0, 50)}) == 4

@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from policy.errors import UserError
+from policy.records import Group
 from rewards.config import RewardsConfig
 from rewards.ensemble import settle
 from rewards.panel import Judge
@@ -86,7 +87,7 @@ def judge_of(config: RewardsConfig, *names: str):
 def asked(judge) -> list[ray.ObjectRef]:
     """One group for each grey."""
     return [
-        judge.judge.remote([ray.put([sample(PLAIN, image, n)])], [PLAIN])
+        judge.judge.remote([ray.put([sample(PLAIN, image, n)])], Group(PLAIN, 1, first=n))
         for n, image in enumerate(GREY)
     ]
 
@@ -126,7 +127,7 @@ def test_a_burst_raises_the_replicas_to_the_bound_and_idleness_lowers_them(confi
     end = time.monotonic() + 60
     while status("elastic").running > 1:  # a judge that goes on asking never notices
         assert time.monotonic() < end, "no replica was taken away"
-        opinions = ray.get(judge.judge.remote([ray.put([sample(PLAIN, GREY[3])])], [PLAIN]))
+        opinions = ray.get(judge.judge.remote([ray.put([sample(PLAIN, GREY[3])])], Group(PLAIN, 1)))
         assert rewards([opinions], some) == [pytest.approx(TRUTH[3])]
         assert opinions.by_expert["elastic"].retries == 0
         time.sleep(0.2)
@@ -188,7 +189,7 @@ def test_what_cannot_be_scaled_is_explained(config):
 
 def test_an_expert_brings_its_own_package_and_its_own_environment(config):
     judge, _ = judge_of(config, "packed", "told", "plain")
-    opinions = ray.get(judge.judge.remote([ray.put([sample(PLAIN, GREY[0])])], [PLAIN]))
+    opinions = ray.get(judge.judge.remote([ray.put([sample(PLAIN, GREY[0])])], Group(PLAIN, 1)))
     assert [float(o.said.values[0]) for o in opinions.by_expert.values()] == [0.5, 0, 0]
     with pytest.raises(ModuleNotFoundError):
         import bicot_tiny_expert  # noqa: F401

@@ -1,6 +1,8 @@
 """Experts as real Serve applications, asked by a real Judge actor."""
 
 import asyncio
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import ray
 from ray import serve
 
 from policy.errors import UserError
-from policy.records import Box, Prompt, Sample, Scores
+from policy.records import Box, Draw, Group, Prompt, Sample, Scores
 from rewards.asking import ask_expert, spread
 from rewards.config import ExpertConfig, GatewayConfig, RewardsConfig
 from rewards.ensemble import settle
@@ -99,7 +101,8 @@ def ask_judge(
 ) -> tuple[Opinions, Scores | str]:
     """What the experts say, and what comes of it."""
     actor = ray.remote(num_cpus=0)(Judge).remote(config)
-    opinions = ray.get(actor.judge.remote([ray.put(samples)], prompts))
+    group = [Draw(prompt, sample.index) for prompt, sample in zip(prompts, samples, strict=True)]
+    opinions = ray.get(actor.judge.remote([ray.put(samples)], group))
     return opinions, *settle([opinions], config, {}).scores
 
 
@@ -165,8 +168,32 @@ def test_an_expert_that_is_too_slow_gives_no_score(experts):
 
 
 def test_samples_of_other_prompts_are_refused(experts):
-    with pytest.raises(ValueError, match="not of these prompts"):
-        ask_judge(config_of(experts, "bright"), [sample(PLAIN, WHITE)], [RED])
+    _, why = ask_judge(config_of(experts, "bright", retries=0), [sample(PLAIN, WHITE)], [RED])
+    assert "ValueError: expert bright got samples that are not of" in why
+
+
+def test_a_whole_order_is_judged_but_for_what_is_lost(experts):
+    """Each group as soon as its samples are there; the samples of one never come."""
+
+    @ray.remote(num_cpus=0)
+    class Drawer:
+        def samples(self, level: int, pause_s: float):
+            time.sleep(pause_s)
+            return [sample(PLAIN, np.full_like(WHITE, level), n) for n in (3, 4)]
+
+        def die(self):
+            os._exit(1)
+
+    actor = ray.remote(num_cpus=0)(Judge).remote(config_of(experts, "bright"))
+    drawers = [Drawer.remote() for _ in range(3)]
+    refs = [d.samples.remote(51 * n, 0.5 * n) for n, d in enumerate(drawers[:2])]
+    refs.insert(1, drawers[2].die.remote())
+    group = Group(PLAIN, 2, first=3)
+    first, lost, last = ray.get(actor.judge_all.remote(refs, [ray.put([(group,), (group, group)])]))
+    assert lost is None
+    for opinions, level in ((first, 0), (last, 0.2)):
+        assert opinions.sample_ids == (f"{PLAIN.id}/3", f"{PLAIN.id}/4")
+        np.testing.assert_allclose(opinions.by_expert["bright"].said.values, [level] * 2, rtol=1e-6)
 
 
 def test_a_prompt_that_no_expert_applies_to_is_named(experts):
