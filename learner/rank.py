@@ -220,7 +220,7 @@ class LearnerRank:
         for export in exports(self.janus.model):
             with gathered([export]):
                 if self.rank == 0:
-                    state[export.name] = export.whole().detach().to("cpu", copy=True)
+                    state[export.name] = self.writer.copies.of(export.whole(), f"model/{export.name}")
         if self.rank == 0:
             self.writer.add(partial(self.janus.model.save_pretrained, folder, state_dict=state))
             self.writer.add(partial(self.janus.tokenizer.save_pretrained, folder))

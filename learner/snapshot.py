@@ -1,6 +1,7 @@
 """DeepSpeed's checkpoints, written while training goes on: `save` copies tensors to memory and a thread
 writes the files."""
 
+import os
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class SnapshotEngine(CheckpointEngine):
         pass
 
     def save(self, state_dict: Any, path: str) -> None:
-        copy = in_memory(state_dict)
+        copy = self._writer.copies.of(state_dict, os.path.basename(path))
         self._writer.add(lambda: torch.save(copy, path))
 
     def load(self, path: str, map_location=None) -> Any:
@@ -39,16 +40,3 @@ class SnapshotEngine(CheckpointEngine):
 
     def preserves_storage_sharing(self) -> bool:
         return False  # `save` copies what a tensor shows, not the storage behind it
-
-
-def in_memory(value: Any) -> Any:
-    """The same structure with its tensors copied to host memory; later steps do not change it."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return type(value)((key, in_memory(item)) for key, item in value.items())
-    if isinstance(value, torch.Size) or hasattr(value, "_fields"):
-        return value
-    if isinstance(value, list | tuple):
-        return type(value)(in_memory(item) for item in value)
-    return value

@@ -1,9 +1,11 @@
-"""A thread that writes a checkpoint's files while training goes on."""
+"""Writes a checkpoint's files in a thread, while training goes on, from copies in memory."""
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+from learner.host_copies import HostCopies
 
 
 class Writer:
@@ -12,6 +14,7 @@ class Writer:
     def __init__(self):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: list[Future] = []
+        self.copies = HostCopies()
         self.busy_s = 0.0
         """Seconds that the thread has spent writing, in all."""
 
