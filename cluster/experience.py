@@ -1,8 +1,8 @@
 """Samples on order: groups are drawn by rollout actors, and judged as soon as they are drawn.
 
-The driver submits both at once and moves references only. Ray starts the judging of a group when its
-samples exist, so experts work on the first groups while others are still being drawn. Rewards are made
-of the opinions when all groups of an order have theirs, so that they are comparable.
+The driver submits both at once and moves references only. The judge has experts work on the first
+groups while others are still being drawn. Rewards are made of the opinions when all groups of an order
+have theirs, so that they are comparable.
 """
 
 import time
