@@ -9,7 +9,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cluster.checkpoint import newest
 from cluster.config import load_config
+from cluster.ledger import faults, read_ledger
 from cluster.preflight import run_folder
 from policy.janus import load_janus
 from tests.cluster.commands import TRAIN, a_few, bicot
@@ -173,3 +175,33 @@ def test_vllm_trains_as_the_torch_sampler_does(sync_run, tmp_path):
         (one,) = (line[kind] for line in torch_lines if line["step"] == step and kind in line)
         (other,) = (line[kind] for line in vllm_lines if line["step"] == step and kind in line)
         assert one == pytest.approx(other, abs=1e-6), (step, kind)
+
+
+def test_gradients_that_are_not_finite_stop_the_run_with_what_was_good(sync_run, tmp_path):
+    """A KL term of 1e38 is nothing in the first step, where policy and reference are the same, and
+    overflows in every later one."""
+    _, folder, _ = sync_run
+    done = bicot(
+        "train",
+        TRAIN,
+        "train.steps=9",
+        "train.save_every=1",
+        "train.max_skipped_steps=2",
+        "train.groups_per_step=2",
+        "learner.ranks=1",
+        "learner.beta=1e38",
+        f"evaluate.prompts={folder.parent / 'heldout.jsonl'}",
+        f"runs_dir={tmp_path}",
+    )
+    assert done.returncode == 2
+    run = tmp_path / "shapes"
+    assert "error: the gradient was not finite in 2 steps in a row, up to step 3;" in done.stdout
+    assert f"the last good checkpoint is in {run / 'checkpoints'}" in done.stdout
+    steps = [line for line in read_lines(run) if "loss" in line]
+    assert [line["step/skipped"] for line in steps] == [0, 1, 1]
+    entries = read_ledger(run)
+    assert faults(entries) == []
+    assert {e.outcome for e in entries if e.step > 1} <= {"skipped", "filtered"}
+    kept = newest(run / "checkpoints", print)
+    config = load_config(ROOT / TRAIN).policy.model_copy(update={"path": str(kept.folder)})
+    assert all(p.isfinite().all() for p in load_janus(config).model.parameters())
