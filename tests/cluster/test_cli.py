@@ -30,10 +30,7 @@ from tests.conftest import ROOT
         ("rewards.experts.extra.use=nowhere.experts:One", "there is no module 'nowhere'"),
         ("evaluate.plan_judge=examples.shapes.world:nobody", "evaluate.plan_judge"),
         ("learner.deepspeed={tmp}/none.json", "none.json: no such file"),
-        (
-            "train.wandb={project: p, mode: onlin}",
-            "'train.wandb.mode': should be 'online' or 'offline'",
-        ),
+        ("train.wandb.mode=offline", "key 'train.wandb.project' is missing"),
         ("learner.freeze=[model.vqmodle]", "no module 'model.vqmodle'; did you mean 'model.vqmodel'?"),
     ],
 )
