@@ -33,7 +33,7 @@ class ActorsConfig(BaseModel):
     @model_validator(mode="after")
     def _parallel_parts_have_gpus(self):
         parts = self.vllm.tensor_parallel_size
-        if 0 < self.num_gpus < parts:
+        if parts > 1 and 0 < self.num_gpus < parts:  # alone, a share of one will do
             raise ValueError(
                 f"vllm.tensor_parallel_size of {parts} wants num_gpus: {parts}, not {self.num_gpus:g}"
             )

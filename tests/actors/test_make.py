@@ -47,6 +47,7 @@ def test_every_part_of_a_spread_model_wants_a_gpu():
     with pytest.raises(ValidationError, match="tensor_parallel_size of 2 wants num_gpus: 2, not 1"):
         ActorsConfig(num_gpus=1, vllm=VLLMConfig(tensor_parallel_size=2))
     assert ActorsConfig(num_gpus=2, vllm=VLLMConfig(tensor_parallel_size=2)).num_gpus == 2
+    assert ActorsConfig(num_gpus=0.25).num_gpus == 0.25
 
 
 def test_the_torch_sampler_needs_no_vllm(monkeypatch, policy_config):
