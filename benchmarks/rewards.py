@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import CLIPConfig, CLIPModel
 
+from benchmarks.samples import bare_sample
 from policy.prompts import parse_prompt
 from policy.records import Draw, Prompt, Sample
 from rewards.config import ExpertConfig, RewardsConfig
@@ -66,25 +67,9 @@ class Brightness(Expert):
 def samples(count: int) -> tuple[list[Sample], list[Prompt]]:
     """Random images of full size, and their prompts in turn."""
     prompts = [parse_prompt(PROMPTS[n % len(PROMPTS)]) for n in range(count)]
-    ids, logps = np.zeros(576, np.int64), np.zeros(576, np.float32)
     images = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
     drawn = [
-        Sample(
-            prompt_id=prompt.id,
-            index=n,
-            seed=0,
-            weights_version=0,
-            cot_prompt_ids=ids,
-            cot_ids=ids,
-            cot_text="",
-            image_prompt_ids=ids,
-            image_ids=ids,
-            cot_logps=logps,
-            image_logps=logps,
-            image_guided_logps=logps,
-            image=image,
-            finish_reason="stop",
-        )
+        bare_sample(Draw(prompt, n), image, tokens=576)
         for n, (prompt, image) in enumerate(zip(prompts, images, strict=True))
     ]
     return drawn, prompts

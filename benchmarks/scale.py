@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.rollout import SHARE, DrawReport
+from benchmarks.samples import bare_sample
 from cluster.checkpoint import Keeper
 from cluster.config import load_config
 from cluster.console import TrainProgress
@@ -43,7 +44,7 @@ from cluster.session import WORKER_ENV
 from cluster.stopping import Request
 from cluster.train import learn
 from policy.prompts import read_prompts
-from policy.records import Batch, Draw, Group, Sample
+from policy.records import Batch, Draw, Group
 from policy.weights import PublishedWeights
 from rewards.expert import Judgement
 from rewards.opinions import Opinion, Opinions
@@ -66,7 +67,7 @@ class Host:
         groups = batches[next(self._turn) % SHARE]
         version = weights.version if weights else 0
         await asyncio.sleep(DRAW_S)
-        drawn = [[sample(draw, version) for draw in group] for group in groups]
+        drawn = [[bare_sample(draw, IMAGE, version) for draw in group] for group in groups]
         count = sum(map(len, groups))
         return [*drawn, DrawReport(version, count, 10 * count, count, 576 * count, 0.0, DRAW_S)]
 
@@ -86,27 +87,7 @@ class Experts(Judge):
         return Opinions(tuple(d.sample_id for d in group), dict.fromkeys(EXPERTS, opinion))
 
 
-IDS, LOGPS, IMAGE = np.zeros(8, np.int64), np.zeros(8, np.float32), np.zeros((1, 1, 3), np.uint8)
-"""The same for all samples, so that to pack hundreds costs little."""
-
-
-def sample(draw: Draw, version: int) -> Sample:
-    return Sample(
-        prompt_id=draw.prompt.id,
-        index=draw.index,
-        seed=0,
-        weights_version=version,
-        cot_prompt_ids=IDS,
-        cot_ids=IDS,
-        cot_text="",
-        image_prompt_ids=IDS,
-        image_ids=IDS,
-        cot_logps=LOGPS,
-        image_logps=LOGPS,
-        image_guided_logps=LOGPS,
-        image=IMAGE,
-        finish_reason="stop",
-    )
+IMAGE = np.zeros((1, 1, 3), np.uint8)
 
 
 class SimulatedRollouts(Rollouts):
@@ -178,7 +159,7 @@ def measure(actors: int, steps: int, folder: Path) -> tuple[float, float]:
     prompts = read_prompts(config.train.prompts)
     judged = Judged(
         prompts[0],
-        sample(SimpleNamespace(prompt=prompts[0], index=0), 0),
+        bare_sample(Draw(prompts[0], 0), IMAGE),
         0,
         False,
         None,

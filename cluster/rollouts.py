@@ -85,7 +85,7 @@ class Rollouts:
 
     def _call(self, number: int, groups: int):
         """An actor's `draw` with an object for each group and one for the report. Kept, for to make it
-        takes a quarter as long as to call it."""
+        takes the driver's time as well."""
         actor = self.actors[number]
         if (actor, groups) not in self._calls:
             self._calls[actor, groups] = actor.draw.options(num_returns=groups + 1)

@@ -215,6 +215,7 @@ class LearnerRank:
     def begin_save(self, folder: str) -> None:
         """Copy to memory what a checkpoint holds, and begin to write it: the model in transformers
         layout by rank 0, DeepSpeed's state by all. Training may go on; `saved` tells the end."""
+        self.writer.give_up()  # of a checkpoint that another rank could not begin
         self._written_before_s = self.writer.busy_s
         state = {}
         for export in exports(self.janus.model):

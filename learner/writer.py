@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from learner.host_copies import HostCopies
@@ -25,6 +25,11 @@ class Writer:
         started = time.perf_counter()
         write()
         self.busy_s += time.perf_counter() - started
+
+    def give_up(self) -> None:
+        """Let what is under way come to its end, well or not, and forget it."""
+        wait(self._pending)
+        self._pending = []
 
     def finished(self) -> bool:
         """Whether all is written. Raises the first error, and forgets the rest with it."""

@@ -48,9 +48,10 @@ def spread(judgement: Judgement | None, applies: Sequence[bool]) -> Judgement:
 
 
 def joined(parts: Sequence[Judgement]) -> Judgement:
-    """Judgements of consecutive images as one."""
-    return Judgement(
-        np.concatenate([part.values for part in parts]),
-        tuple(line for part in parts for line in part.evidence),
-        tuple(boxes for part in parts for boxes in part.boxes),
-    )
+    """Judgements of consecutive images as one; "" and no boxes where a part has none to show."""
+    evidence, boxes = [], []
+    for part in parts:
+        count = len(part.values)
+        evidence += part.evidence or ("",) * count
+        boxes += part.boxes or ((),) * count
+    return Judgement(np.concatenate([part.values for part in parts]), tuple(evidence), tuple(boxes))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy.records import Scores
+from rewards.asking import joined
 from rewards.config import RewardsConfig
 from rewards.expert import Judgement
 from rewards.opinions import Failure, Opinions
@@ -113,7 +114,7 @@ def _scores(
     judgements, marks = {}, {}
     for name, opinion in groups[0].by_expert.items():
         marks[name] = opinion.pass_mark
-        judgements[name] = _joined(
+        judgements[name] = joined(
             [_absent(g) if name in left_out else g.by_expert[name].said for g in groups]
         )
     weights = {name: config.experts[name].weight for name in judgements}
@@ -128,12 +129,3 @@ def _scores(
 
 def _absent(group: Opinions) -> Judgement:
     return Judgement(np.full(len(group.sample_ids), np.nan, np.float32))
-
-
-def _joined(judgements: Sequence[Judgement]) -> Judgement:
-    evidence, boxes = [], []
-    for judgement in judgements:
-        count = len(judgement.values)
-        evidence += judgement.evidence or ("",) * count
-        boxes += judgement.boxes or ((),) * count
-    return Judgement(np.concatenate([j.values for j in judgements]), tuple(evidence), tuple(boxes))

@@ -5,12 +5,12 @@ three lists.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from policy.errors import UserError
-from rewards.experts.loading import listed
+from rewards.experts.loading import listed, renamed, thirds
 
 _SWIN = "model.backbone.conv_encoder.model."
 _BLOCK, _NEW_BLOCK = (
@@ -109,8 +109,10 @@ def to_transformers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Ten
         plain = name.removeprefix("module.")  # of the training in parallel
         if _UNUSED.fullmatch(plain):
             continue
-        if new := _renamed(plain):
-            found.update(_parts(new, tensor))
+        if new := renamed(plain, _RULES):
+            swin = new.startswith(_SWIN)
+            parts = ("q_proj", "k_proj", "v_proj") if swin else ("query", "key", "value")
+            found.update(thirds(new, tensor, parts))
         else:
             unknown.append(name)
     if unknown:
@@ -118,23 +120,6 @@ def to_transformers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Ten
             f"{source}: {len(unknown)} tensors that no GroundingDINO has: {listed(unknown)}"
         )
     return found | _unread(found)
-
-
-def _renamed(name: str) -> str | None:
-    for pattern, template in _RULES:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(template)
-    return None
-
-
-def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    if ".qkv." not in name:
-        yield name, tensor
-        return
-    swin = name.startswith(_SWIN)
-    parts = ("q_proj", "k_proj", "v_proj") if swin else ("query", "key", "value")
-    for part, rows in zip(parts, tensor.chunk(3), strict=True):
-        yield name.replace(".qkv.", f".{part}."), rows.clone()
 
 
 def _unread(found: Mapping[str, Tensor]) -> dict[str, Tensor]:

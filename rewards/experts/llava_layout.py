@@ -13,7 +13,7 @@ from transformers import LlavaOnevisionConfig, Qwen2Config
 
 from policy.errors import UserError
 from policy.shards import Shards
-from rewards.experts.loading import listed
+from rewards.experts.loading import listed, renamed
 
 MODEL_TYPES = ("llava", "llava_qwen")
 _TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -29,23 +29,15 @@ _UNUSED = re.compile(re.escape(_TOWER) + r"(head\..+|embeddings\.position_ids)")
 _SIGLIP_HEADS = 16  # of the one vision tower that these models have, siglip-so400m-patch14-384
 
 
-def renamed(name: str) -> str | None:
-    """A tensor's name in transformers; None if no rule knows it."""
-    for pattern, template in _RULES:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(template)
-    return None
-
-
 def read_tensors(shards: Shards, tied: bool) -> dict[str, Tensor]:
     """All tensors that transformers needs, under its names. `tied`: the output layer is the embedding.
 
     Raises UserError that lists the ones no rule knows.
     """
     names = sorted((n for n in shards.specs if not _UNUSED.fullmatch(n)), key=shards.file_of.get)
-    if unknown := [name for name in names if renamed(name) is None]:
+    if unknown := [name for name in names if renamed(name, _RULES) is None]:
         raise UserError(f"{shards.folder}: {len(unknown)} tensors that no LLaVA has: {listed(unknown)}")
-    tensors = {renamed(name): shards.read(name) for name in names}
+    tensors = {renamed(name, _RULES): shards.read(name) for name in names}
     if tied and "lm_head.weight" not in tensors:
         tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"]
     return tensors

@@ -2,7 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,6 +113,25 @@ def _name(key) -> str:
 def listed(names: Sequence[str]) -> str:
     """Ten names at most."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def renamed(name: str, rules: Sequence[tuple[str, str]]) -> str | None:
+    """What the first rule that fits makes of a name. A rule is a pattern of a whole name, and what to
+    write for it. None: none fits."""
+    for pattern, template in rules:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(template)
+    return None
+
+
+def thirds(name: str, tensor: Tensor, parts: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """A tensor that has queries, keys and values on top of each other, "qkv" in its name, as three; any
+    other as it is."""
+    if ".qkv." not in name:
+        yield name, tensor
+        return
+    for part, rows in zip(parts, tensor.chunk(3), strict=True):
+        yield name.replace(".qkv.", f".{part}."), rows.clone()
 
 
 def read_tensors(file: Path, wrapper: str = "state_dict") -> dict[str, Tensor]:

@@ -4,14 +4,13 @@ open_clip stacks q, k and v on the first axis, and multiplies by its two project
 that they lie transposed. Sizes are those of the tensors; how many heads share a width they do not tell.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 from transformers import CLIPConfig
 
 from policy.errors import UserError
-from rewards.experts.loading import listed
+from rewards.experts.loading import listed, renamed, thirds
 
 _BLOCK = r"transformer\.resblocks\.(\d+)\."
 _LAYER = r"encoder.layers.\1."
@@ -50,8 +49,9 @@ def to_transformers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Ten
     for name, tensor in tensors.items():
         if name in _UNUSED:
             continue
-        if new := _renamed(name):
-            found.update(_parts(new, tensor.T.contiguous() if name in _TRANSPOSED else tensor))
+        if new := renamed(name, _RULES):
+            whole = tensor.T.contiguous() if name in _TRANSPOSED else tensor
+            found.update(thirds(new, whole, ("q_proj", "k_proj", "v_proj")))
         else:
             unknown.append(name)
     if unknown:
@@ -59,21 +59,6 @@ def to_transformers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Ten
             f"{source}: {len(unknown)} tensors that no open_clip model has: {listed(unknown)}"
         )
     return found
-
-
-def _renamed(name: str) -> str | None:
-    for pattern, template in _RULES:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(template)
-    return None
-
-
-def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    if ".qkv." not in name:
-        yield name, tensor
-        return
-    for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-        yield name.replace(".qkv.", f".{part}_proj."), rows.clone()
 
 
 def config_of(tensors: Mapping[str, Tensor], heads: int, source: str) -> CLIPConfig:

@@ -1,0 +1,33 @@
+"""Samples that hold nothing but an image, for what never looks at the rest."""
+
+from functools import cache
+
+import numpy as np
+
+from policy.records import Draw, Sample
+
+
+def bare_sample(draw: Draw, image: np.ndarray, version: int = 0, tokens: int = 1) -> Sample:
+    ids, logps = _zeros(tokens)
+    return Sample(
+        prompt_id=draw.prompt.id,
+        index=draw.index,
+        seed=0,
+        weights_version=version,
+        cot_prompt_ids=ids,
+        cot_ids=ids,
+        cot_text="",
+        image_prompt_ids=ids,
+        image_ids=ids,
+        cot_logps=logps,
+        image_logps=logps,
+        image_guided_logps=logps,
+        image=image,
+        finish_reason="stop",
+    )
+
+
+@cache
+def _zeros(tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for all samples, so that to pack hundreds costs little."""
+    return np.zeros(tokens, np.int64), np.zeros(tokens, np.float32)
