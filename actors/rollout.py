@@ -1,7 +1,6 @@
 """The rollout actor: a sampler in a process of its own, which pulls the weights it is told to use."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
@@ -11,12 +10,9 @@ from actors.config import ActorsConfig
 from actors.make import make_sampler
 from policy.broadcast import Broadcast, Meeting
 from policy.janus import PolicyConfig
-from policy.records import Batch, Sample
+from policy.records import Sample
 from policy.weights import Manifest, PublishedWeights, unpack
-
-SHARE = 32
-"""So many actors find their batches in one object. What a call carries is what the driver's time goes
-on where there are hundreds; and an object for all would be as much for each of them to read."""
+from policy.work import Work
 
 
 @dataclass(frozen=True)
@@ -46,17 +42,15 @@ class RolloutActor:
     def ready(self) -> bool:
         return True
 
-    def draw(
-        self, batches: Sequence[Batch], weights: PublishedWeights | None, which: int | None = None
-    ) -> list[list[Sample] | DrawReport]:
-        """Draw one of the batches (None: see SHARE) with exactly these weights (None: those it was
-        loaded with).
+    def draw(self, work: Work, which: int | None = None) -> list[list[Sample] | DrawReport]:
+        """Draw one of the batches (None: the one of its own number, so that a call need not say) with
+        exactly the weights that it is to be drawn with.
 
         Returns one list of samples a group and, last, a DrawReport; call it with `num_returns` of one
         more than the batch has groups, so that each group is an object of its own.
         """
-        groups = batches[self.number % SHARE if which is None else which]
-        pull_s = self._pull(weights)
+        groups = work.batch(self.number if which is None else which)
+        pull_s = self._pull(work.weights)
         started = time.perf_counter()
         samples = self.sampler.draw([sample for group in groups for sample in group])
         draw_s = time.perf_counter() - started
@@ -79,12 +73,12 @@ class RolloutActor:
         if weights is None or (weights.timeline, weights.version) == self._held:
             return 0.0
         started = time.perf_counter()
-        if weights.manifest is None:
+        if weights.parts is None:
             raise RuntimeError(
                 f"weights version {weights.version} was broadcast, and this actor, which has"
                 f" {self.sampler.weights_version}, was not there"
             )
-        manifest, *buckets = ray.get([weights.manifest, *weights.buckets])
+        manifest, *buckets = ray.get(ray.get(weights.parts))
         specs = [spec for bucket in manifest for spec in bucket]
         self.sampler.load_weights(weights.version, unpack(manifest, buckets), specs)
         self._timeline = weights.timeline

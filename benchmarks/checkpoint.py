@@ -25,8 +25,7 @@ from actors.torch_sampler import TorchSampler
 from cluster.session import WORKER_ENV
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup
-from learner.rank import ScoredGroup
+from learner.group import LearnerGroup, ScoredGroup
 from policy.janus import PolicyConfig, load_janus
 from policy.prompts import plain_prompt
 from policy.records import Group

@@ -41,12 +41,12 @@ from cluster.plan import GEOMETRIES
 from cluster.session import WORKER_ENV
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup
+from learner.group import LearnerGroup, ScoredGroup
 from learner.lora import LoraSettings
-from learner.rank import ScoredGroup
 from policy.janus import PolicyConfig, load_janus
 from policy.prompts import plain_prompt
 from policy.records import Draw
+from policy.work import Work
 
 ON_GPU = torch.cuda.is_available()
 PARTS = ("bandwidth", "plain", "torch", "vllm", "learner")
@@ -139,7 +139,9 @@ def learner(options: argparse.Namespace) -> dict:
     drawer = _actor(ActorsConfig(sampler="torch", num_gpus=gpus, sampling=sampling), policy)
     orders = orders_of(options, 0)[: GROUP * options.micro_groups]
     groups = [orders[n : n + GROUP] for n in range(0, len(orders), GROUP)]
-    *drawn, _ = ray.get(drawer.draw.options(num_returns=len(groups) + 1).remote([groups], None))
+    *drawn, _ = ray.get(
+        drawer.draw.options(num_returns=len(groups) + 1).remote(Work.of([groups], None))
+    )
     samples = [ray.put(group) for group in drawn]
     ray.kill(drawer)
     ranks = LearnerGroup(policy, config, temperature=1.0, guidance=5.0)
@@ -155,7 +157,8 @@ def learner(options: argparse.Namespace) -> dict:
         weights = ranks.publish(1)
         publishes.append(time.perf_counter() - middle)
         steps.append(middle - started)
-    nbytes = sum(spec.nbytes for bucket in ray.get(weights.manifest) for spec in bucket)
+    manifest = ray.get(ray.get(weights.parts)[0])
+    nbytes = sum(spec.nbytes for bucket in manifest for spec in bucket)
     ray.shutdown()
     return {
         "kind": "full" if full else "LoRA",

@@ -15,11 +15,12 @@ import ray
 from ray import ObjectRef
 from ray.util.placement_group import PlacementGroup
 
-from actors.rollout import SHARE, DrawReport
+from actors.rollout import DrawReport
 from cluster.config import RunConfig
 from cluster.rollouts import Drawing, Rollouts
 from policy.records import Batch, Group, Prompt, Scores
 from policy.weights import PublishedWeights
+from policy.work import Work
 from rewards.ensemble import settle
 from rewards.opinions import Failure, Opinions
 from rewards.panel import Judge
@@ -99,10 +100,10 @@ class Experience:
     def order(self, groups: Sequence[Group], weights: PublishedWeights | None) -> Order:
         """Have groups drawn with these weights and judged. Returns at once."""
         batches = self._batches(groups)
-        shares = [ray.put(batches[n : n + SHARE]) for n in range(0, len(batches), SHARE)]
-        drawings = self.rollouts.draw(batches, shares, weights)
+        work = ray.put(Work.of(batches, self.rollouts.to_be_had(weights)))
+        drawings = self.rollouts.draw(batches, work, weights)
         samples = [samples for drawing in drawings for samples in drawing.samples]
-        return Order(drawings, self._judge.judge_all.remote(samples, shares))
+        return Order(drawings, self._judge.judge_all.remote(samples, work))
 
     def _heard(self, order: Order) -> list[Opinions]:
         """What the experts said of all groups. Samples that were lost before they were judged are
@@ -116,8 +117,8 @@ class Experience:
                     self.rollouts.redraw(drawing, RuntimeError("samples were lost before a judgement"))
                     self.rollouts.wait(drawing)
                 judged = drawing.draws
-                again = self._judge.judge_all.remote(drawing.samples, [ray.put([drawing.batch])])
-                opinions = ray.get(again)
+                work = Work.of((drawing.batch,), drawing.weights)
+                opinions = ray.get(self._judge.judge_all.remote(drawing.samples, work))
             heard += opinions
         return heard
 

@@ -17,11 +17,12 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.rollout import SHARE, DrawReport, RolloutActor
+from actors.rollout import DrawReport, RolloutActor
 from cluster.config import RunConfig
 from policy.errors import UserError
 from policy.records import Batch
 from policy.weights import PublishedWeights
+from policy.work import Work
 
 log = logging.getLogger(__name__)
 LOST = (RayActorError, GetTimeoutError, ObjectLostError)
@@ -49,7 +50,7 @@ class Rollouts:
         self._placement = placement
         self.actors = [self._start(number) for number in range(config.actors.count)]
         self.replaced = 0
-        self._calls: dict[tuple[ActorHandle, int], Any] = {}
+        self._calls: dict[tuple[int, int], Any] = {}
         self.restore: Callable[[PublishedWeights], PublishedWeights] = lambda weights: weights
         """Makes a version that was broadcast one that can be pulled."""
         try:
@@ -64,32 +65,29 @@ class Rollouts:
     def to_be_had(self, weights: PublishedWeights | None) -> PublishedWeights | None:
         """A version that all actors have or can pull. One that was broadcast, actors that have come
         since were not there for."""
-        if self.replaced and weights is not None and weights.manifest is None:
+        if self.replaced and weights is not None and weights.parts is None:
             return self.restore(weights)
         return weights
 
     def draw(
-        self, batches: Sequence[Batch], shares: Sequence[ObjectRef], weights: PublishedWeights | None
+        self, batches: Sequence[Batch], work: ObjectRef, weights: PublishedWeights | None
     ) -> list[Drawing]:
-        """Have the actors draw these batches, which `shares` refer to as well, with these weights, in
+        """Have the actors draw these batches with these weights, which `work` refers to as well, in
         turns. Returns at once."""
-        held = ray.put(self.to_be_had(weights))
         drawings = []
         for n, batch in enumerate(batches):
             number = n % len(self.actors)
-            which = () if n == number else (n % SHARE,)
-            call = self._call(number, len(batch))
-            *samples, report = call.remote(shares[n // SHARE], held, *which)
+            which = () if n == number else (n,)
+            *samples, report = self._call(number, len(batch)).remote(work, *which)
             drawings.append(Drawing(batch, weights, number, self.actors[number], samples, report))
         return drawings
 
     def _call(self, number: int, groups: int):
         """An actor's `draw` with an object for each group and one for the report. Kept, for to make it
         takes the driver's time as well."""
-        actor = self.actors[number]
-        if (actor, groups) not in self._calls:
-            self._calls[actor, groups] = actor.draw.options(num_returns=groups + 1)
-        return self._calls[actor, groups]
+        if (number, groups) not in self._calls:
+            self._calls[number, groups] = self.actors[number].draw.options(num_returns=groups + 1)
+        return self._calls[number, groups]
 
     def wait_for_all(self, drawings: Sequence[Drawing]) -> list[DrawReport]:
         """Their reports, as of `wait`, but all asked for at once. Each batch may take its time: an
@@ -127,9 +125,8 @@ class Rollouts:
         self._replace(drawing.number, drawing.actor, why)
         other = (drawing.number + 1) % len(self.actors)
         drawing.number, drawing.actor = other, self.actors[other]
-        weights = self.to_be_had(drawing.weights)
-        call = self._call(other, len(drawing.batch))
-        *drawing.samples, drawing.report = call.remote((drawing.batch,), weights, 0)
+        work = Work.of((drawing.batch,), self.to_be_had(drawing.weights))
+        *drawing.samples, drawing.report = self._call(other, len(drawing.batch)).remote(work, 0)
         drawing.draws += 1
 
     def _replace(self, number: int, lost: ActorHandle, why: Exception) -> None:
@@ -138,7 +135,7 @@ class Rollouts:
         kind = "hangs" if isinstance(why, GetTimeoutError) else "is lost"
         log.warning("rollout actor %d %s; its groups are drawn again, a new one starts", number, kind)
         ray.kill(lost)
-        self._calls = {key: call for key, call in self._calls.items() if key[0] is not lost}
+        self._calls = {key: call for key, call in self._calls.items() if key[0] != number}
         self.actors[number] = self._start(number)
         self.replaced += 1
 

@@ -32,8 +32,8 @@ from cluster.resume import where_to_start
 from cluster.run import LearnerLost, Run, learner_at_work
 from cluster.session import ray_session
 from cluster.stopping import Request, heed
+from learner.group import ScoredGroup
 from learner.grpo import group_advantages
-from learner.rank import ScoredGroup
 from policy.records import Prompt
 
 
@@ -98,7 +98,7 @@ def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluatio
         harvest = experience.collect(orders.popleft())
         metrics = reward_metrics(harvest.groups) | sampling_metrics(harvest, run.version)
         metrics |= expert_metrics(harvest)
-        worth = [group for group in harvest.groups if teaches(run, group)]
+        worth = those_that_teach(run, harvest.groups)
         metrics["groups/filtered"] = float(len(harvest.groups) - len(worth))
         learning = publishing = time.perf_counter()
         skipped = False
@@ -126,14 +126,18 @@ def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluatio
     return before, after
 
 
-def teaches(run: Run, group: JudgedGroup) -> bool:
+def those_that_teach(run: Run, groups: Sequence[JudgedGroup]) -> list[JudgedGroup]:
     """A group whose rewards are all equal has nothing to teach but the KL term, and may be left out.
     Raises RuntimeError for one that is staler than was promised."""
-    staleness = run.version - group.weights_version
+    if not groups:
+        return []
+    staleness = run.version - min(group.weights_version for group in groups)
     if staleness > run.config.train.max_staleness:
         raise RuntimeError(f"a group is {staleness} steps old: max_staleness was not kept")
-    rewards = group.scores.rewards.tolist()
-    return not (run.config.train.filter_equal_groups and len(set(rewards)) == 1)
+    rewards = np.stack([group.scores.rewards for group in groups])  # [groups, G]
+    differ = (rewards != rewards[:, :1]).any(1)
+    keep_all = not run.config.train.filter_equal_groups
+    return [group for group, teaches in zip(groups, differ, strict=True) if teaches or keep_all]
 
 
 def compare(run: Run, groups: Sequence[JudgedGroup]) -> list[ScoredGroup]:

@@ -1,7 +1,9 @@
 """The ranks of one learner as a whole: what the driver talks to."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
@@ -10,10 +12,19 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.config import LearnerConfig
 from learner.engine import Resume
-from learner.rank import LearnerRank, ScoredGroup
+from learner.rank import LearnerRank
 from policy.broadcast import Meeting
 from policy.janus import PolicyConfig
 from policy.weights import PublishedWeights
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """A group that was drawn and judged. `samples` refers to a list[Sample] in the object store;
+    `advantages` is float32 [G]."""
+
+    samples: ObjectRef
+    advantages: np.ndarray
 
 
 class LearnerGroup:
@@ -51,20 +62,21 @@ class LearnerGroup:
     def step(self, groups: Sequence[ScoredGroup], micro_batches: int | None = None) -> list[ObjectRef]:
         """Begin one update, the groups dealt round the ranks. One reference a rank: the step is done
         when all are, and each gives the metrics of the whole step."""
-        count = len(self.ranks)
-        return [
-            rank.step.remote(list(groups[i::count]), micro_batches) for i, rank in enumerate(self.ranks)
-        ]
+        steps = []
+        for number, rank in enumerate(self.ranks):
+            share = groups[number :: len(self.ranks)]
+            advantages = [group.advantages.tolist() for group in share]
+            steps.append(rank.step.remote([g.samples for g in share], advantages, micro_batches))
+        return steps
 
     def publish(self, version: int, timeline: int = 0) -> PublishedWeights:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.
 
         The references are this process's, so the weights outlive the ranks that made them."""
         streams = [rank.publish.options(num_returns="streaming").remote() for rank in self.ranks]
-        manifest, *buckets = list(streams[0])
-        for stream in streams[1:]:
-            list(stream)
-        return PublishedWeights(version, manifest, tuple(buckets), timeline)
+        ray.get([stream.completed() for stream in streams])  # who reads along waits for every bucket
+        manifest_and_buckets = list(streams[0])
+        return PublishedWeights(version, ray.put(manifest_and_buckets), timeline)
 
     def join_broadcast(self, actors: Sequence[ActorHandle]) -> None:
         """Connect rank 0 with these rollout actors, as receivers of all versions to come."""

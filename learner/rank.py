@@ -7,13 +7,13 @@ step is cut into ranks and micro-batches.
 
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import ray
 import torch
 import torch.distributed as dist
+from ray import ObjectRef
 
 from learner.batch import Batch, empty_like, make_batch
 from learner.config import LearnerConfig
@@ -37,15 +37,6 @@ from learner.writer import Writer
 from policy.broadcast import Broadcast, Meeting
 from policy.janus import PolicyConfig, load_janus
 from policy.weights import Manifest, pack, plan_buckets
-
-
-@dataclass(frozen=True)
-class ScoredGroup:
-    """A group that was drawn and judged. `samples` refers to a list[Sample] in the object store;
-    `advantages` is float32 [G]."""
-
-    samples: ray.ObjectRef
-    advantages: np.ndarray
 
 
 class LearnerRank:
@@ -97,13 +88,19 @@ class LearnerRank:
 
     # --- a step ---
 
-    def step(self, groups: Sequence[ScoredGroup], micro_batches: int | None = None) -> dict[str, float]:
-        """One update on this rank's share of the groups. All ranks call it together; any may have
-        none. `micro_batches` overrides the token budget (tests). Returns the metrics of all ranks.
+    def step(
+        self,
+        samples: Sequence[ObjectRef],
+        advantages: Sequence[Sequence[float]],
+        micro_batches: int | None = None,
+    ) -> dict[str, float]:
+        """One update on this rank's share of the groups: a reference to a list[Sample] for each, and
+        each sample's advantage. All ranks call it together; any may have none. `micro_batches`
+        overrides the token budget (tests). Returns the metrics of all ranks.
 
         A gradient that is not finite changes nothing: `step/skipped` is 1 then, else 0.
         """
-        batches = self._micro_batches(groups, micro_batches)
+        batches = self._micro_batches(samples, advantages, micro_batches)
         weight = sum((b.weights.sum() for b in batches), torch.zeros(()))
         rounds = torch.tensor([float(len(batches)), 0.0], device=self.device)
         dist.all_reduce(rounds, op=dist.ReduceOp.MAX)
@@ -140,12 +137,16 @@ class LearnerRank:
                 return self.engine.module(batch)
         return self.reference(batch) if self.reference else None
 
-    def _micro_batches(self, groups: Sequence[ScoredGroup], count: int | None) -> list[Batch]:
-        drawn = ray.get([group.samples for group in groups])
+    def _micro_batches(
+        self,
+        refs: Sequence[ObjectRef],
+        advantages: Sequence[Sequence[float]],
+        count: int | None,
+    ) -> list[Batch]:
         pairs = [
-            (sample, float(advantage))
-            for group, samples in zip(groups, drawn, strict=True)
-            for sample, advantage in zip(samples, group.advantages, strict=True)
+            pair
+            for samples, theirs in zip(ray.get(list(refs)), advantages, strict=True)
+            for pair in zip(samples, theirs, strict=True)
         ]
         budget = self.config.micro_batch_tokens
         return [

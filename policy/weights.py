@@ -29,13 +29,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """One version of the trained parameters, as references into the object store: to a Manifest, and to
-    a bucket each. Small, so it travels with every order for samples; whoever lacks the version
-    pulls. Without a manifest: the version was broadcast, and cannot be pulled."""
+    """One version of the trained parameters. `parts` is a reference to a list of references: to a
+    Manifest, and to a bucket each. Small, so it travels with every order for samples; whoever lacks the
+    version pulls. Without parts: the version was broadcast, and cannot be pulled."""
 
     version: int
-    manifest: object | None = None
-    buckets: tuple[object, ...] = ()
+    parts: object | None = None
     timeline: int = 0
     """A run that goes back to a checkpoint counts versions again, on a new timeline."""
 

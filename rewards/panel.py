@@ -13,6 +13,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from policy.records import Group, Prompt
+from policy.work import Work
 from rewards.asking import NotAScore, SamplesLost
 from rewards.config import RewardsConfig
 from rewards.opinions import Failure, Opinion, Opinions
@@ -120,11 +121,9 @@ class Judge:
         opinions = await self._panel.judge_samples(sample_refs, group)
         return Opinions(tuple(draw.sample_id for draw in group), opinions)
 
-    async def judge_all(
-        self, sample_refs: list[ObjectRef], shares: list[ObjectRef]
-    ) -> list[Opinions | None]:
-        """Judge many groups, each as soon as its samples are there: one reference a group. What groups
-        they are is behind references to lists of batches. None for a group whose samples are lost."""
+    async def judge_all(self, sample_refs: list[ObjectRef], work: Work) -> list[Opinions | None]:
+        """Judge all groups of an order, each as soon as its samples are there: one reference a group.
+        None for a group whose samples are lost."""
 
         async def judge_one(ref: ObjectRef, group: Group) -> Opinions | None:
             try:
@@ -132,8 +131,7 @@ class Judge:
             except SamplesLost:
                 return None
 
-        batches = [batch for share in await asyncio.gather(*shares) for batch in share]
-        groups = [group for batch in batches for group in batch]
+        groups = [group for batch in work for group in batch]
         group_of = dict(zip(sample_refs, groups, strict=True))
         tasks: dict[ObjectRef, asyncio.Task] = {}
         async for ref in arrivals(sample_refs):

@@ -11,6 +11,7 @@ from actors.torch_sampler import TorchSampler
 from policy.janus import load_janus
 from policy.records import Group
 from policy.weights import PublishedWeights, TensorSpec, pack, plan_buckets
+from policy.work import Work
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -29,7 +30,7 @@ def groups(prompts):
 
 
 def draw(actor, groups, weights):
-    refs = actor.draw.options(num_returns=len(groups) + 1).remote([groups], weights)
+    refs = actor.draw.options(num_returns=len(groups) + 1).remote(Work.of([groups], weights))
     *drawn, report = ray.get(refs)
     return drawn, report
 
@@ -38,7 +39,7 @@ def publish(version, tensors, bucket_bytes=1000):
     specs = [TensorSpec.of(n, t) for n, t in tensors.items()]
     manifest = plan_buckets(specs, bucket_bytes)
     buckets = [ray.put(pack([tensors[spec.name] for spec in bucket])) for bucket in manifest]
-    return PublishedWeights(version, ray.put(manifest), tuple(buckets))
+    return PublishedWeights(version, ray.put([ray.put(manifest), *buckets]))
 
 
 @pytest.fixture
@@ -78,8 +79,9 @@ def test_a_pulled_version_draws_what_a_sampler_with_those_weights_draws(
 def test_a_half_received_version_is_never_used(actor, groups, changed):
     before, _ = draw(actor, groups, None)
     whole = publish(6, changed)
-    short = PublishedWeights(6, whole.manifest, whole.buckets[:-1])
-    torn = PublishedWeights(6, whole.manifest, (*whole.buckets[:-1], ray.put(np.zeros(3, np.uint8))))
+    *most, _ = ray.get(whole.parts)
+    short = PublishedWeights(6, ray.put(most))
+    torn = PublishedWeights(6, ray.put([*most, ray.put(np.zeros(3, np.uint8))]))
     strange = publish(6, {**changed, "nobody.weight": torch.zeros(3)})
     for broken in (short, torn, strange):
         with pytest.raises(ray.exceptions.RayTaskError, match=r"incomplete|do not belong"):

@@ -13,8 +13,7 @@ from actors.vllm.config import VLLMConfig
 from cluster.config import RunConfig
 from cluster.publish import Publisher, wants_broadcast
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup
-from learner.rank import ScoredGroup
+from learner.group import LearnerGroup, ScoredGroup
 from policy.errors import UserError
 from policy.records import Draw
 from tests.actors.test_rollout import draw
@@ -68,7 +67,7 @@ def test_a_broadcast_brings_what_the_store_brings_and_a_lost_actor_ends_it(
     ray.get(learner.step(learn))
 
     sent = publish(1)
-    assert sent.manifest is None
+    assert sent.parts is None
     found = [images(actor, groups, sent) for actor in actors]
     assert found[0] == found[1]
     assert found[0][1] != [s.image_ids.tolist() for group in before for s in group]

@@ -9,10 +9,9 @@ import torch
 
 from learner.batch import make_batch
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup
+from learner.group import LearnerGroup, ScoredGroup
 from learner.grpo import bicot_loss
 from learner.logprobs import JanusLogps
-from learner.rank import ScoredGroup
 from policy.janus import load_janus
 from policy.weights import unpack
 
@@ -52,8 +51,9 @@ def start(policy_config):
 def weights_of(learner, version=1):
     published = learner.publish(version)
     assert published.version == version
-    assert len(published.buckets) > 1
-    return dict(unpack(ray.get(published.manifest), ray.get(list(published.buckets))))
+    manifest, *buckets = ray.get(ray.get(published.parts))
+    assert len(buckets) > 1
+    return dict(unpack(manifest, buckets))
 
 
 def save(learner, folder):

@@ -9,10 +9,9 @@ from actors.torch_sampler import TorchSampler
 from learner.batch import make_batch
 from learner.config import LoraSettings
 from learner.export import exports
-from learner.group import LearnerGroup
+from learner.group import LearnerGroup, ScoredGroup
 from learner.logprobs import JanusLogps
 from learner.lora import adapters_off, add_adapters, lora_layers
-from learner.rank import ScoredGroup
 from policy.errors import UserError
 from policy.janus import load_janus
 from policy.records import Draw
@@ -79,7 +78,8 @@ def train(policy, samples, folder, **changes):
     learner = LearnerGroup(policy, config, temperature=1.0, guidance=2.0)
     metrics = [ray.get(learner.step(groups))[0] for _ in range(3)]
     published = learner.publish(1)
-    tensors = dict(unpack(ray.get(published.manifest), ray.get(list(published.buckets))))
+    manifest, *buckets = ray.get(ray.get(published.parts))
+    tensors = dict(unpack(manifest, buckets))
     save(learner, folder)
     return learner, metrics, tensors
 

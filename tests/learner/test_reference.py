@@ -6,9 +6,8 @@ import ray
 import torch
 
 from learner.batch import make_batch
-from learner.group import LearnerGroup
+from learner.group import LearnerGroup, ScoredGroup
 from learner.logprobs import JanusLogps
-from learner.rank import ScoredGroup
 from learner.reference import offload
 from policy.janus import load_janus
 from tests.learner.test_group import ADVANTAGES, settings

@@ -12,6 +12,7 @@ from ray import serve
 
 from policy.errors import UserError
 from policy.records import Box, Draw, Group, Prompt, Sample, Scores
+from policy.work import Work
 from rewards.asking import ask_expert, spread
 from rewards.config import ExpertConfig, GatewayConfig, RewardsConfig
 from rewards.ensemble import settle
@@ -189,7 +190,7 @@ def test_a_whole_order_is_judged_but_for_what_is_lost(experts):
     refs = [d.samples.remote(51 * n, 0.5 * n) for n, d in enumerate(drawers[:2])]
     refs.insert(1, drawers[2].die.remote())
     group = Group(PLAIN, 2, first=3)
-    first, lost, last = ray.get(actor.judge_all.remote(refs, [ray.put([(group,), (group, group)])]))
+    first, lost, last = ray.get(actor.judge_all.remote(refs, Work.of([(group,), (group, group)], None)))
     assert lost is None
     for opinions, level in ((first, 0), (last, 0.2)):
         assert opinions.sample_ids == (f"{PLAIN.id}/3", f"{PLAIN.id}/4")

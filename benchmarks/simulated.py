@@ -1,0 +1,201 @@
+"""A run whose loop is real and whose roles only wait, as long as real ones were measured to take."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import ray
+from rich.console import Console
+
+from actors.rollout import DrawReport
+from benchmarks.samples import bare_sample
+from cluster.checkpoint import Keeper
+from cluster.config import RunConfig, load_config
+from cluster.console import TrainProgress
+from cluster.evaluation_record import Evaluation, Judged
+from cluster.experience import Experience
+from cluster.ledger import Ledger
+from cluster.recorder import Recorder
+from cluster.rollouts import Rollouts
+from cluster.run import Run
+from cluster.session import WORKER_ENV
+from cluster.stopping import Request
+from cluster.train import learn
+from learner.group import LearnerGroup
+from policy.prompts import read_prompts
+from policy.records import Draw, Group, Prompt, Sample
+from policy.work import Work
+from rewards.expert import Judgement
+from rewards.opinions import Opinion, Opinions
+from rewards.panel import Judge
+
+DRAW_S, JUDGE_S, LEARN_S, PUBLISH_S = 2.0, 0.2, 1.0, 0.1
+"""Of one group of a 1B model on a GPU, in round numbers; what matters is that they do not grow."""
+REPLICAS, BUCKETS = 64, 56
+GROUP_SIZE = 8
+EXPERTS = ("objects", "count", "relation")
+IMAGE = np.zeros((1, 1, 3), np.uint8)
+
+
+# --- the roles ---
+
+
+class Host:
+    """Stands for all rollout actors, so that a core is left to the driver. All groups are one and the
+    same: what each actor does on a core of its own would here be done in turns, on the driver's."""
+
+    def __init__(self):
+        nothing = bare_sample(Draw(Prompt("nothing", "nothing", "nothing"), 0), IMAGE)
+        self._group = [nothing] * GROUP_SIZE
+
+    async def draw(self, work: Work) -> tuple[list[Sample], DrawReport]:
+        await asyncio.sleep(DRAW_S)
+        version = work.weights.version if work.weights else 0
+        n = GROUP_SIZE
+        return self._group, DrawReport(version, n, 10 * n, n, 576 * n, 0.0, DRAW_S)
+
+
+class Experts(Judge):
+    """Stands for all experts' replicas; what is asked of them is asked by the real judge."""
+
+    def __init__(self):
+        self._free = asyncio.Semaphore(REPLICAS)
+
+    async def judge(self, sample_refs, group: Group) -> Opinions:
+        async with self._free:
+            await asyncio.sleep(JUDGE_S)
+        rng = np.random.default_rng(group.first)
+        said = Judgement(rng.random(len(group)).astype(np.float32))
+        opinion = Opinion(said, JUDGE_S, 0, 0.5)
+        return Opinions(tuple(d.sample_id for d in group), dict.fromkeys(EXPERTS, opinion))
+
+
+class Rank:
+    """Stands for the learner's only rank."""
+
+    def step(self, samples, advantages, micro_batches) -> dict[str, float]:
+        time.sleep(LEARN_S)
+        return {"loss": 0.0, "step/skipped": 0.0}
+
+    def publish(self) -> Iterator[np.ndarray]:
+        """The manifest, and as many buckets as a 7B model has of 256 MB; without what is in them."""
+        for _ in range(1 + BUCKETS):
+            yield IMAGE
+            time.sleep(PUBLISH_S / (1 + BUCKETS))
+
+
+# --- their places in the run ---
+
+
+class SimulatedRollouts(Rollouts):
+    def __init__(self, config: RunConfig):
+        count = config.actors.count
+        host = ray.remote(Host).options(num_cpus=0, max_concurrency=4000).remote()
+        self._config, self.replaced, self._calls = config, 0, {}
+        self.actors = [host] * count
+
+
+class SimulatedExperience(Experience):
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.rollouts = SimulatedRollouts(config)
+        self.running = {}
+        self._judge = ray.remote(Experts).options(num_cpus=0, max_concurrency=4000).remote()
+
+
+class SimulatedLearner(LearnerGroup):
+    def __init__(self):
+        self.ranks = [ray.remote(Rank).options(num_cpus=0).remote()]
+
+
+class ClockedRecorder(Recorder):
+    """Notes of each step how long it took, how long of it the loop's thread computed, and how long its
+    core takes, at the step's end, for a little Python that is always the same."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.step_s: list[float] = []
+        self.computed_s: list[float] = []
+        self.core_s: list[float] = []
+        self._since = time.thread_time()
+
+    def step(self, step: int, metrics) -> None:
+        super().step(step, metrics)
+        ended = time.thread_time()
+        sum(n * n for n in range(50_000))
+        if "time/step" in metrics:  # not an evaluation
+            self.step_s.append(metrics["time/step"])
+            self.computed_s.append(ended - self._since)
+            self.core_s.append(time.thread_time() - ended)
+        self._since = time.thread_time()
+
+
+# --- a run of them ---
+
+
+class Pace(NamedTuple):
+    """Medians over a run's steps but the first two: seconds of a step, of them those in which the
+    loop's thread computes, and how fast its core was, as a share of its best. (One that others share
+    is often slow for a while after it idled, and a driver idles most of the time.)"""
+
+    step_s: float
+    driver_s: float
+    core: float
+
+
+def ideal_s(actors: int) -> float:
+    """A step in which nothing waits but for the roles themselves: judging takes turns when there are
+    more groups than replicas."""
+    return DRAW_S + JUDGE_S * -(-actors // REPLICAS) + LEARN_S + PUBLISH_S
+
+
+def measure(actors: int, steps: int, folder: Path) -> Pace:
+    """A run of so many actors and steps, one group an actor and step, in a new `folder` and on a Ray of
+    its own."""
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": WORKER_ENV},
+    )
+    overrides = [
+        f"actors.count={actors}",
+        f"actors.batch_size={GROUP_SIZE}",
+        f"train.group_size={GROUP_SIZE}",
+        f"train.groups_per_step={actors}",
+        f"train.steps={steps}",
+        "train.show_every=100000",
+        "train.save_every=100000",
+        f"runs_dir={folder.parent}",
+        f"name={folder.name}",
+    ]
+    config = load_config("examples/shapes/train.yaml", overrides)
+    config.folder.mkdir(parents=True)
+    experience, learner = SimulatedExperience(config), SimulatedLearner()
+    prompts = read_prompts(config.train.prompts)
+    nothing = bare_sample(Draw(prompts[0], 0), IMAGE)
+    judged = (Judged(prompts[0], nothing, 0, False, None, {"a": 0.0}, {}),)
+    recorder = ClockedRecorder(config.folder)
+    with open(os.devnull, "w") as nowhere:
+        run = Run(
+            config=config,
+            crew=SimpleNamespace(experience=experience, learner=learner, publish=learner.publish),
+            progress=TrainProgress(Console(file=nowhere), steps),
+            evaluator=lambda experience, weights, step: (Evaluation(step, 0, judged), []),
+            recorder=recorder,
+            ledger=Ledger(config.folder),
+            keeper=Keeper(config.folder / "checkpoints", 1, print),
+        )
+        run.save = run.finish = lambda: None  # there is no state to keep
+        learn(run, prompts, Request())
+        run.close()
+    ray.shutdown()
+    step_s, driver_s = median(recorder.step_s[2:]), median(recorder.computed_s[2:])
+    return Pace(step_s, driver_s, min(recorder.core_s) / median(recorder.core_s[2:]))
