@@ -1,11 +1,12 @@
 """How many rollout actors there are, what each gets, and how they sample."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.sampler import SamplingConfig
 from actors.vllm.config import VLLMConfig
+from policy.nodes import CustomResources, Labels
 
 
 class ActorsConfig(BaseModel):
@@ -16,8 +17,9 @@ class ActorsConfig(BaseModel):
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     """Resources of one."""
-    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Custom resources of one, by name: what only nodes that are meant for rollouts have."""
+    resources: CustomResources = {}
+    labels: Labels = {}
+    """Of the nodes that are meant for rollouts."""
     sampler: Literal["auto", "torch", "vllm"] = "auto"
     """auto: vllm where it is installed and `num_gpus` asks for a GPU, else torch. The tokens are the
     same."""

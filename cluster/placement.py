@@ -15,9 +15,9 @@ from policy.errors import UserError
 
 @dataclass(frozen=True)
 class Role:
-    """`count` processes of one kind, each with its resources; `custom` ones, by name, hold it to the
-    nodes that have them. `strategy` is a placement group's, or "" where Ray Serve places the
-    processes."""
+    """`count` processes of one kind, each with its resources; `custom` ones, by name, and `labels`, by
+    key, hold it to the nodes that have them. `strategy` is a placement group's, or "" where Ray Serve
+    places the processes."""
 
     name: str
     count: int
@@ -25,18 +25,20 @@ class Role:
     gpus: float
     strategy: str
     custom: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def roles(config: RunConfig) -> list[Role]:
     """Learner ranks together (they exchange gradients), rollouts apart (they exchange nothing)."""
-    actors, learner = config.actors, config.learner
+
+    def role(name, count, strategy, of) -> Role:
+        return Role(name, count, of.num_cpus, of.num_gpus, strategy, of.resources, of.labels)
+
+    actors, learner, experts = config.actors, config.learner, config.rewards.experts
     return [
-        Role("rollout", actors.count, actors.num_cpus, actors.num_gpus, "SPREAD", actors.resources),
-        Role("learner", learner.ranks, learner.num_cpus, learner.num_gpus, "PACK", learner.resources),
-        *(
-            Role(f"expert {name}", e.most_replicas, e.num_cpus, e.num_gpus, "", e.resources)
-            for name, e in config.rewards.experts.items()
-        ),
+        role("rollout", actors.count, "SPREAD", actors),
+        role("learner", learner.ranks, "PACK", learner),
+        *(role(f"expert {name}", e.most_replicas, "", e) for name, e in experts.items()),
     ]
 
 
@@ -54,10 +56,14 @@ def reserve(role: Role, config: RayConfig) -> PlacementGroup:
     bundle = {"CPU": role.cpus, "GPU": role.gpus, **role.custom}
     # A placement group may not hold an empty bundle; a role that asks for nothing runs anywhere.
     bundle = {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
-    group = placement_group([bundle] * role.count, strategy=role.strategy)  # an autoscaler sees it now
-    wanted = f"no room for {role.name}, {role.count} x {_listed(bundle)}"
+    group = placement_group(  # an autoscaler sees it now
+        [bundle] * role.count,
+        strategy=role.strategy,
+        bundle_label_selector=[dict(role.labels)] * role.count,
+    )
+    wanted = f"no room for {role.name}, {role.count} x {_listed(bundle)}{_on(role.labels)}"
     deadline = time.monotonic() + config.wait_for_nodes_s
-    while wrong := missing(bundle, role.count, node_resources()):
+    while wrong := missing(bundle, role.count, nodes_with(role.labels)):
         if time.monotonic() > deadline:
             remove_placement_group(group)
             hint = "" if config.wait_for_nodes_s else "; ray.wait_for_nodes_s has it wait for more"
@@ -73,9 +79,13 @@ def reserve(role: Role, config: RayConfig) -> PlacementGroup:
     return group
 
 
-def node_resources() -> list[dict[str, float]]:
-    """What each living node has in all."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def nodes_with(labels: Mapping[str, str]) -> list[dict[str, float]]:
+    """What each living node with these labels has in all."""
+    return [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and labels.items() <= node["Labels"].items()
+    ]
 
 
 def missing(
@@ -91,7 +101,9 @@ def missing(
         f"{number} x {_listed({name: node.get(name, 0) for name in bundle})}"
         for node, number in _alike(nodes, bundle)
     )
-    return f"the nodes hold {sum(fits)} of them, having {have or 'nothing'}"
+    if not nodes:
+        return "there are no such nodes"
+    return f"the nodes hold {sum(fits)} of them, having {have}"
 
 
 def _alike(nodes, bundle) -> list[tuple[Mapping[str, float], int]]:
@@ -104,15 +116,22 @@ def _listed(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
+def _on(labels: Mapping[str, str]) -> str:
+    named = ", ".join(f"{key}={value}" for key, value in labels.items())
+    return f" on nodes with {named}" if named else ""
+
+
 def placement_table(config: RunConfig) -> Table:
     """What each role asks for, and the sum."""
     table = Table(title="placement")
     for column in ("role", "processes", "CPUs each", "GPUs each", "placed"):
-        table.add_column(column, justify="left" if column in ("role", "placed") else "right")
+        side = "left" if column in ("role", "placed") else "right"
+        table.add_column(column, justify=side, overflow="fold")
     placed = {"SPREAD": "spread over nodes", "PACK": "packed together", "": "by Ray Serve"}
     asked = roles(config)
     for r in asked:
         where = placed[r.strategy] + "".join(f", on {name} nodes" for name in r.custom)
+        where += f",{_on(r.labels)}" if r.labels else ""
         table.add_row(r.name, str(r.count), f"{r.cpus:g}", f"{r.gpus:g}", where)
     gpus = sum(r.count * r.gpus for r in asked)
     table.add_section()

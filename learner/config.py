@@ -3,13 +3,14 @@
 import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from policy.errors import UserError
 from policy.janus import PolicyConfig, empty_janus
+from policy.nodes import CustomResources, Labels
 
 
 class LoraSettings(BaseModel):
@@ -36,8 +37,9 @@ class LearnerConfig(BaseModel):
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     """Resources of one rank."""
-    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Custom resources of one rank, by name: what only nodes that are meant for the learner have."""
+    resources: CustomResources = {}
+    labels: Labels = {}
+    """Of the nodes that are meant for the learner."""
 
     lr: float = Field(1e-6, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)

@@ -12,6 +12,8 @@ from pydantic import (
     model_validator,
 )
 
+from policy.nodes import CustomResources, Labels
+
 ExpertName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 
 
@@ -80,8 +82,9 @@ class ExpertConfig(_Strict):
     """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that Ray reserves for each replica; a fraction shares one."""
-    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Custom resources that Ray reserves for each replica, by name."""
+    resources: CustomResources = {}
+    labels: Labels = {}
+    """Of the nodes that are meant for the expert."""
     runtime_env: dict[str, Any] = {}
     """A Ray runtime environment of its own, e.g. {pip: [...]} or {env_vars: {...}}."""
     batch_size: int = Field(64, ge=1)

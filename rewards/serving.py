@@ -58,6 +58,7 @@ def deploy_experts(config: RewardsConfig, timeout_s: float = 1800) -> dict[str, 
 def _application(name: str, entry: ExpertConfig, timeout_s: float) -> serve.Application:
     reserved: dict[str, Any] = {"num_cpus": entry.num_cpus, "num_gpus": entry.num_gpus}
     reserved |= {"resources": entry.resources} if entry.resources else {}
+    reserved |= {"label_selector": entry.labels} if entry.labels else {}
     reserved |= {"runtime_env": entry.runtime_env} if entry.runtime_env else {}
     scale = _autoscaling(entry.autoscale) if entry.autoscale else None
     deployment = serve.deployment(

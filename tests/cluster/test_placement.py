@@ -41,8 +41,8 @@ CLUSTER = """
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    for resources in ({"rollout": 2}, {"rollout": 2}, {"learner": 2}):
-        cluster.add_node(num_cpus=2, resources=resources)
+    for kind in ("rollout", "rollout", "learner"):
+        cluster.add_node(num_cpus=2, resources={kind: 2}, labels={"meant-for": kind})
     ray.init(address=cluster.address, log_to_driver=False)
 
     from cluster.config import RayConfig
@@ -58,6 +58,9 @@ CLUSTER = """
     learners = nodes_of(reserve(Role("learner", 2, 0.5, 0, "PACK", {"learner": 1}), RayConfig()))
     assert len(set(learners)) == 1 and learners[0] not in rollouts, (learners, rollouts)
 
+    labelled = Role("more", 2, 0.5, 0, "SPREAD", labels={"meant-for": "learner"})
+    assert set(nodes_of(reserve(labelled, RayConfig()))) == set(learners)
+
     def refused(role, config):
         started = time.monotonic()
         try:
@@ -69,6 +72,10 @@ CLUSTER = """
     told, took = refused(Role("learner", 1, 0.5, 4, "PACK"), RayConfig())
     assert "no room for learner, 1 x 0.5 CPU, 4 GPU: the nodes hold 0 of them" in told, told
     assert "ray.wait_for_nodes_s" in told and took < 5, told
+    nowhere = Role("expert", 1, 0.5, 0, "PACK", labels={"meant-for": "expert"})
+    told, took = refused(nowhere, RayConfig())
+    assert "1 x 0.5 CPU on nodes with meant-for=expert: there are no such nodes" in told, told
+    assert took < 5
     busy = Role("rollout", 3, 0.5, 0, "SPREAD", {"rollout": 1})
     told, _ = refused(busy, RayConfig(start_timeout_s=1))
     assert "the cluster has enough, but others use it" in told and "2 rollout" in told, told

@@ -106,6 +106,7 @@ def test_an_expert_may_have_patience_of_its_own():
         ({"normalize": "sometimes"}, "normalize"),
         ({"on_failure": "ignore"}, "on_failure"),
         ({"resources": {"accelerator": 0}}, "greater than 0"),
+        ({"labels": {"zone": "!a"}}, "letters, digits"),
         ({"runtime_env": {"py_modules": ["./mine"]}}, "./mine: Ray Serve takes addresses only"),
         ({"runtime_env": {"working_dir": "."}}, "Ray Serve takes addresses only"),
     ],

@@ -212,3 +212,13 @@ def test_an_expert_that_cannot_start_is_named_with_its_reason(experts):
     assert str(raised.value) == (
         "expert broken did not start: FileNotFoundError: weights.pt is nowhere to be found"
     )
+
+
+def test_an_expert_keeps_to_nodes_with_its_labels(serving):
+    def config(**labels) -> RewardsConfig:
+        return RewardsConfig(experts={"picky": {"use": f"{HERE}:Brightness", "labels": labels}})
+
+    (node,) = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    assert deploy_experts(config(**{"ray.io/node-id": node})).keys() == {"picky"}
+    with pytest.raises(UserError, match="expert picky did not start within 5 s"):
+        deploy_experts(config(zone="elsewhere"), timeout_s=5)
