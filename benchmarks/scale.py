@@ -67,15 +67,13 @@ class Measured:
 
 def table(sizes: Sequence[Measured]) -> Table:
     shown = Table(title=f"simulated: draw {DRAW_S} s, judge {JUDGE_S} s, learn {LEARN_S} s")
-    speed = "samples/s", "step s", "ideal s", "of linear"
-    for column in ("actors", *speed, "driver ms", "core at", "at best"):
+    for column in ("actors", "samples/s", "step s", "of linear", "driver ms", "core at", "at best"):
         shown.add_column(column, justify="right", no_wrap=True)
     for size in sizes:
         shown.add_row(
             str(size.actors),
             f"{size.samples_s:.1f}",
             f"{size.step_s:.3f}",
-            f"{ideal_s(size.actors):.2f}",
             f"{size.of_linear:.1%}",
             f"{size.driver_ms:.1f}",
             f"{size.core:.0%}",
