@@ -7,13 +7,13 @@ import numpy as np
 from policy.records import Draw, Sample
 
 
-def bare_sample(draw: Draw, image: np.ndarray, version: int = 0, tokens: int = 1) -> Sample:
+def bare_sample(draw: Draw, image: np.ndarray, tokens: int = 1) -> Sample:
     ids, logps = _zeros(tokens)
     return Sample(
         prompt_id=draw.prompt.id,
         index=draw.index,
         seed=0,
-        weights_version=version,
+        weights_version=0,
         cot_prompt_ids=ids,
         cot_ids=ids,
         cot_text="",

@@ -110,7 +110,8 @@ class SimulatedExperience(Experience):
 
 
 class SimulatedLearner(LearnerGroup):
-    def __init__(self):
+    def __init__(self, config: RunConfig):
+        self.config = config.learner
         self.ranks = [ray.remote(Rank).options(num_cpus=0).remote()]
 
 
@@ -178,7 +179,7 @@ def measure(actors: int, steps: int, folder: Path) -> Pace:
     ]
     config = load_config("examples/shapes/train.yaml", overrides)
     config.folder.mkdir(parents=True)
-    experience, learner = SimulatedExperience(config), SimulatedLearner()
+    experience, learner = SimulatedExperience(config), SimulatedLearner(config)
     prompts = read_prompts(config.train.prompts)
     nothing = bare_sample(Draw(prompts[0], 0), IMAGE)
     judged = (Judged(prompts[0], nothing, 0, False, None, {"a": 0.0}, {}),)

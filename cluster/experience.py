@@ -100,7 +100,8 @@ class Experience:
     def order(self, groups: Sequence[Group], weights: PublishedWeights | None) -> Order:
         """Have groups drawn with these weights and judged. Returns at once."""
         batches = self._batches(groups)
-        work = ray.put(Work.of(batches, self.rollouts.to_be_had(weights)))
+        weights = self.rollouts.to_be_had(weights)
+        work = ray.put(Work.of(batches, weights))
         drawings = self.rollouts.draw(batches, work, weights)
         samples = [samples for drawing in drawings for samples in drawing.samples]
         return Order(drawings, self._judge.judge_all.remote(samples, work))

@@ -72,8 +72,8 @@ class Rollouts:
     def draw(
         self, batches: Sequence[Batch], work: ObjectRef, weights: PublishedWeights | None
     ) -> list[Drawing]:
-        """Have the actors draw these batches with these weights, which `work` refers to as well, in
-        turns. Returns at once."""
+        """Have the actors draw these batches, in turns, with these weights, which are to be had. `work`
+        refers to the Work of both. Returns at once."""
         drawings = []
         for n, batch in enumerate(batches):
             number = n % len(self.actors)

@@ -72,9 +72,11 @@ class LearnerGroup:
     def publish(self, version: int, timeline: int = 0) -> PublishedWeights:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.
 
-        The references are this process's, so the weights outlive the ranks that made them."""
+        The references are this process's, so the weights outlive the ranks that made them. Raises
+        GetTimeoutError after `timeout_s`, and what a rank raised."""
         streams = [rank.publish.options(num_returns="streaming").remote() for rank in self.ranks]
-        ray.get([stream.completed() for stream in streams])  # who reads along waits for every bucket
+        ends = [stream.completed() for stream in streams]  # to read along is to wait for every bucket
+        ray.get(ends, timeout=self.config.timeout_s)
         manifest_and_buckets = list(streams[0])
         return PublishedWeights(version, ray.put(manifest_and_buckets), timeline)
 

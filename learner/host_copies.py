@@ -7,7 +7,7 @@ import torch
 
 class HostCopies:
     """Copies in host memory, which are written to again at the next checkpoint: to fill fresh memory
-    takes longer (`benchmarks/checkpoint.py`). Nobody may read them any more by then."""
+    takes longer. Nobody may read them any more by then."""
 
     def __init__(self):
         self._held: dict[str, torch.Tensor] = {}

@@ -1,4 +1,5 @@
-"""An order on its way: one object for all that work on it, which names no prompt twice."""
+"""An order on its way: one object for the rollout actors and the judge alike. It never leaves the run's
+cluster, whose processes unpickle each other's objects in any case."""
 
 import pickle
 from collections.abc import Iterator, Sequence

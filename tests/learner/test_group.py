@@ -1,8 +1,10 @@
 """Real DeepSpeed ranks as Ray actors."""
 
+import os
 import time
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -226,3 +228,14 @@ def test_bfloat16_trains(samples, policy_config, group):
     learner.stop()
     assert np.isfinite(losses).all()
     assert {t.dtype for t in trained.values()} == {torch.bfloat16}
+
+
+def test_a_rank_that_hangs_while_it_publishes_is_waited_for_no_longer_than_allowed(start):
+    learner = start(timeout_s=10)
+    process = psutil.Process(ray.get(learner.ranks[0].__ray_call__.remote(lambda rank: os.getpid())))
+    weights_of(learner)
+    process.suspend()
+    with pytest.raises(ray.exceptions.GetTimeoutError):
+        learner.publish(2)
+    process.resume()
+    weights_of(learner, 3)
