@@ -93,12 +93,13 @@ def test_a_new_actor_is_given_no_work_before_it_holds_the_model(rollouts, batche
     lost = order(rollouts, batches)
     rollouts.redraw(lost.part(0), GetTimeoutError())
     assert rollouts.at_work() == [1]
-    meanwhile = order(rollouts, batches)
     rollouts.wait(lost)
-    rollouts.wait(meanwhile)
+
+    meanwhile = order(rollouts, batches)
     while rollouts.at_work() == [1]:
         time.sleep(0.1)
     after = order(rollouts, batches)
+    rollouts.wait(meanwhile)
     rollouts.wait(after)
     assert {meanwhile.drawn_by(n) for n in range(3)} == {1}
     assert {after.drawn_by(n) for n in range(3)} == {0, 1}
