@@ -130,9 +130,8 @@ class Experience:
         return [opinions for said in by_batch for opinions in said]
 
     def _batches(self, groups: Sequence[Group]) -> list[Batch]:
-        """Cut into batches of whole groups, so that no actor idles while another draws two. By the
-        number of all actors, at work or not: a log-probability's last bits depend on its batch."""
-        share = -(-sum(map(len, groups)) // len(self.rollouts))
+        """Cut into batches of whole groups, so that no actor idles while another draws two."""
+        share = -(-sum(map(len, groups)) // len(self.rollouts.at_work()))
         limit = min(self.config.actors.batch_size, share)
         batches: list[list[Group]] = []
         for group in groups:

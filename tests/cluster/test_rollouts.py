@@ -1,10 +1,8 @@
 import os
 import signal
-import time
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError
 from ray.util import remove_placement_group
 
 from cluster.config import load_config
@@ -87,21 +85,3 @@ def test_a_lost_foreman_costs_no_actor_and_changes_no_image(rollouts, batches):
     assert rollouts.wait_for(part).samples == 5
     assert images(part.samples) == wanted[1:3]
     assert rollouts.replaced == 0
-
-
-def test_a_new_actor_is_given_no_work_before_it_holds_the_model(rollouts, batches):
-    lost = order(rollouts, batches)
-    rollouts.redraw(lost.part(0), GetTimeoutError())
-    assert rollouts.at_work() == [1]
-    rollouts.wait(lost)
-
-    meanwhile = order(rollouts, batches)
-    while rollouts.at_work() == [1]:
-        time.sleep(0.1)
-    after = order(rollouts, batches)
-    rollouts.wait(meanwhile)
-    rollouts.wait(after)
-    assert {meanwhile.drawn_by(n) for n in range(3)} == {1}
-    assert {after.drawn_by(n) for n in range(3)} == {0, 1}
-    drawn = [images(ray.get(each.all_samples())) for each in (lost, meanwhile, after)]
-    assert drawn[0] == drawn[1] == drawn[2]
