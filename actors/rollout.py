@@ -1,31 +1,18 @@
 """The rollout actor: a sampler in a process of its own, which pulls the weights it is told to use."""
 
 import time
-from dataclasses import dataclass
 
 import ray
 import torch
 
 from actors.config import ActorsConfig
 from actors.make import make_sampler
+from actors.report import DrawReport
 from policy.broadcast import Broadcast, Meeting
 from policy.janus import PolicyConfig
 from policy.records import Sample
 from policy.weights import Manifest, PublishedWeights, unpack
 from policy.work import Work
-
-
-@dataclass(frozen=True)
-class DrawReport:
-    """What the driver needs to know of a batch without fetching it."""
-
-    weights_version: int
-    samples: int
-    cot_tokens: int
-    cots_stopped: int
-    image_tokens: int
-    pull_s: float
-    draw_s: float
 
 
 class RolloutActor:

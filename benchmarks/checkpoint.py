@@ -25,7 +25,7 @@ from actors.torch_sampler import TorchSampler
 from cluster.session import WORKER_ENV
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup, ScoredGroup
+from learner.group import LearnerGroup, ScoredGroups
 from policy.janus import PolicyConfig, load_janus
 from policy.prompts import plain_prompt
 from policy.records import Group
@@ -61,9 +61,9 @@ def main() -> None:
         drawn = TorchSampler(load_janus(policy), sampling, 0).draw(
             [*Group(plain_prompt("a circle"), 4)]
         )
-        group = ScoredGroup(ray.put(drawn), np.linspace(-1, 1, 4, dtype=np.float32))
+        group = ScoredGroups.of([ray.put(drawn)], np.linspace(-1, 1, 4, dtype=np.float32)[None])
         learner = LearnerGroup(policy, LearnerConfig(beta=0.0), temperature=1.0, guidance=2.0)
-        ray.get(learner.step([group]))
+        ray.get(learner.step(group))
         for number in range(options.repeats):
             target = folder / f"checkpoint{number}"
             target.mkdir()

@@ -41,7 +41,7 @@ from cluster.plan import GEOMETRIES
 from cluster.session import WORKER_ENV
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup, ScoredGroup
+from learner.group import LearnerGroup, ScoredGroups
 from learner.lora import LoraSettings
 from policy.janus import PolicyConfig, load_janus
 from policy.prompts import plain_prompt
@@ -145,10 +145,8 @@ def learner(options: argparse.Namespace) -> dict:
     samples = [ray.put(group) for group in drawn]
     ray.kill(drawer)
     ranks = LearnerGroup(policy, config, temperature=1.0, guidance=5.0)
-    scored = [
-        ScoredGroup(ref, np.linspace(-1, 1, len(group)).astype(np.float32))
-        for ref, group in zip(samples, drawn, strict=True)
-    ]
+    advantages = np.tile(np.linspace(-1, 1, GROUP, dtype=np.float32), (len(samples), 1))
+    scored = ScoredGroups.of(samples, advantages)
     steps, publishes = [], []
     for _ in range(1 + options.runs):
         started = time.perf_counter()

@@ -2,16 +2,15 @@
 
     python -m benchmarks.scale [--actors 1 4 16 64 256] [--steps 8] [--runs 1] [--picture scale.png]
 
-The loop, the experience, settling of scores, metrics, ledger and recorder are the program's own, and
-so are Ray's calls: one an actor and step, one for all judging, one for the learner's step, and weights
-that are published as a stream of buckets. What answers are three processes that wait
+The loop, the experience with its foreman, settling of scores, metrics, ledger and recorder are the
+program's own, and so are Ray's calls: one an actor and step, one for all judging, one for the learner's
+step, and weights that are published as a stream of buckets. What answers are three processes that wait
 (benchmarks/simulated.py). Every actor draws one group of 8 a step, so work grows with the actors, and
 an ideal step takes the same time at any number of them. 64 experts' replicas judge.
 
-Shown: the throughput as a share of the ideal, the time that the loop's thread computes in a step (what
-it does not spend waiting), how fast the core was that it computed on, measured beside it, as a share of
-its best, and what the time comes to at that best; with a plot. Each run has a process and a Ray of its
-own; of several runs of a size the medians count.
+Shown: the throughput as a share of the ideal, and the time that the loop's thread computes in a step
+(what it does not spend waiting), with a plot. Each run has a process and a Ray of its own; of several
+runs of a size the medians count.
 """
 
 import argparse
@@ -49,14 +48,6 @@ class Measured:
         return median(1000 * run.driver_s for run in self.runs)
 
     @property
-    def at_best_ms(self) -> float:
-        return median(1000 * run.driver_s * run.core for run in self.runs)
-
-    @property
-    def core(self) -> float:
-        return median(run.core for run in self.runs)
-
-    @property
     def samples_s(self) -> float:
         return GROUP_SIZE * self.actors / self.step_s
 
@@ -67,7 +58,7 @@ class Measured:
 
 def table(sizes: Sequence[Measured]) -> Table:
     shown = Table(title=f"simulated: draw {DRAW_S} s, judge {JUDGE_S} s, learn {LEARN_S} s")
-    for column in ("actors", "samples/s", "step s", "of linear", "driver ms", "core at", "at best"):
+    for column in ("actors", "samples/s", "step s", "of linear", "driver ms"):
         shown.add_column(column, justify="right", no_wrap=True)
     for size in sizes:
         shown.add_row(
@@ -76,8 +67,6 @@ def table(sizes: Sequence[Measured]) -> Table:
             f"{size.step_s:.3f}",
             f"{size.of_linear:.1%}",
             f"{size.driver_ms:.1f}",
-            f"{size.core:.0%}",
-            f"{size.at_best_ms:.1f}",
         )
     return shown
 
@@ -91,10 +80,7 @@ def plot(sizes: Sequence[Measured], path: str) -> None:
     left.plot(actors, ideal, "--", label="ideal")
     left.set(xscale="log", yscale="log", xlabel="rollout actors", ylabel="samples a second")
     left.legend(frameon=False)
-    right.plot(actors, [size.driver_ms for size in sizes], "o-", label="measured")
-    at_best = [size.at_best_ms for size in sizes]
-    right.plot(actors, at_best, "o--", label="were its core always as fast as at best")
-    right.legend(frameon=False, loc="upper left")
+    right.plot(actors, [size.driver_ms for size in sizes], "o-")
     right.axhline(BOUND_MS, ls="--", lw=1)
     right.set(xscale="log", xlabel="rollout actors", ylabel="driver, ms a step", ylim=(0, None))
     for axes in (left, right):

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from actors.rollout import DrawReport
+from actors.report import DrawReport
 from benchmarks.samples import bare_sample
 from cluster.checkpoint import Keeper
 from cluster.config import RunConfig, load_config
@@ -22,7 +22,7 @@ from cluster.evaluation_record import Evaluation, Judged
 from cluster.experience import Experience
 from cluster.ledger import Ledger
 from cluster.recorder import Recorder
-from cluster.rollouts import Rollouts
+from cluster.rollouts import Rollouts, start_foreman
 from cluster.run import Run
 from cluster.session import WORKER_ENV
 from cluster.stopping import Request
@@ -66,20 +66,19 @@ class Experts(Judge):
 
     def __init__(self):
         self._free = asyncio.Semaphore(REPLICAS)
+        said = Judgement(np.linspace(0, 1, GROUP_SIZE, dtype=np.float32))
+        self._opinions = dict.fromkeys(EXPERTS, Opinion(said, JUDGE_S, 0, 0.5))
 
     async def judge(self, sample_refs, group: Group) -> Opinions:
         async with self._free:
             await asyncio.sleep(JUDGE_S)
-        rng = np.random.default_rng(group.first)
-        said = Judgement(rng.random(len(group)).astype(np.float32))
-        opinion = Opinion(said, JUDGE_S, 0, 0.5)
-        return Opinions(tuple(d.sample_id for d in group), dict.fromkeys(EXPERTS, opinion))
+        return Opinions(tuple(d.sample_id for d in group), self._opinions)
 
 
 class Rank:
     """Stands for the learner's only rank."""
 
-    def step(self, samples, advantages, micro_batches) -> dict[str, float]:
+    def step(self, samples, places, advantages, micro_batches) -> dict[str, float]:
         time.sleep(LEARN_S)
         return {"loss": 0.0, "step/skipped": 0.0}
 
@@ -97,8 +96,10 @@ class SimulatedRollouts(Rollouts):
     def __init__(self, config: RunConfig):
         count = config.actors.count
         host = ray.remote(Host).options(num_cpus=0, max_concurrency=4000).remote()
-        self._config, self.replaced, self._calls = config, 0, {}
+        self._config, self.replaced, self._loading = config, 0, {}
         self.actors = [host] * count
+        self._called = None
+        self._foreman = start_foreman()
 
 
 class SimulatedExperience(Experience):
@@ -116,38 +117,32 @@ class SimulatedLearner(LearnerGroup):
 
 
 class ClockedRecorder(Recorder):
-    """Notes of each step how long it took, how long of it the loop's thread computed, and how long its
-    core takes, at the step's end, for a little Python that is always the same."""
+    """Notes of each step how long it took, and how long of it the loop's thread computed."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
         self.step_s: list[float] = []
         self.computed_s: list[float] = []
-        self.core_s: list[float] = []
         self._since = time.thread_time()
 
     def step(self, step: int, metrics) -> None:
         super().step(step, metrics)
-        ended = time.thread_time()
-        sum(n * n for n in range(50_000))
+        now = time.thread_time()
         if "time/step" in metrics:  # not an evaluation
             self.step_s.append(metrics["time/step"])
-            self.computed_s.append(ended - self._since)
-            self.core_s.append(time.thread_time() - ended)
-        self._since = time.thread_time()
+            self.computed_s.append(now - self._since)
+        self._since = now
 
 
 # --- a run of them ---
 
 
 class Pace(NamedTuple):
-    """Medians over a run's steps but the first two: seconds of a step, of them those in which the
-    loop's thread computes, and how fast its core was, as a share of its best. (One that others share
-    is often slow for a while after it idled, and a driver idles most of the time.)"""
+    """Medians over a run's steps but the first two: seconds of a step, and of them those in which the
+    loop's thread computes."""
 
     step_s: float
     driver_s: float
-    core: float
 
 
 def ideal_s(actors: int) -> float:
@@ -198,5 +193,4 @@ def measure(actors: int, steps: int, folder: Path) -> Pace:
         learn(run, prompts, Request())
         run.close()
     ray.shutdown()
-    step_s, driver_s = median(recorder.step_s[2:]), median(recorder.computed_s[2:])
-    return Pace(step_s, driver_s, min(recorder.core_s) / median(recorder.core_s[2:]))
+    return Pace(median(recorder.step_s[2:]), median(recorder.computed_s[2:]))

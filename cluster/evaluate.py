@@ -51,10 +51,11 @@ class Evaluator:
         expert itself."""
         groups = [Group(prompt, self.samples_per_prompt) for prompt in self.prompts]
         harvest = experience.collect(experience.order(groups, weights), learn=False)
+        drawn = ray.get(harvest.samples)
         judged = tuple(
             self._judged(group.prompt, sample, group.scores, row)
             for group in harvest.groups
-            for row, sample in enumerate(ray.get(group.samples))
+            for row, sample in enumerate(ray.get(drawn[group.place]))
         )
         version = weights.version if weights else 0
         return Evaluation(step, version, judged), [

@@ -1,8 +1,8 @@
 """Samples on order: groups are drawn by rollout actors, and judged as soon as they are drawn.
 
-The driver submits both at once and moves references only. The judge has experts work on the first
-groups while others are still being drawn. Rewards are made of the opinions when all groups of an order
-have theirs, so that they are comparable.
+The driver submits both at once and moves references only, one for all samples of an order. The judge
+has experts work on the first groups while others are still being drawn. Rewards are made of the
+opinions when all groups of an order have theirs, so that they are comparable.
 """
 
 import time
@@ -15,7 +15,7 @@ import ray
 from ray import ObjectRef
 from ray.util.placement_group import PlacementGroup
 
-from actors.rollout import DrawReport
+from actors.report import DrawReport
 from cluster.config import RunConfig
 from cluster.rollouts import Drawing, Rollouts
 from policy.records import Batch, Group, Prompt, Scores
@@ -29,11 +29,11 @@ from rewards.scale import RunningStats, heard_so_far
 
 @dataclass(frozen=True)
 class DrawnGroup:
-    """`samples` refers to its list[Sample]; `draws` counts how often it was drawn: more than once if an
+    """`place` is its place in the order. `draws` counts how often it was drawn: more than once if an
     actor was lost over it."""
 
     group: Group
-    samples: ObjectRef
+    place: int
     weights_version: int
     draws: int
 
@@ -54,8 +54,8 @@ class Harvest:
     """What came of an order, and what it took. Times in seconds of the driver's waiting, but `sample`:
     the busiest actor's drawing, which may have happened while the driver did something else."""
 
-    order: list[Group] = field(default_factory=list)
-    """All groups, as they were ordered."""
+    samples: ObjectRef
+    """Refers to a list of references: one a group, as they were ordered, to its list[Sample]."""
     groups: list[JudgedGroup] = field(default_factory=list)
     reports: list[DrawReport] = field(default_factory=list)
     dropped: list[tuple[DrawnGroup, str]] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Order:
     """Groups that are being drawn and judged; `opinions` refers to a list of Opinions, one a group,
     None where the samples were lost."""
 
-    drawings: list[Drawing]
+    drawing: Drawing
     opinions: ObjectRef
 
 
@@ -102,29 +102,36 @@ class Experience:
         batches = self._batches(groups)
         weights = self.rollouts.to_be_had(weights)
         work = ray.put(Work.of(batches, weights))
-        drawings = self.rollouts.draw(batches, work, weights)
-        samples = [samples for drawing in drawings for samples in drawing.samples]
-        return Order(drawings, self._judge.judge_all.remote(samples, work))
+        drawing = self.rollouts.draw(batches, work, weights)
+        return Order(drawing, self._judge.judge_all.remote(drawing.samples, work))
 
     def _heard(self, order: Order) -> list[Opinions]:
         """What the experts said of all groups. Samples that were lost before they were judged are
         drawn and judged again."""
-        said = iter(ray.get(order.opinions))
-        heard: list[Opinions] = []
-        for drawing in order.drawings:
-            opinions, judged = list(islice(said, len(drawing.batch))), 1
-            while None in opinions:
-                if judged == drawing.draws:
-                    self.rollouts.redraw(drawing, RuntimeError("samples were lost before a judgement"))
-                    self.rollouts.wait(drawing)
-                judged = drawing.draws
-                work = Work.of((drawing.batch,), drawing.weights)
-                opinions = ray.get(self._judge.judge_all.remote(drawing.samples, work))
-            heard += opinions
-        return heard
+        drawing, heard = order.drawing, ray.get(order.opinions)
+        if None not in heard:
+            return heard
+        whole = iter(heard)
+        by_batch = [list(islice(whole, len(batch))) for batch in drawing.batches]
+        judged = dict.fromkeys((n for n, said in enumerate(by_batch) if None in said), 1)  # its draws
+        while judged:
+            parts = {n: drawing.part(n) for n in judged}
+            for n, part in parts.items():
+                if part.draws == judged[n]:
+                    self.rollouts.redraw_lost(part)
+            for part in parts.values():
+                self.rollouts.wait_for(part)
+            work = Work.of([part.batch for part in parts.values()], drawing.weights)
+            samples = [group for part in parts.values() for group in part.samples]
+            again = iter(ray.get(self._judge.judge_all.remote(samples, work)))
+            for n, part in parts.items():
+                by_batch[n] = list(islice(again, len(part.batch)))
+            judged = {n: part.draws for n, part in parts.items() if None in by_batch[n]}
+        return [opinions for said in by_batch for opinions in said]
 
     def _batches(self, groups: Sequence[Group]) -> list[Batch]:
-        """Cut into batches of whole groups, so that no actor idles while another draws two."""
+        """Cut into batches of whole groups, so that no actor idles while another draws two. By the
+        number of all actors, at work or not: a log-probability's last bits depend on its batch."""
         share = -(-sum(map(len, groups)) // len(self.rollouts))
         limit = min(self.config.actors.batch_size, share)
         batches: list[list[Group]] = []
@@ -141,34 +148,32 @@ class Experience:
         The statistics of experts with `normalize: running` grow with every order that is learned from.
         Elsewhere such experts count on their own scale, so that two evaluations can be compared.
         """
-        harvest = Harvest()
+        drawing = order.drawing
         started = time.perf_counter()
         replaced = self.rollouts.replaced
-        harvest.order = [group for drawing in order.drawings for group in drawing.batch]
-        harvest.reports = self.rollouts.wait_for_all(order.drawings)
+        reports = self.rollouts.wait(drawing)
         drawn = time.perf_counter()
         rewards = self.config.rewards
-        harvest.opinions = self._heard(order)
+        opinions = self._heard(order)
         heard = time.perf_counter()
+        harvest = Harvest(drawing.all_samples(), reports=reports, opinions=opinions)
         if learn:
             self.running = heard_so_far(self.running, harvest.opinions, rewards)
         settled = settle(harvest.opinions, rewards, self.running if learn else {})
         harvest.left_out = settled.left_out
-        scores = iter(settled.scores)
-        for drawing, report in zip(order.drawings, harvest.reports, strict=True):
-            for group, samples in zip(drawing.batch, drawing.samples, strict=True):
-                drawn_group = group, samples, report.weights_version, drawing.draws
-                found = next(scores)
+        scores = iter(enumerate(settled.scores))
+        busy, pulls = np.zeros(len(self.rollouts)), np.zeros(len(self.rollouts))
+        for n, (batch, report) in enumerate(zip(drawing.batches, reports, strict=True)):
+            busy[drawing.drawn_by(n)] += report.draw_s
+            pulls[drawing.drawn_by(n)] += report.pull_s
+            for group, (place, found) in zip(batch, scores, strict=False):
+                drawn_group = group, place, report.weights_version, drawing.draws(n)
                 if isinstance(found, str):
                     harvest.dropped.append((DrawnGroup(*drawn_group), found))
                 else:
                     harvest.groups.append(JudgedGroup(*drawn_group, found))
         harvest.waited_for_draws_s = drawn - started
         harvest.waited_for_scores_s = heard - drawn
-        busy, pulls = np.zeros(len(self.rollouts)), np.zeros(len(self.rollouts))
-        for drawing, report in zip(order.drawings, harvest.reports, strict=True):
-            busy[drawing.number] += report.draw_s
-            pulls[drawing.number] += report.pull_s
         harvest.sample_s, harvest.pull_s = float(busy.max()), float(pulls.max())
         harvest.replaced = self.rollouts.replaced - replaced
         return harvest

@@ -8,11 +8,16 @@ from cluster.experience import Harvest, JudgedGroup
 from rewards.expert import Judgement
 
 
+def rewards_of(groups: Sequence[JudgedGroup]) -> np.ndarray:
+    """float32 [groups, G]"""
+    return np.concatenate([group.scores.rewards for group in groups]).reshape(len(groups), -1)
+
+
 def reward_metrics(groups: Sequence[JudgedGroup]) -> dict[str, float]:
     """Over all samples of all judged groups; `reward/std` is the mean spread within a group."""
     if not groups:
         return {}
-    rewards = np.stack([g.scores.rewards for g in groups])  # [groups, G]
+    rewards = rewards_of(groups)
     values = np.concatenate([g.scores.values for g in groups])
     metrics = {
         "reward/mean": float(rewards.mean()),

@@ -138,15 +138,14 @@ class Run:
     def account(self, harvest: Harvest, trained: Sequence[JudgedGroup], skipped: bool) -> None:
         """Put the step's groups into the ledger."""
         first = (self.step - 1) * self.config.train.groups_per_step
-        numbers = {id(group): first + n for n, group in enumerate(harvest.order)}
-        learned = {id(group) for group in trained}
+        learned = {group.place for group in trained}
         fates = [(group, "dropped", why) for group, why in harvest.dropped]
         for group in harvest.groups:
-            fate = "filtered" if id(group) not in learned else "skipped" if skipped else "trained"
+            fate = "filtered" if group.place not in learned else "skipped" if skipped else "trained"
             fates.append((group, fate, ""))
         entries = [
             Entry(
-                group=numbers[id(drawn.group)],
+                group=first + drawn.place,
                 step=self.step,
                 prompt_id=drawn.prompt.id,
                 first_index=drawn.group.first,
@@ -168,14 +167,17 @@ class Run:
                 f" the last good checkpoint is in {self.keeper.folder}"
             )
 
-    def keep(self, groups: Sequence[JudgedGroup]) -> Evaluation | None:
+    def keep(self, harvest: Harvest) -> Evaluation | None:
         """Gallery, checkpoint and evaluation, when it is time for them; the last step is always one."""
         train, last = self.config.train, self.step == self.config.train.steps
-        if groups and (last or self.step % train.show_every == 0):
+        if harvest.groups and (last or self.step % train.show_every == 0):
+            shown = harvest.groups[:4]
+            drawn = ray.get(harvest.samples)
+            drawn = ray.get([drawn[group.place] for group in shown])
             gallery = [
                 (group.prompt, sample, float(reward))
-                for group in groups[:4]
-                for sample, reward in zip(ray.get(group.samples), group.scores.rewards, strict=True)
+                for group, samples in zip(shown, drawn, strict=True)
+                for sample, reward in zip(samples, group.scores.rewards, strict=True)
             ]
             self.recorder.samples(self.step, gallery)
         with learner_at_work():

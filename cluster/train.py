@@ -12,7 +12,6 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import ray
 import torch
 from rich.console import Console
@@ -21,9 +20,15 @@ from cluster.config import RunConfig
 from cluster.console import TrainProgress, evaluation_table
 from cluster.crew import start_crew
 from cluster.evaluation_record import Evaluation
-from cluster.experience import JudgedGroup
+from cluster.experience import Harvest, JudgedGroup
 from cluster.lock import only_run
-from cluster.metrics import expert_metrics, reward_metrics, sampling_metrics, time_metrics
+from cluster.metrics import (
+    expert_metrics,
+    reward_metrics,
+    rewards_of,
+    sampling_metrics,
+    time_metrics,
+)
 from cluster.placement import total_cpus
 from cluster.preflight import check_inputs, run_folder
 from cluster.prompt_stream import group_stream
@@ -32,7 +37,7 @@ from cluster.resume import where_to_start
 from cluster.run import LearnerLost, Run, learner_at_work
 from cluster.session import ray_session
 from cluster.stopping import Request, heed
-from learner.group import ScoredGroup
+from learner.group import ScoredGroups
 from learner.grpo import group_advantages
 from policy.records import Prompt
 
@@ -104,7 +109,7 @@ def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluatio
         skipped = False
         if worth:
             with learner_at_work():
-                ranks = learner.step(compare(run, worth))
+                ranks = learner.step(compare(run, harvest, worth))
                 metrics |= ray.get(ranks, timeout=run.config.learner.timeout_s)[0]
                 publishing = time.perf_counter()
                 skipped = bool(metrics["step/skipped"])
@@ -119,7 +124,7 @@ def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluatio
         run.recorder.step(run.step, metrics)
         run.progress.step(run.step, metrics, harvest.failures, run.alarms.new(metrics))
         run.mind(skipped)
-        after = run.keep(harvest.groups) or after
+        after = run.keep(harvest) or after
         if stop.asked and run.step < config.steps:
             run.stop()
     run.finish()
@@ -134,15 +139,15 @@ def those_that_teach(run: Run, groups: Sequence[JudgedGroup]) -> list[JudgedGrou
     staleness = run.version - min(group.weights_version for group in groups)
     if staleness > run.config.train.max_staleness:
         raise RuntimeError(f"a group is {staleness} steps old: max_staleness was not kept")
-    rewards = np.stack([group.scores.rewards for group in groups])  # [groups, G]
+    rewards = rewards_of(groups)
     differ = (rewards != rewards[:, :1]).any(1)
     keep_all = not run.config.train.filter_equal_groups
     return [group for group, teaches in zip(groups, differ, strict=True) if teaches or keep_all]
 
 
-def compare(run: Run, groups: Sequence[JudgedGroup]) -> list[ScoredGroup]:
-    """Groups with the advantage of each sample over its group."""
+def compare(run: Run, harvest: Harvest, groups: Sequence[JudgedGroup]) -> ScoredGroups:
+    """Some groups of a harvest with the advantage of each sample over its group."""
     size, scale = run.config.train.group_size, run.config.learner.advantage_scale
-    rewards = torch.tensor(np.concatenate([group.scores.rewards for group in groups]))
+    rewards = torch.from_numpy(rewards_of(groups)).flatten()
     advantages = group_advantages(rewards, size, scale=scale).numpy().reshape(-1, size)
-    return [ScoredGroup(group.samples, a) for group, a in zip(groups, advantages, strict=True)]
+    return ScoredGroups(harvest.samples, [group.place for group in groups], advantages)

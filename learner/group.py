@@ -19,12 +19,19 @@ from policy.weights import PublishedWeights
 
 
 @dataclass(frozen=True)
-class ScoredGroup:
-    """A group that was drawn and judged. `samples` refers to a list[Sample] in the object store;
-    `advantages` is float32 [G]."""
+class ScoredGroups:
+    """Groups to learn from. `samples` refers to a list of references, one a group that was drawn, to
+    its list[Sample]; `places` are the places in it of those to learn from, and `advantages`, float32
+    [len(places), G], those of their samples."""
 
     samples: ObjectRef
+    places: Sequence[int]
     advantages: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Sequence[ObjectRef], advantages: np.ndarray) -> "ScoredGroups":
+        """Of all these groups: a reference to a list[Sample] for each."""
+        return cls(ray.put(list(samples)), range(len(samples)), advantages)
 
 
 class LearnerGroup:
@@ -59,14 +66,14 @@ class LearnerGroup:
         ]
         self.trained_parameters: int = ray.get(setups)[0]
 
-    def step(self, groups: Sequence[ScoredGroup], micro_batches: int | None = None) -> list[ObjectRef]:
+    def step(self, groups: ScoredGroups, micro_batches: int | None = None) -> list[ObjectRef]:
         """Begin one update, the groups dealt round the ranks. One reference a rank: the step is done
         when all are, and each gives the metrics of the whole step."""
         steps = []
         for number, rank in enumerate(self.ranks):
-            share = groups[number :: len(self.ranks)]
-            advantages = [group.advantages.tolist() for group in share]
-            steps.append(rank.step.remote([g.samples for g in share], advantages, micro_batches))
+            share = slice(number, None, len(self.ranks))
+            places, advantages = list(groups.places[share]), groups.advantages[share]
+            steps.append(rank.step.remote(groups.samples, places, advantages, micro_batches))
         return steps
 
     def publish(self, version: int, timeline: int = 0) -> PublishedWeights:

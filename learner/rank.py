@@ -91,16 +91,18 @@ class LearnerRank:
     def step(
         self,
         samples: Sequence[ObjectRef],
-        advantages: Sequence[Sequence[float]],
+        places: Sequence[int],
+        advantages: np.ndarray,
         micro_batches: int | None = None,
     ) -> dict[str, float]:
-        """One update on this rank's share of the groups: a reference to a list[Sample] for each, and
-        each sample's advantage. All ranks call it together; any may have none. `micro_batches`
+        """One update on this rank's share of the groups: their places among `samples`, references to
+        one list[Sample] a group, and each sample's advantage, float32 [len(places), G]. All ranks call
+        it together; any may have none. `micro_batches`
         overrides the token budget (tests). Returns the metrics of all ranks.
 
         A gradient that is not finite changes nothing: `step/skipped` is 1 then, else 0.
         """
-        batches = self._micro_batches(samples, advantages, micro_batches)
+        batches = self._micro_batches([samples[n] for n in places], advantages.tolist(), micro_batches)
         weight = sum((b.weights.sum() for b in batches), torch.zeros(()))
         rounds = torch.tensor([float(len(batches)), 0.0], device=self.device)
         dist.all_reduce(rounds, op=dist.ReduceOp.MAX)
@@ -139,13 +141,13 @@ class LearnerRank:
 
     def _micro_batches(
         self,
-        refs: Sequence[ObjectRef],
+        refs: list[ObjectRef],
         advantages: Sequence[Sequence[float]],
         count: int | None,
     ) -> list[Batch]:
         pairs = [
             pair
-            for samples, theirs in zip(ray.get(list(refs)), advantages, strict=True)
+            for samples, theirs in zip(ray.get(refs), advantages, strict=True)
             for pair in zip(samples, theirs, strict=True)
         ]
         budget = self.config.micro_batch_tokens

@@ -13,7 +13,7 @@ from actors.vllm.config import VLLMConfig
 from cluster.config import RunConfig
 from cluster.publish import Publisher, wants_broadcast
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup, ScoredGroup
+from learner.group import LearnerGroup, ScoredGroups
 from policy.errors import UserError
 from policy.records import Draw
 from tests.actors.test_rollout import draw
@@ -63,7 +63,7 @@ def test_a_broadcast_brings_what_the_store_brings_and_a_lost_actor_ends_it(
     assert publish.broadcasts
     groups = [[Draw(p, n) for n in range(2)] for p in prompts[:2]]
     before, _ = draw(actors[0], groups, None)
-    learn = [ScoredGroup(ray.put(group), np.array([1, -1], np.float32)) for group in before]
+    learn = ScoredGroups.of(list(map(ray.put, before)), np.array([[1, -1]] * 2, np.float32))
     ray.get(learner.step(learn))
 
     sent = publish(1)

@@ -11,7 +11,7 @@ import torch
 
 from learner.batch import make_batch
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup, ScoredGroup
+from learner.group import LearnerGroup, ScoredGroups
 from learner.grpo import bicot_loss
 from learner.logprobs import JanusLogps
 from policy.janus import load_janus
@@ -29,10 +29,15 @@ def settings(**changes):
     return LearnerConfig(**(values | changes))
 
 
+def scored(samples, advantages):
+    """Groups of two, in the object store."""
+    refs = [ray.put(samples[n : n + 2]) for n in range(0, len(samples), 2)]
+    return ScoredGroups.of(refs, advantages)
+
+
 @pytest.fixture
 def group(samples):
-    """Four groups of two, in the object store."""
-    return [ScoredGroup(ray.put(samples[2 * n : 2 * n + 2]), a) for n, a in enumerate(ADVANTAGES)]
+    return scored(samples, ADVANTAGES)
 
 
 @pytest.fixture
@@ -188,7 +193,7 @@ def test_no_kl_weight_means_no_kl(group, start):
 def test_a_loss_that_is_not_finite_skips_the_step(samples, group, start, stage):
     learner, other = (start(ranks=1, zero_stage=stage) for _ in range(2))
     before = weights_of(learner)
-    bad = [ScoredGroup(ray.put(samples[:2]), np.array([np.nan, 1.0], np.float32))]
+    bad = scored(samples[:2], np.array([[np.nan, 1.0]], np.float32))
     assert ray.get(learner.step(bad))[0]["step/skipped"] == 1
     after = weights_of(learner)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -9,14 +9,14 @@ from actors.torch_sampler import TorchSampler
 from learner.batch import make_batch
 from learner.config import LoraSettings
 from learner.export import exports
-from learner.group import LearnerGroup, ScoredGroup
+from learner.group import LearnerGroup
 from learner.logprobs import JanusLogps
 from learner.lora import adapters_off, add_adapters, lora_layers
 from policy.errors import UserError
 from policy.janus import load_janus
 from policy.records import Draw
 from policy.weights import unpack
-from tests.learner.test_group import ADVANTAGES, save, settings
+from tests.learner.test_group import ADVANTAGES, save, scored, settings
 
 LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 
@@ -73,7 +73,7 @@ def test_a_target_that_cannot_be_adapted_is_named(janus, target):
 
 def train(policy, samples, folder, **changes):
     """Three steps; metrics, published weights, and the first metrics of a step on fresh samples."""
-    groups = [ScoredGroup(ray.put(samples[2 * n : 2 * n + 2]), a) for n, a in enumerate(ADVANTAGES)]
+    groups = scored(samples, ADVANTAGES)
     config = settings(lora=LORA, lr=5e-2, **changes)
     learner = LearnerGroup(policy, config, temperature=1.0, guidance=2.0)
     metrics = [ray.get(learner.step(groups))[0] for _ in range(3)]
@@ -112,10 +112,7 @@ def test_samplers_and_files_get_merged_weights_at_every_stage(
         np.testing.assert_allclose(
             logps_of(saved, fresh)[batch.weights > 0], batch.sampled_logps[batch.weights > 0], atol=1e-5
         )
-        again = [
-            ScoredGroup(ray.put(fresh[2 * n : 2 * n + 2]), np.array([1, -1], np.float32))
-            for n in range(2)
-        ]
+        again = scored(fresh, np.array([[1, -1]] * 2, np.float32))
         then = ray.get(learner.step(again))[0]
         learner.stop()
         assert then["ratio/cot"] == pytest.approx(1, abs=1e-5)

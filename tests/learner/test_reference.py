@@ -6,17 +6,17 @@ import ray
 import torch
 
 from learner.batch import make_batch
-from learner.group import LearnerGroup, ScoredGroup
+from learner.group import LearnerGroup
 from learner.logprobs import JanusLogps
 from learner.reference import offload
 from policy.janus import load_janus
-from tests.learner.test_group import ADVANTAGES, settings
+from tests.learner.test_group import ADVANTAGES, scored, settings
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-4)])
 @pytest.mark.usefixtures("local_ray")
 def test_every_kind_of_reference_gives_the_same_kl(policy_config, samples, dtype, tolerance):
-    groups = [ScoredGroup(ray.put(samples[2 * n : 2 * n + 2]), a) for n, a in enumerate(ADVANTAGES)]
+    groups = scored(samples, ADVANTAGES)
     policy = policy_config.model_copy(update={"dtype": dtype})
 
     def three_steps(reference, ranks, stage):
