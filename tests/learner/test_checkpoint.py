@@ -9,29 +9,29 @@ import torch
 from learner.convert import to_universal
 from learner.engine import Resume
 from policy.janus import load_janus
-from tests.learner.test_group import group, save, start, weights_of  # noqa: F401 (fixtures)
+from tests.learner.test_group import groups, save, start, weights_of  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def steps(learner, groups, count):
+def steps(learner, groups, count):  # noqa: F811
     return [ray.get(learner.step(groups))[0]["loss"] for _ in range(count)]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_going_on_is_bit_exact(group, start, tmp_path, stage, policy_config):  # noqa: F811
+def test_going_on_is_bit_exact(groups, start, tmp_path, stage, policy_config):  # noqa: F811
     first = start(ranks=2, zero_stage=stage)
-    steps(first, group, 2)
+    steps(first, groups, 2)
     first.begin_save(str(tmp_path))
     at_save = weights_of(first)
-    losses = steps(first, group, 2)  # while the files are written
+    losses = steps(first, groups, 2)  # while the files are written
     while first.saved() is None:
         time.sleep(0.05)
     wanted = weights_of(first)
     first.stop()
 
     second = start(ranks=2, zero_stage=stage, resume=Resume(str(tmp_path)))
-    assert steps(second, group, 2) == losses
+    assert steps(second, groups, 2) == losses
     found = weights_of(second)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     model = load_janus(policy_config.model_copy(update={"path": str(tmp_path)})).model
@@ -39,25 +39,25 @@ def test_going_on_is_bit_exact(group, start, tmp_path, stage, policy_config):  #
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_another_number_of_ranks_goes_on_alike(group, start, tmp_path, stage):  # noqa: F811
+def test_another_number_of_ranks_goes_on_alike(groups, start, tmp_path, stage):  # noqa: F811
     first = start(ranks=2, zero_stage=stage)
-    steps(first, group, 2)
+    steps(first, groups, 2)
     save(first, tmp_path)
-    losses = steps(first, group, 2)
+    losses = steps(first, groups, 2)
     wanted = weights_of(first)
     first.stop()
 
     to_universal(tmp_path)
     second = start(ranks=1, zero_stage=stage, resume=Resume(str(tmp_path), universal=True))
-    assert steps(second, group, 2) == pytest.approx(losses, abs=1e-5)
+    assert steps(second, groups, 2) == pytest.approx(losses, abs=1e-5)
     found = weights_of(second)
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
 
 
-def test_a_write_that_fails_is_told(group, start, tmp_path):  # noqa: F811
+def test_a_write_that_fails_is_told(groups, start, tmp_path):  # noqa: F811
     learner = start(ranks=1)
     (tmp_path / "model.safetensors").mkdir()  # no file can have that name now
     with pytest.raises(ray.exceptions.RayTaskError):
         save(learner, tmp_path)
-    steps(learner, group, 1)  # and training goes on
+    steps(learner, groups, 1)  # and training goes on
