@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import ray
 
 from cluster.config import EvaluateConfig
 from cluster.evaluation_record import Evaluation, Judged
@@ -51,11 +50,11 @@ class Evaluator:
         expert itself."""
         groups = [Group(prompt, self.samples_per_prompt) for prompt in self.prompts]
         harvest = experience.collect(experience.order(groups, weights), learn=False)
-        drawn = ray.get(harvest.samples)
+        drawn = experience.samples(harvest, harvest.groups)
         judged = tuple(
             self._judged(group.prompt, sample, group.scores, row)
-            for group in harvest.groups
-            for row, sample in enumerate(ray.get(drawn[group.place]))
+            for group, samples in zip(harvest.groups, drawn, strict=True)
+            for row, sample in enumerate(samples)
         )
         version = weights.version if weights else 0
         return Evaluation(step, version, judged), [

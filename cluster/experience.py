@@ -17,8 +17,8 @@ from ray.util.placement_group import PlacementGroup
 
 from actors.report import DrawReport
 from cluster.config import RunConfig
-from cluster.rollouts import Drawing, Rollouts
-from policy.records import Batch, Group, Prompt, Scores
+from cluster.rollouts import LOST, Drawing, Rollouts
+from policy.records import Batch, Group, Prompt, Sample, Scores
 from policy.weights import PublishedWeights
 from policy.work import Work
 from rewards.ensemble import settle
@@ -54,8 +54,7 @@ class Harvest:
     """What came of an order, and what it took. Times in seconds of the driver's waiting, but `sample`:
     the busiest actor's drawing, which may have happened while the driver did something else."""
 
-    samples: ObjectRef
-    """Refers to a list of references: one a group, as they were ordered, to its list[Sample]."""
+    drawing: Drawing
     groups: list[JudgedGroup] = field(default_factory=list)
     reports: list[DrawReport] = field(default_factory=list)
     dropped: list[tuple[DrawnGroup, str]] = field(default_factory=list)
@@ -156,7 +155,7 @@ class Experience:
         rewards = self.config.rewards
         opinions = self._heard(order)
         heard = time.perf_counter()
-        harvest = Harvest(drawing.all_samples(), reports=reports, opinions=opinions)
+        harvest = Harvest(drawing, reports=reports, opinions=opinions)
         if learn:
             self.running = heard_so_far(self.running, harvest.opinions, rewards)
         settled = settle(harvest.opinions, rewards, self.running if learn else {})
@@ -177,3 +176,14 @@ class Experience:
         harvest.sample_s, harvest.pull_s = float(busy.max()), float(pulls.max())
         harvest.replaced = self.rollouts.replaced - replaced
         return harvest
+
+    def samples(self, harvest: Harvest, groups: Sequence[DrawnGroup]) -> list[list[Sample]]:
+        """The samples of some groups of a harvest; drawn again if they were lost since."""
+        drawing = harvest.drawing
+        refs = ray.get(drawing.all_samples())
+        try:
+            return ray.get([refs[group.place] for group in groups])
+        except LOST:
+            parts = [drawing.part(n) for n in range(len(drawing.batches))]
+            drawn = [samples for part in parts for samples in self.rollouts.samples(part)]
+            return [drawn[group.place] for group in groups]

@@ -24,7 +24,7 @@ from actors.report import DrawReport
 from actors.rollout import RolloutActor
 from cluster.config import RunConfig
 from policy.errors import UserError
-from policy.records import Batch
+from policy.records import Batch, Sample
 from policy.weights import PublishedWeights
 from policy.work import Work
 
@@ -175,6 +175,16 @@ class Rollouts:
                 return ray.get(part.report, timeout=self._config.actors.timeout_s)
             except LOST as error:
                 self.redraw(part, error)
+
+    def samples(self, part: Part) -> list[list[Sample]]:
+        """Of each group of a batch that was drawn; drawn again if they were lost. Raises as `wait`
+        does."""
+        while True:
+            try:
+                return ray.get(part.samples, timeout=self._config.actors.timeout_s)
+            except LOST as error:
+                self.redraw(part, error)
+                self.wait_for(part)
 
     def redraw_lost(self, part: Part) -> None:
         """Redraw a batch that was drawn, and whose samples are gone."""

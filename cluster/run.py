@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.alarms import Alarms
@@ -172,8 +171,7 @@ class Run:
         train, last = self.config.train, self.step == self.config.train.steps
         if harvest.groups and (last or self.step % train.show_every == 0):
             shown = harvest.groups[:4]
-            drawn = ray.get(harvest.samples)
-            drawn = ray.get([drawn[group.place] for group in shown])
+            drawn = self.crew.experience.samples(harvest, shown)
             gallery = [
                 (group.prompt, sample, float(reward))
                 for group, samples in zip(shown, drawn, strict=True)

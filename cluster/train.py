@@ -150,4 +150,4 @@ def compare(run: Run, harvest: Harvest, groups: Sequence[JudgedGroup]) -> Scored
     size, scale = run.config.train.group_size, run.config.learner.advantage_scale
     rewards = torch.from_numpy(rewards_of(groups)).flatten()
     advantages = group_advantages(rewards, size, scale=scale).numpy().reshape(-1, size)
-    return ScoredGroups(harvest.samples, [group.place for group in groups], advantages)
+    return ScoredGroups(harvest.drawing.all_samples(), [group.place for group in groups], advantages)

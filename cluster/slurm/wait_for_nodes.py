@@ -6,6 +6,8 @@ Exit status 1 if they are not all there in time (default: 300 s).
 """
 
 import logging
+import os
+import socket
 import sys
 import time
 
@@ -16,8 +18,11 @@ def alive_nodes() -> list[str]:
     """Addresses of the nodes that Ray has; none while the head does not answer yet."""
     try:
         if not ray.is_initialized():
+            # Ray itself would try for minutes.
+            host, _, port = os.environ["RAY_ADDRESS"].rpartition(":")
+            socket.create_connection((host, int(port)), timeout=5).close()
             ray.init(logging_level=logging.CRITICAL, log_to_driver=False)
-    except ConnectionError:
+    except OSError:
         return []
     return sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
 

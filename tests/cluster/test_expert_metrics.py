@@ -12,7 +12,7 @@ NAN = float("nan")
 
 def harvest(*groups: dict[str, list[float] | Failure], left_out=()) -> Harvest:
     return Harvest(
-        samples=None,
+        drawing=None,
         opinions=[
             Opinions(
                 ("p/0", "p/1"),
@@ -49,7 +49,7 @@ def test_an_expert_that_said_nothing_has_no_statistics():
     assert metrics["expert/a/not_finite"] == metrics["expert/a/left_out"] == 1
     assert "expert/a/std" not in metrics
     assert "expert/a/applied" not in metrics
-    assert expert_metrics(Harvest(samples=None)) == {}
+    assert expert_metrics(Harvest(drawing=None)) == {}
 
 
 def test_an_alarm_is_told_of_once_a_spell():

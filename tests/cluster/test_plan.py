@@ -17,7 +17,7 @@ from learner.rank import LearnerRank
 from policy.errors import UserError
 from policy.janus import PolicyConfig
 from tests.conftest import ROOT, SHAPES
-from tests.learner.test_group import ADVANTAGES
+from tests.learner.test_group import ADVANTAGES, scored
 
 SEVEN_B = ROOT / "examples" / "janus_pro" / "train.yaml"
 ONE_B = ROOT / "examples" / "janus_pro" / "train_1b.yaml"
@@ -53,9 +53,9 @@ def test_a_real_engine_holds_what_was_foretold(policy_config, samples, stage, dt
     ranks = [ray.remote(Weighed).options(num_cpus=0.5).remote(n, 2) for n in range(2)]
     where = ray.get(ranks[0].rendezvous.remote())
     ray.get([r.setup.remote(policy, config, 1.0, 2.0, where) for r in ranks])
-    groups = [(ray.put(samples[2 * n : 2 * n + 2]), a.tolist()) for n, a in enumerate(ADVANTAGES)]
-    shares = [zip(*groups[n::2], strict=True) for n in range(2)]
-    ray.get([r.step.remote(*map(list, share)) for r, share in zip(ranks, shares, strict=True)])
+    groups = scored(samples, ADVANTAGES)
+    shares = [(list(groups.places[n::2]), groups.advantages[n::2]) for n in range(2)]
+    ray.get([r.step.remote(groups.samples, *s) for r, s in zip(ranks, shares, strict=True)])
     held = ray.get(ranks[0].weigh.remote(stage))
     for rank in ranks:
         ray.kill(rank)

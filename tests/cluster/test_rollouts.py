@@ -8,6 +8,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util import remove_placement_group
 
 from cluster.config import load_config
+from cluster.experience import DrawnGroup, Experience, Harvest
 from cluster.placement import reserve, roles
 from cluster.rollouts import Rollouts
 from policy.errors import UserError
@@ -31,11 +32,16 @@ def test_an_actor_that_cannot_start_says_why(local_ray):
 
 
 @pytest.fixture
-def rollouts(local_ray):
+def experience(local_ray):
     config = load_config(ROOT / TRAIN, ["actors.num_cpus=0.1", "actors.count=2"])
     place = reserve(roles(config)[0], config.ray)
-    yield Rollouts(config, place)
+    yield Experience(config, place)
     remove_placement_group(place)
+
+
+@pytest.fixture
+def rollouts(experience):
+    return experience.rollouts
 
 
 @pytest.fixture
@@ -104,3 +110,21 @@ def test_a_new_actor_is_given_no_work_before_it_holds_the_model(rollouts, batche
     assert {after.drawn_by(n) for n in range(3)} == {0, 1}
     drawn = [images(ray.get(each.all_samples())) for each in (lost, meanwhile, after)]
     assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_samples_that_were_lost_since_are_drawn_again(experience, batches):
+    rollouts = experience.rollouts
+    drawing = order(rollouts, batches)
+    rollouts.wait(drawing)
+    groups = [group for batch in batches for group in batch]
+    some = [DrawnGroup(groups[place], place, 0, 1) for place in (3, 1)]
+    harvest = Harvest(drawing)
+    before = experience.samples(harvest, some)
+    assert [[s.id for s in group] for group in before] == [[d.sample_id for d in g.group] for g in some]
+
+    kill_the_foreman(rollouts)
+    after = experience.samples(harvest, some)
+    assert [[s.image_ids.tolist() for s in group] for group in after] == [
+        [s.image_ids.tolist() for s in group] for group in before
+    ]
+    assert {drawing.draws(n) for n in range(3)} == {2}

@@ -1,13 +1,15 @@
 """The batch script, by a real Slurm with two nodes on this machine."""
 
 import json
+import os
 import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
 
 from tests.cluster.commands import TRAIN, a_few, wait_for
-from tests.cluster.head import SCRIPTS
+from tests.cluster.head import SCRIPTS, free_ports
 from tests.cluster.slurm_host import Slurm, missing, two_nodes
 from tests.conftest import ROOT
 
@@ -95,6 +97,14 @@ def test_a_job_without_a_configuration_fails(slurm):
     wait_for(lambda: slurm.job(job)["JobState"] == "FAILED", "the end", say=lambda: str(slurm.job(job)))
     assert slurm.job(job)["ExitCode"] == "2:0"
     assert output.read_text().startswith("error: name a configuration")
+
+
+def test_a_head_that_does_not_answer_is_not_waited_for_longer_than_asked():
+    program = [sys.executable, ROOT / "cluster" / "slurm" / "wait_for_nodes.py", "2", "1"]
+    nobody = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}"}
+    ended = subprocess.run(program, env=nobody, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr == "error: of 2 Ray nodes 0 are there: -\n"
 
 
 def test_shellcheck_finds_nothing():
