@@ -71,6 +71,13 @@ class Slurm:
         """What Slurm knows of a job: JobState, Restarts, ..."""
         return dict(re.findall(r"(\w+)=(\S*)", self("scontrol", "show", "job", number)))
 
+    def is_idle(self) -> bool:
+        """Whether both nodes are there, and nothing runs on them or is being cleared away. Before the
+        controller answers, they are not."""
+        command = ["sinfo", "-N", "-h", "-o", "%N %t"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        return done.stdout == "n1 idle\nn2 idle\n"
+
 
 def missing() -> str | None:
     """Why there can be no Slurm here; None: there can."""
@@ -114,11 +121,5 @@ def two_nodes() -> Iterator[Slurm]:
             stack.callback(process.send_signal, signal.SIGTERM)
             wait_for((folder / "munge.socket").exists, "munged", say=log.read_text)
 
-        def nodes() -> str:
-            """What there is yet; before the controller answers, nothing."""
-            command = ["sinfo", "-N", "-h", "-o", "%N %t"]
-            done = subprocess.run(command, env=slurm.environment, capture_output=True, text=True)
-            return done.stdout
-
-        wait_for(lambda: nodes() == "n1 idle\nn2 idle\n", "the nodes", say=log.read_text)
+        wait_for(slurm.is_idle, "the nodes", say=log.read_text)
         yield slurm

@@ -114,17 +114,18 @@ def test_a_new_actor_is_given_no_work_before_it_holds_the_model(rollouts, batche
 
 def test_samples_that_were_lost_since_are_drawn_again(experience, batches):
     rollouts = experience.rollouts
-    drawing = order(rollouts, batches)
-    rollouts.wait(drawing)
+    peace, lost = order(rollouts, batches), order(rollouts, batches)
+    rollouts.wait(peace)
+    rollouts.wait(lost)
     groups = [group for batch in batches for group in batch]
     some = [DrawnGroup(groups[place], place, 0, 1) for place in (3, 1)]
-    harvest = Harvest(drawing)
-    before = experience.samples(harvest, some)
-    assert [[s.id for s in group] for group in before] == [[d.sample_id for d in g.group] for g in some]
+    wanted = experience.samples(Harvest(peace), some)
+    assert [[s.id for s in group] for group in wanted] == [[d.sample_id for d in g.group] for g in some]
+    assert {peace.draws(n) for n in range(3)} == {1}
 
     kill_the_foreman(rollouts)
-    after = experience.samples(harvest, some)
-    assert [[s.image_ids.tolist() for s in group] for group in after] == [
-        [s.image_ids.tolist() for s in group] for group in before
+    drawn = experience.samples(Harvest(lost), some)
+    assert {lost.draws(n) for n in range(3)} == {2}
+    assert [[s.image_ids.tolist() for s in group] for group in drawn] == [
+        [s.image_ids.tolist() for s in group] for group in wanted
     ]
-    assert {drawing.draws(n) for n in range(3)} == {2}
