@@ -17,6 +17,7 @@ SMALL = [
     "train.groups_per_step=3",
     "train.group_size=4",
     "train.save_every=5",
+    "train.keep_checkpoints=6",
     "evaluate.every=1000",
     "evaluate.samples_per_prompt=1",
     "actors.timeout_s=10",
@@ -64,9 +65,8 @@ class LiveRun:
         assert self.process.returncode == 0, told
         return told
 
-    @property
-    def model(self) -> str:
-        """A digest of the weights that it ended with: of bytes, pytest would show the difference for
+    def model(self, step: int) -> str:
+        """A digest of the weights after a step: of bytes, pytest would show the difference for
         minutes."""
-        saved = self.folder / f"checkpoints/step_{self.steps:06d}/model.safetensors"
+        saved = self.folder / f"checkpoints/step_{step:06d}/model.safetensors"
         return hashlib.sha256(saved.read_bytes()).hexdigest()

@@ -17,12 +17,16 @@ def assert_all_accounted_for(run: LiveRun, groups: int) -> None:
     assert {e.outcome for e in entries} <= {"trained", "filtered"}
 
 
-@pytest.mark.timeout(600)
-def test_a_run_in_trouble_ends_as_one_in_peace(tmp_path):
-    """Every kind of process is killed or stopped once."""
-    peace = LiveRun(tmp_path / "calm", 30)
-    peace.wait_for_success()
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory):
+    run = LiveRun(tmp_path_factory.mktemp("calm"), 30)
+    run.wait_for_success()
+    return run
 
+
+@pytest.mark.timeout(600)
+def test_a_run_in_trouble_ends_as_one_in_peace(peace, tmp_path):
+    """Every kind of process is killed or stopped once."""
     run = LiveRun(tmp_path / "rough", 30)
     run.reach(2)
     run.strike("ray::RolloutActor")
@@ -53,16 +57,13 @@ def test_a_run_in_trouble_ends_as_one_in_peace(tmp_path):
     ):
         assert text in told
 
-    assert again.model == peace.model
+    assert again.model(30) == peace.model(30)
     assert_all_accounted_for(again, groups=3 * 30)
 
 
 @pytest.mark.timeout(400)
-def test_a_node_is_lost_with_all_that_ran_on_it(tmp_path):
+def test_a_node_is_lost_with_all_that_ran_on_it(peace, tmp_path):
     """A rollout actor, perhaps with replicas of experts beside it."""
-    peace = LiveRun(tmp_path / "calm", 8)
-    peace.wait_for_success()
-
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 4, "resources": {"learner": 2}, "include_dashboard": False},
@@ -71,7 +72,7 @@ def test_a_node_is_lost_with_all_that_ran_on_it(tmp_path):
         nodes = [cluster.add_node(num_cpus=2, resources={"rollout": 2}) for _ in range(2)]
         run = LiveRun(
             tmp_path / "rough",
-            8,
+            10,
             f"ray.address={cluster.address}",
             "actors.resources.rollout=1",
             "learner.resources.learner=1",
@@ -83,5 +84,5 @@ def test_a_node_is_lost_with_all_that_ran_on_it(tmp_path):
     finally:
         cluster.shutdown()
     assert "is lost; its groups are drawn again" in told
-    assert run.model == peace.model
-    assert_all_accounted_for(run, groups=3 * 8)
+    assert run.model(10) == peace.model(10)
+    assert_all_accounted_for(run, groups=3 * 10)
