@@ -1,28 +1,28 @@
 """Wait until Ray has so many nodes: what joined late would be left out when the roles are spread.
 
-    RAY_ADDRESS=... python cluster/slurm/wait_for_nodes.py COUNT [SECONDS]
+    RAY_ADDRESS=... python -m cluster.slurm.wait_for_nodes COUNT [SECONDS]
 
 Exit status 1 if they are not all there in time (default: 300 s).
 """
 
 import logging
 import os
-import socket
 import sys
 import time
 
 import ray
+
+from cluster.session import check_answers
+from policy.errors import UserError
 
 
 def alive_nodes() -> list[str]:
     """Addresses of the nodes that Ray has; none while the head does not answer yet."""
     try:
         if not ray.is_initialized():
-            # Ray itself would try for minutes.
-            host, _, port = os.environ["RAY_ADDRESS"].rpartition(":")
-            socket.create_connection((host, int(port)), timeout=5).close()
+            check_answers(os.environ["RAY_ADDRESS"])
             ray.init(logging_level=logging.CRITICAL, log_to_driver=False)
-    except OSError:
+    except (ConnectionError, UserError):
         return []
     return sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
 

@@ -95,9 +95,9 @@ def test_a_job_without_a_configuration_fails(slurm):
 
 
 def test_a_head_that_does_not_answer_is_not_waited_for_longer_than_asked():
-    program = [sys.executable, ROOT / "cluster" / "slurm" / "wait_for_nodes.py", "2", "1"]
+    program = [sys.executable, "-m", "cluster.slurm.wait_for_nodes", "2", "1"]
     nobody = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}"}
-    ended = subprocess.run(program, env=nobody, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(program, cwd=ROOT, env=nobody, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert ended.stderr == "error: of 2 Ray nodes 0 are there: -\n"
 
