@@ -1,8 +1,8 @@
-"""One Llama trunk, decoded step by step in a preallocated key/value cache.
+"""One Llama trunk, decoded step by step in a key/value cache of its own.
 
-transformers' generation grows its cache by copying it at every token, and pays Python for features
-that lockstep sampling never uses. Here the cache is allocated once, projections that read the same
-input are one matrix product, and all rows advance together. A test holds it to transformers' own
+transformers' generation copies its cache at every token, and pays Python for features that lockstep
+sampling never uses. Here projections that read the same input are one matrix product, all rows advance
+together, and the cache is allocated once (on a CPU: in blocks). A test holds it to transformers' own
 forward.
 
 Shapes: B rows, T new positions, L cache length, H query heads, K key/value heads, C head size, D
@@ -11,26 +11,39 @@ hidden.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+CPU_BLOCK = 64
+"""Slots by which a CPU's cache grows. A batched product over part of a tensor takes a CPU three times
+as long as over the whole, so all slots are read, those still to come as well."""
 
 
 class Trunk:
-    """The weights of a Llama trunk, laid out for decoding. Make a new one when weights change."""
+    """A Llama trunk whose projections that read the same input share one matrix.
 
-    def __init__(self, llama: torch.nn.Module):
+    The model's own parameters become views into these matrices: they cost no memory beside them, and
+    weights that are copied into the model by name are here at once.
+    """
+
+    def __init__(self, llama: nn.Module):
         config = llama.config
         self.llama = llama
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.layers = llama.layers
-        self.qkv = [
-            torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])
-            for a in (layer.self_attn for layer in llama.layers)
-        ]
-        self.gate_up = [
-            torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]) for layer in llama.layers
-        ]
+        attentions, mlps = ([getattr(x, n) for x in llama.layers] for n in ("self_attn", "mlp"))
+        self.qkv = [_fused(a.q_proj, a.k_proj, a.v_proj) for a in attentions]
+        self.gate_up = [_fused(m.gate_proj, m.up_proj) for m in mlps]
+
+
+@torch.no_grad()
+def _fused(*linears: nn.Linear) -> Tensor:
+    """Their weights as one matrix, which they become views of."""
+    whole = torch.cat([linear.weight for linear in linears])
+    for linear, part in zip(linears, whole.split([len(x.weight) for x in linears]), strict=True):
+        linear.weight.data = part
+    return whole
 
 
 class LockstepDecoder:
@@ -39,18 +52,19 @@ class LockstepDecoder:
     What lies left of a row's prompt is neither attended to nor counted by its position ids.
     """
 
-    def __init__(self, trunk: Trunk, lengths: Tensor, capacity: int):
-        """`lengths`: the prompts' true lengths, int64 [B]; `capacity`: L, prompt slots included."""
+    def __init__(self, trunk: Trunk, lengths: Tensor):
+        """`lengths`: the prompts' true lengths, int64 [B]. The cache has room for the prompts alone."""
         weight = trunk.llama.embed_tokens.weight
         self.trunk = trunk
-        shape = (len(trunk.layers), len(lengths), trunk.kv_heads, capacity, trunk.head_size)
-        self.keys, self.values = (weight.new_zeros(shape) for _ in range(2))
-        self.width = int(lengths.max())
-        self.starts = self.width - lengths  # [B] slot of each row's first token
-        slots = torch.arange(capacity, device=weight.device)
-        unseen = (slots[None] < self.starts[:, None]) | (slots >= self.width)[None]
-        self.bias = weight.new_zeros(len(lengths), 1, 1, capacity)  # added to the attention scores
-        self.bias.masked_fill_(unseen[:, None, None], float("-inf"))
+        width = int(lengths.max())
+        self._most = width
+        """Slots that will ever be used."""
+        shape = (len(lengths), trunk.kv_heads, width, trunk.head_size)
+        self._keys, self._values = ([weight.new_zeros(shape) for _ in trunk.layers] for _ in range(2))
+        self._starts = width - lengths  # [B] slot of each row's first token
+        slots = torch.arange(width, device=weight.device)
+        self._bias = weight.new_zeros(len(lengths), 1, 1, width)  # added to the attention scores
+        self._bias.masked_fill_((slots[None] < self._starts[:, None])[:, None, None], float("-inf"))
         self.used = 0
 
     @classmethod
@@ -63,8 +77,9 @@ class LockstepDecoder:
 
         Returns the decoder and the last position's normed hidden states, [B, D].
         """
-        decoder = cls(trunk, lengths, embedded.shape[1] + new_tokens)
+        decoder = cls(trunk, lengths)
         hidden = decoder.step(embedded)
+        decoder._most += new_tokens
         decoder.keep(rows)
         return decoder, hidden[rows]
 
@@ -73,44 +88,62 @@ class LockstepDecoder:
         """Append T positions, [B, T, D]; returns the last position's normed hidden state, [B, D]."""
         new = embedded.shape[1]
         begin, end = self.used, self.used + new
+        if end > self._bias.shape[-1]:
+            self._resize(None, end)
         slots = torch.arange(begin, end, device=embedded.device)
-        positions = (slots[None] - self.starts[:, None]).clamp(min=0)
-        bias = self._bias(slots, end)
+        positions = (slots[None] - self._starts[:, None]).clamp(min=0)
+        bias = self._attention_bias(slots, end)
         cos, sin = self.trunk.llama.rotary_emb(embedded, positions)
         rope = cos[:, None], sin[:, None]
         hidden = embedded
         for index in range(len(self.trunk.layers)):
             hidden = self._layer(index, hidden, rope, bias, begin, end)
         self.used = end
-        return self.trunk.llama.norm(hidden[:, -1])
+        return _norm(self.trunk.llama.norm, hidden[:, -1])
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows, int64 [B']: some, or some more than once."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.starts, self.bias = self.starts[rows], self.bias[rows]
+        self._resize(rows, self.used + 1)
 
-    def _bias(self, slots: Tensor, end: int) -> Tensor:
+    def _resize(self, rows: Tensor | None, need: int) -> None:
+        """Give the cache room for `need` slots and more, and keep these rows (None: all) of it. One
+        layer is copied at a time, so that no more than a layer is there twice."""
+        room = self._most
+        if not self._bias.is_cuda and room > 2 * CPU_BLOCK:
+            room = min(room, -(-need // CPU_BLOCK) * CPU_BLOCK)
+        used = self.used
+        for cache in (self._keys, self._values):
+            for index, old in enumerate(cache):
+                kept = len(old) if rows is None else len(rows)
+                new = old.new_empty(kept, old.shape[1], room, old.shape[3])
+                new[:, :, :used] = old[:, :, :used] if rows is None else old[rows, :, :used]
+                new[:, :, used:] = 0.0  # what is masked must still be a number
+                cache[index] = new
+        if rows is not None:
+            self._starts, self._bias = self._starts[rows], self._bias[rows]
+        more = room - self._bias.shape[-1]
+        self._bias = F.pad(self._bias, (0, more), value=float("-inf"))
+
+    def _attention_bias(self, slots: Tensor, end: int) -> Tensor:
         """[B, 1, T, end or L]: 0 where a slot sees another, else -inf. A slot sees its row's slots up
         to itself. A padding slot sees itself only, so that softmax has something to sum; nobody reads
         the result."""
         if len(slots) == 1:
-            self.bias[..., slots] = 0.0
-            # A CPU's batched product over part of a tensor takes three times as long as over the whole:
-            # there the slots still to come are read too, and masked.
-            return self.bias[..., :end] if self.bias.is_cuda else self.bias
+            self._bias[..., end - 1] = 0.0
+            return self._bias[..., :end] if self._bias.is_cuda else self._bias
         columns = torch.arange(end, device=slots.device)
         later = columns[None] > slots[:, None]
         itself = columns[None] == slots[:, None]
-        bias = self.bias[..., :end].masked_fill(later, float("-inf"))
+        bias = self._bias[..., :end].masked_fill(later, float("-inf"))
         return bias.masked_fill(itself, 0.0)
 
     def _layer(self, index: int, x: Tensor, rope, bias: Tensor, begin: int, end: int) -> Tensor:
         trunk, layer = self.trunk, self.trunk.layers[index]
         rows, new, _ = x.shape
-        qkv = F.linear(layer.input_layernorm(x), trunk.qkv[index])
+        qkv = F.linear(_norm(layer.input_layernorm, x), trunk.qkv[index])
         qkv = qkv.view(rows, new, -1, trunk.head_size).transpose(1, 2)
         turned = _rotate(qkv[:, : trunk.heads + trunk.kv_heads], rope)  # queries and keys alike
-        keys, values = self.keys[index], self.values[index]
+        keys, values = self._keys[index], self._values[index]
         keys[:, :, begin:end] = turned[:, trunk.heads :]
         values[:, :, begin:end] = qkv[:, trunk.heads + trunk.kv_heads :]
         query = turned[:, : trunk.heads]
@@ -119,7 +152,7 @@ class LockstepDecoder:
         seen = bias.shape[-1]
         attended = _attend(query, keys[:, :, :seen], values[:, :, :seen], bias)
         x = x + layer.self_attn.o_proj(attended.transpose(1, 2).reshape(rows, new, -1))
-        gate, up = F.linear(layer.post_attention_layernorm(x), trunk.gate_up[index]).chunk(2, -1)
+        gate, up = F.linear(_norm(layer.post_attention_layernorm, x), trunk.gate_up[index]).chunk(2, -1)
         return x + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
 
 
@@ -136,8 +169,20 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor
     return torch.matmul(scores.softmax(-1), values).flatten(1, 2)[:, :, None]
 
 
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """RMSNorm. In float32 by the fused kernel; in other types as transformers rounds it."""
+    if x.dtype != torch.float32:
+        return norm(x)
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding on [B, heads, T, C]; rope: cos and sin, [B, 1, T, C] each."""
+    """Rotary position embedding on [B, heads, T, C]; rope: cos and sin, [B, 1, T, C] each, whose two
+    halves are alike."""
     cos, sin = rope
     first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    turned = x * cos
+    half = sin[..., : sin.shape[-1] // 2]
+    turned[..., : half.shape[-1]].addcmul_(second, half, value=-1)
+    turned[..., half.shape[-1] :].addcmul_(first, half)
+    return turned

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from actors.decoder import LockstepDecoder, Trunk
-from actors.noise import draw_tokens, token_logps
+from actors.noise import Choice, choose_tokens
 from actors.sampler import SamplingConfig
 from actors.two_phase import Cots, Images, TwoPhaseSampler
 from policy.janus import Janus
@@ -30,7 +30,6 @@ class TorchSampler(TwoPhaseSampler):
         parameters = dict(self.janus.model.named_parameters())
         for name, tensor in tensors:
             parameters[name].copy_(tensor)
-        self._trunk = Trunk(self.janus.model.model.language_model)
 
     @torch.no_grad()
     def write_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
@@ -43,9 +42,8 @@ class TorchSampler(TwoPhaseSampler):
         rows = list(range(len(prompts)))  # the CoT that each row of the decoder writes
         for position in range(self.config.max_cot_tokens):
             logits = self.janus.text_logits(hidden)
-            tokens = draw_tokens(logits, streams, _at(streams, position), temperature)
-            drawn = token_logps(logits, tokens, temperature).tolist()
-            for row, token, logp in zip(rows, tokens.tolist(), drawn, strict=True):
+            tokens, drawn, _ = choose_tokens(logits, streams, _at(streams, position), temperature)
+            for row, token, logp in zip(rows, tokens.tolist(), drawn.tolist(), strict=True):
                 if not ended[row]:
                     ids[row].append(token)
                     logps[row].append(logp)
@@ -69,22 +67,24 @@ class TorchSampler(TwoPhaseSampler):
         streams = torch.tensor(keys, device=self.device)
         rows = prompts + [self.janus.unconditional_ids(p) for p in prompts] if guided else prompts
         decoder, hidden = self._read(rows, length)
-        ids, logps, guided_logps = [], [], []
+        choices: list[Choice] = []
         for position in range(length):
             logits = self.janus.image_logits(hidden)
-            conditional = logits[:count]
-            target = conditional
-            if guided:
-                unconditional = logits[count:]
-                target = unconditional + weight * (conditional - unconditional)
-            tokens = draw_tokens(target, streams, _at(streams, position), temperature)
-            ids.append(tokens)
-            logps.append(token_logps(conditional, tokens, temperature))
-            guided_logps.append(token_logps(target, tokens, temperature) if guided else logps[-1])
+            unconditional = logits[count:] if guided else None
+            choices.append(
+                choose_tokens(
+                    logits[:count],
+                    streams,
+                    _at(streams, position),
+                    temperature,
+                    unconditional=unconditional,
+                    guidance=weight,
+                )
+            )
             if position + 1 < length:
-                embedded = self.janus.embed_image(tokens[:, None])
+                embedded = self.janus.embed_image(choices[-1].tokens[:, None])
                 hidden = decoder.step(embedded.repeat(2, 1, 1) if guided else embedded)
-        return Images(torch.stack(ids, 1), torch.stack(logps, 1), torch.stack(guided_logps, 1))
+        return Images(*(torch.stack(column, 1) for column in zip(*choices, strict=True)))
 
     def _read(self, prompts: list[list[int]], new_tokens: int) -> tuple[LockstepDecoder, Tensor]:
         """A decoder that has read the prompts, each different one once; hidden states [B, D]."""

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from policy.heads import head_logits
+
 
 class TokenLogps(nn.Module):
     """Under ZeRO-3 this module is a leaf (`zero3_leaves`): the head's weights are gathered once for all
@@ -37,15 +39,12 @@ class TokenLogps(nn.Module):
         return torch.cat(logps, 1)
 
     def _of_chunk(self, hidden: Tensor, ids: Tensor, unconditional: Tensor | None = None) -> Tensor:
-        conditional = self._logits(hidden)
+        conditional = head_logits(self.head, hidden)
         logps = [self._gather(conditional, ids)]
         if unconditional is not None:
-            away = self._logits(unconditional)
+            away = head_logits(self.head, unconditional)
             logps.append(self._gather(away + self._guidance * (conditional - away), ids))
         return torch.stack(logps)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.head.forward(hidden).float()
 
     def _gather(self, logits: Tensor, ids: Tensor) -> Tensor:
         if self._temperature != 1:

@@ -16,6 +16,7 @@ from transformers import JanusForConditionalGeneration
 
 from policy.checkpoint import open_checkpoint
 from policy.errors import UserError
+from policy.heads import head_logits
 from policy.location import is_hub_id, model_folder
 from policy.templates import BEGIN_OF_IMAGE, Templates, load_templates
 
@@ -89,14 +90,14 @@ class Janus:
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> float32 [..., Vt]."""
-        return self.model.lm_head(hidden).float()
+        return head_logits(self.model.lm_head, hidden)
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> float32 [..., Vi]."""
-        return self.model.model.generation_head(hidden).float()
+        return head_logits(self.model.model.generation_head, hidden)
 
     @torch.no_grad()
-    def decode_images(self, ids: Tensor, batch: int = 64) -> np.ndarray:
+    def decode_images(self, ids: Tensor, batch: int = 8) -> np.ndarray:
         """Image token ids, int64 [B, Ti] -> uint8 [B, H, W, 3], rounded (not cut) to whole levels."""
         pixels = torch.cat([self.model.decode_image_tokens(part) for part in ids.split(batch)])
         levels = (pixels.float().clamp(-1, 1) + 1) * 127.5

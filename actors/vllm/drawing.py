@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from actors.noise import draw_tokens, token_logps
+from actors.noise import choose_tokens
 from actors.vllm.lane import Lane, LockstepError, Plan
 
 
@@ -93,15 +93,15 @@ class Drawer:
             late = [s for s, a, b in zip(layout.samples, lead, partner, strict=True) if a != b]
             raise LockstepError(f"the rows of a pair are at different tokens: samples {late[:8]}")
         first, own = self._span(logits)
-        conditional = target = own.index_select(0, layout.lead_rows)
-        if partner:
-            unconditional = own.index_select(0, layout.partner_rows)
-            target = unconditional + self.plan.guidance * (conditional - unconditional)
         where = torch.tensor(lead, device=logits.device)
-        temperature = self.plan.temperature
-        tokens = draw_tokens(target, layout.keys, where, temperature)
-        logps = token_logps(conditional, tokens, temperature)
-        guided = token_logps(target, tokens, temperature) if partner else logps
+        tokens, logps, guided = choose_tokens(
+            own.index_select(0, layout.lead_rows),
+            layout.keys,
+            where,
+            self.plan.temperature,
+            unconditional=own.index_select(0, layout.partner_rows) if partner else None,
+            guidance=self.plan.guidance,
+        )
         self._journal.append((layout.samples, tokens, logps, guided))
         certain = torch.finfo(logits.dtype).max
         logits[layout.lead_rows, tokens + first] = certain

@@ -24,6 +24,7 @@ from vllm.model_executor.models.llama import LlamaModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 
 from actors.vllm.lane import Phase
+from policy.heads import head_logits
 
 ARCHITECTURE = "BicotJanusForCausalLM"
 
@@ -90,6 +91,7 @@ class BicotJanusForCausalLM(nn.Module):
             joint.text_vocabulary, joint.hidden_size, prefix=maybe_prefix(prefix, "lm_head")
         )
         self.text_head = LogitsProcessor(joint.text_vocabulary)
+        self.text_head.head_dtype = torch.float32  # as policy.heads does it
         self.image_head = JanusVQVAEHead(vq)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         for module in self.model.modules():
@@ -114,7 +116,7 @@ class BicotJanusForCausalLM(nn.Module):
                 return None
             logits[:, : self.text_vocabulary] = text
         if self.phase != "cot":
-            logits[:, self.text_vocabulary :] = self.image_head(hidden)
+            logits[:, self.text_vocabulary :] = head_logits(self.image_head, hidden)
         return logits
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.noise import draw_tokens, token_logps
+from actors.noise import choose_tokens, token_logps
 from actors.vllm.drawing import Drawer, Layout
 from actors.vllm.lane import Lane, LockstepError, Plan
 
@@ -38,7 +38,7 @@ def test_both_rows_of_a_pair_get_the_guided_token_wherever_they_lie(drawer, logi
     drawer.draw(logits, drawer.layout(lanes, CPU), positions)
     conditional, unconditional = before[[1, 3], TEXT:], before[[4, 0], TEXT:]
     target = unconditional + 3.0 * (conditional - unconditional)
-    tokens = draw_tokens(target, torch.tensor([11, 12]), torch.tensor([2, 4]), 0.8)
+    tokens = choose_tokens(target, torch.tensor([11, 12]), torch.tensor([2, 4]), 0.8).tokens
     assert (logits.argmax(1)[[1, 3]] - TEXT).tolist() == tokens.tolist()
     assert (logits.argmax(1)[[4, 0]] - TEXT).tolist() == tokens.tolist()
     assert torch.equal(logits[2], before[2])

@@ -1,10 +1,12 @@
 """Chunks and recomputation change memory, never numbers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
 from learner.batch import make_batch
 from learner.logprobs import JanusLogps
@@ -22,6 +24,16 @@ def plain_logps(head, hidden, ids, temperature, guidance, unconditional):
     return torch.stack([(r / temperature).log_softmax(-1).gather(1, ids[:, None])[:, 0] for r in rows])
 
 
+def image_head(hidden: int, vocabulary: int) -> JanusVQVAEHead:
+    config = SimpleNamespace(
+        image_token_embed_dim=hidden,
+        projection_dim=hidden,
+        hidden_act="gelu",
+        num_embeddings=vocabulary,
+    )
+    return JanusVQVAEHead(config)
+
+
 @settings(deadline=None)
 @given(
     seed=st.integers(0, 1000),
@@ -34,7 +46,7 @@ def test_any_chunk_size_gives_the_plain_values_and_gradients(
     seed, positions, chunk, guidance, temperature
 ):
     g = torch.Generator().manual_seed(seed)
-    head = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 30))
+    head = image_head(8, 30)
     ids = torch.randint(30, (positions,), generator=g)
     count = 1 if guidance is None else 2
     rows = [torch.randn(positions, 8, generator=g).requires_grad_() for _ in range(count)]
