@@ -154,7 +154,7 @@ def test_only_the_head_of_the_phase_is_computed(samplers, varied_orders):
     calls = []
     hooks = [
         head.register_forward_hook(lambda *_, name=name: calls.append((model.phase, name)))
-        for name, head in (("cot", model.text_head), ("image", model.image_head))
+        for name, head in (("cot", model.text_head), ("image", model.image_head.proj_out))
     ]
     sampler.draw(varied_orders[:3])
     for hook in hooks:
