@@ -12,8 +12,6 @@ import statistics
 import time
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import DynamicCache
 
 from actors.sampler import SamplingConfig
@@ -96,6 +94,10 @@ class PlainLoop:
 
 
 def main() -> None:
+    # Here, for the plain loop is measured on machines that have none of it, too.
+    from rich.console import Console
+    from rich.table import Table
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", default="examples/shapes/checkpoint")
     parser.add_argument("--templates", default="examples/shapes/templates")

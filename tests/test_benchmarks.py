@@ -2,33 +2,8 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
-
-import pytest
 
 from tests.conftest import ROOT
-
-
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install")
-def test_the_gpu_benchmark_runs_all_its_parts_on_a_tiny_model():
-    small = [
-        "--model",
-        "tiny",
-        "--pairs",
-        "8",
-        "--cot-tokens",
-        "2",
-        "--micro-groups",
-        "1",
-        "--runs",
-        "1",
-    ]
-    command = [sys.executable, "-m", "benchmarks.gpu", *small]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for text in ("plain", "torch", "vllm", "limit", "learner: full update of 8 samples"):
-        assert text in done.stdout
-    assert "failed" not in done.stdout
 
 
 def test_the_benchmark_of_experts_runs():

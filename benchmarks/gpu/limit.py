@@ -1,0 +1,33 @@
+"""The least time that a decoding step can take: the bytes that it must read, over the bandwidth that a
+large copy reaches here.
+
+Every step reads each weight of the trunk once, the head of its phase, and all keys and values so far.
+Prompts and arithmetic come on top.
+"""
+
+from torch import nn
+from transformers import JanusConfig
+
+from benchmarks.gpu.measure import parameters
+from benchmarks.gpu.setting import Setting
+from policy.janus import Janus
+
+
+def kv_bytes(config: JanusConfig, width: int) -> int:
+    """Keys and values of one token in one row."""
+    text = config.text_config
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * size * width
+
+
+def step_bytes(janus: Janus, setting: Setting, phase: str, pairs: int) -> float:
+    """Of one step in the middle of a phase: a CoT is one row a sample, an image two."""
+    model, lengths = janus.model, setting.lengths
+    width = model.dtype.itemsize
+    head: nn.Module = model.lm_head
+    rows, seen = pairs, lengths.cot_prompt + lengths.cot / 2
+    if phase == "image":
+        head = model.model.generation_head
+        rows, seen = 2 * pairs, lengths.image_prompt + janus.image_tokens / 2
+    weights = parameters([*model.model.language_model.layers, head]) * width
+    return weights + rows * seen * kv_bytes(model.config, width)

@@ -1,0 +1,43 @@
+"""The learner's rank in this process, with Ray or without: nothing is fetched, references are the
+objects themselves. What a rank does on its GPU is the same.
+"""
+
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+class _Absent(ModuleType):
+    """A module of a package that is not installed: any name in it is a class of no use."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (Exception,), {})
+
+
+class _Finder(MetaPathFinder, Loader):
+    def find_spec(self, name, path=None, target=None):
+        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "ray" else None
+
+    def create_module(self, spec):
+        return _Absent(spec.name)
+
+    def exec_module(self, module):
+        pass
+
+
+def plain_ray() -> None:
+    """To be called before learner.rank is imported, in a process that needs no other Ray."""
+    try:
+        importlib.import_module("ray")
+    except ImportError:
+        sys.meta_path.insert(0, _Finder())
+    ray = importlib.import_module("ray")
+    ray.util = importlib.import_module("ray.util")
+    ray.get = lambda references, timeout=None: references
+    ray.util.get_node_ip_address = lambda: "127.0.0.1"
