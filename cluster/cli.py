@@ -41,16 +41,17 @@ def train(
     from cluster.config import dump_config, load_config
     from cluster.placement import placement_table
     from cluster.preflight import check_inputs
-    from cluster.session import check_kept
+    from cluster.session import check_kept, tell_store
     from cluster.stopping import EXIT_STATUS, Stopped
     from cluster.train import train as run
 
     resolved = load_config(config, overrides)
     check_kept(Path(resolved.runs_dir))
     if dry_run:
-        check_inputs(resolved)
+        inputs = check_inputs(resolved)
         console.print(dump_config(resolved), highlight=False, soft_wrap=True, markup=False)
         console.print(placement_table(resolved))
+        tell_store(resolved.ray, inputs.store_need(resolved), console)
         return
     try:
         run(resolved, console)

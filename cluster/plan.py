@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
+from torch import nn
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from cluster.config import RunConfig
-from learner.memory import rank_bytes
+from learner.config import LearnerConfig, check_targets
+from learner.memory import rank_bytes, sizes
 from policy.errors import UserError
 from policy.janus import PolicyConfig, empty_janus
 
@@ -57,6 +59,28 @@ def model_shapes(policy: PolicyConfig) -> JanusForConditionalGeneration:
         )
     with torch.device("meta"):
         return JanusForConditionalGeneration(JanusConfig.from_json_file(file))
+
+
+def image_side(model: JanusForConditionalGeneration) -> int:
+    """Pixels of an image's side: the decoder doubles it at each level but the first."""
+    vq = model.config.vq_config
+    return vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
+
+
+def published_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> int:
+    """One version of the weights on its way to the actors: what is trained; with LoRA the matrices that
+    have adapters, merged."""
+    return published_parameters(model, config.learner) * getattr(torch, config.policy.dtype).itemsize
+
+
+def published_parameters(model: JanusForConditionalGeneration, config: LearnerConfig) -> int:
+    if not config.lora:
+        return sizes(model, config).trained
+    trunk = model.model.language_model
+    check_targets(trunk, config.lora.target_modules)
+    ends = tuple(f".{target}" for target in config.lora.target_modules)
+    linear = [(f".{name}", m) for name, m in trunk.named_modules() if isinstance(m, nn.Linear)]
+    return sum(m.weight.numel() for name, m in linear if name.endswith(ends))
 
 
 def cache_bytes(llama: JanusConfig, rows: int, slots: int, width: int) -> int:
