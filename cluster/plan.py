@@ -24,6 +24,10 @@ PROMPT_TOKENS = 128
 """Assumed length of a prompt with its instruction."""
 RUNTIME_GB = 3.0
 """Assumed: CUDA context, NCCL, and what the allocator cannot use."""
+DECODED_TOGETHER = 64
+"""Images, as `Janus.decode_images` has it."""
+DECODER_COPIES = 4
+"""Assumed: tensors of the image decoder's full size at one time."""
 GEOMETRIES = Path(__file__).parents[1] / "examples" / "janus_pro"
 
 
@@ -105,6 +109,9 @@ def rollout_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> di
         ),
         "logits": 4 * 4 * actors.batch_size * llama.vocab_size,
     }
+    vq, at_once = model.config.vq_config, min(actors.batch_size, DECODED_TOGETHER)
+    largest = vq.base_channels * image_side(model) ** 2 * width
+    parts["image decoder"] = at_once * DECODER_COPIES * largest
     if actors.sampler == "torch":
         fused = llama.hidden_size + 2 * llama.hidden_size * llama.num_key_value_heads // (
             llama.num_attention_heads
