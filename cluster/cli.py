@@ -41,16 +41,17 @@ def train(
     from cluster.config import dump_config, load_config
     from cluster.placement import placement_table
     from cluster.preflight import check_inputs
-    from cluster.session import check_kept
+    from cluster.session import check_kept, tell_store
     from cluster.stopping import EXIT_STATUS, Stopped
     from cluster.train import train as run
 
     resolved = load_config(config, overrides)
     check_kept(Path(resolved.runs_dir))
     if dry_run:
-        check_inputs(resolved)
+        inputs = check_inputs(resolved)
         console.print(dump_config(resolved), highlight=False, soft_wrap=True, markup=False)
         console.print(placement_table(resolved))
+        tell_store(resolved.ray, inputs.store_need(resolved), console)
         return
     try:
         run(resolved, console)
@@ -133,16 +134,27 @@ def scale(
 def plan(
     config: ConfigFile,
     overrides: Overrides = [],  # noqa: B006
-    gpu_gb: Annotated[float, typer.Option(min=1, help="memory of one GPU, in GiB")] = 80,
+    gpu: Annotated[
+        str, typer.Option(help="type of GPU: h100, h200, h800, a100-80, l40s, ...")
+    ] = "h100",
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="how many to split over the roles; default: as configured")
+    ] = None,
+    gpu_gb: Annotated[
+        float | None, typer.Option(min=1, help="memory of one GPU, in GiB; default: the type's")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="of a GPU-hour")] = None,
+    cot_tokens: Annotated[int | None, typer.Option(min=1, help="mean length of a semantic CoT")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="measured figures, JSON lines; else they are assumed")
+    ] = None,
 ):
-    """Estimate each process's memory; exit status 1 where it does not fit its GPU. Loads nothing."""
-    from cluster.config import load_config
-    from cluster.plan import model_shapes, needs, plan_table
+    """Estimate memory, seconds a step, hours and the best split of GPUs. Loads and starts nothing; exit
+    status 1 where a process does not fit its GPU."""
+    from cluster.planning import Question, show_plan
 
-    resolved = load_config(config, overrides)
-    needed = needs(resolved, model_shapes(resolved.policy))
-    console.print(plan_table(resolved, needed, gpu_gb))
-    if not all(need.fits(gpu_gb) for need in needed):
+    question = Question(gpu, gpus, gpu_gb, price, cot_tokens, figures)
+    if not show_plan(config, overrides, question, console):
         raise typer.Exit(1)
 
 

@@ -78,8 +78,8 @@ class RayConfig(BaseModel):
     own on this machine, which ends with the run."""
     dashboard: bool = True
     """Of our own cluster."""
-    object_store_mb: int = Field(512, ge=80)
-    """Of our own cluster."""
+    object_store_mb: int | None = Field(None, ge=80)
+    """Of our own cluster; None: as large as the model and a step's images need."""
     start_timeout_s: float = Field(300, gt=0)
     """How long to wait for a place that others use now."""
     wait_for_nodes_s: float = Field(0, ge=0)

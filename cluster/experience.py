@@ -129,17 +129,8 @@ class Experience:
         return [opinions for said in by_batch for opinions in said]
 
     def _batches(self, groups: Sequence[Group]) -> list[Batch]:
-        """Cut into batches of whole groups, so that no actor idles while another draws two. By the
-        number of all actors, at work or not: a log-probability's last bits depend on its batch."""
-        share = -(-sum(map(len, groups)) // len(self.rollouts))
-        limit = min(self.config.actors.batch_size, share)
-        batches: list[list[Group]] = []
-        for group in groups:
-            if batches and sum(map(len, batches[-1])) + len(group) <= limit:
-                batches[-1].append(group)
-            else:
-                batches.append([group])
-        return list(map(tuple, batches))
+        """Cut for all actors, ready or not: a log-probability's last bits depend on its batch."""
+        return cut_in_batches(groups, len(self.rollouts), self.config.actors.batch_size)
 
     def collect(self, order: Order, *, learn: bool = True) -> Harvest:
         """Wait for an order. A group without scores is left out, and told of.
@@ -187,3 +178,23 @@ class Experience:
             parts = [drawing.part(n) for n in range(len(drawing.batches))]
             drawn = [samples for part in parts for samples in self.rollouts.samples(part)]
             return [drawn[group.place] for group in groups]
+
+
+def cut_in_batches(groups: Sequence[Group], actors: int, batch_size: int) -> list[Batch]:
+    """Cut groups, in their order, into batches of whole groups, at most `batch_size` samples each; a
+    group that is larger is a batch of its own.
+
+    The actors take the batches in turns, so a round costs as much as its largest batch. There are as
+    few rounds as possible, and the batches of all rounds differ by one group at most.
+    """
+    if not groups:
+        return []
+    rounds = max(1, -(-sum(map(len, groups)) // (actors * batch_size)))
+    while True:
+        number = min(len(groups), rounds * actors)
+        size, larger = divmod(len(groups), number)
+        rest = iter(groups)
+        batches = [tuple(islice(rest, size + (n < larger))) for n in range(number)]
+        if all(len(batch) == 1 or sum(map(len, batch)) <= batch_size for batch in batches):
+            return batches
+        rounds += 1

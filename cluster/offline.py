@@ -34,7 +34,7 @@ def evaluate(config: RunConfig, out: Path | None, console: Console) -> None:
     inputs = check_inputs(config)
     out = out or config.folder.with_name(f"{config.name}-evaluation")
     with (
-        ray_session(config.ray, total_cpus(config), console),
+        ray_session(config.ray, total_cpus(config), console, inputs.store_need(config, learn=False)),
         start_crew(config, inputs.evaluator.prompts, console, learn=False) as crew,
         console.status("drawing and judging"),
     ):

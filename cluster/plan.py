@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
+from torch import nn
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from cluster.config import RunConfig
-from learner.memory import rank_bytes
+from learner.config import LearnerConfig, check_targets
+from learner.memory import rank_bytes, sizes
 from policy.errors import UserError
 from policy.janus import PolicyConfig, empty_janus
 
@@ -22,6 +24,10 @@ PROMPT_TOKENS = 128
 """Assumed length of a prompt with its instruction."""
 RUNTIME_GB = 3.0
 """Assumed: CUDA context, NCCL, and what the allocator cannot use."""
+DECODED_TOGETHER = 64
+"""Images, as `Janus.decode_images` has it."""
+DECODER_COPIES = 4
+"""Assumed: tensors of the image decoder's full size at one time."""
 GEOMETRIES = Path(__file__).parents[1] / "examples" / "janus_pro"
 
 
@@ -59,6 +65,28 @@ def model_shapes(policy: PolicyConfig) -> JanusForConditionalGeneration:
         return JanusForConditionalGeneration(JanusConfig.from_json_file(file))
 
 
+def image_side(model: JanusForConditionalGeneration) -> int:
+    """Pixels of an image's side: the decoder doubles it at each level but the first."""
+    vq = model.config.vq_config
+    return vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
+
+
+def published_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> int:
+    """One version of the weights on its way to the actors: what is trained; with LoRA the matrices that
+    have adapters, merged."""
+    return published_parameters(model, config.learner) * getattr(torch, config.policy.dtype).itemsize
+
+
+def published_parameters(model: JanusForConditionalGeneration, config: LearnerConfig) -> int:
+    if not config.lora:
+        return sizes(model, config).trained
+    trunk = model.model.language_model
+    check_targets(trunk, config.lora.target_modules)
+    ends = tuple(f".{target}" for target in config.lora.target_modules)
+    linear = [(f".{name}", m) for name, m in trunk.named_modules() if isinstance(m, nn.Linear)]
+    return sum(m.weight.numel() for name, m in linear if name.endswith(ends))
+
+
 def cache_bytes(llama: JanusConfig, rows: int, slots: int, width: int) -> int:
     """Keys and values of `rows` sequences of `slots` tokens."""
     size = getattr(llama, "head_dim", None) or llama.hidden_size // llama.num_attention_heads
@@ -81,6 +109,9 @@ def rollout_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> di
         ),
         "logits": 4 * 4 * actors.batch_size * llama.vocab_size,
     }
+    vq, at_once = model.config.vq_config, min(actors.batch_size, DECODED_TOGETHER)
+    largest = vq.base_channels * image_side(model) ** 2 * width
+    parts["image decoder"] = at_once * DECODER_COPIES * largest
     if actors.sampler == "torch":
         fused = llama.hidden_size + 2 * llama.hidden_size * llama.num_key_value_heads // (
             llama.num_attention_heads

@@ -6,6 +6,7 @@ from pathlib import Path
 from actors.make import choose_sampler
 from cluster.config import RunConfig, dump_config
 from cluster.evaluate import Evaluator
+from cluster.object_store import StoreNeed, store_need
 from cluster.publish import wants_broadcast
 from cluster.session import existing_cluster
 from cluster.wandb_log import check_wandb
@@ -26,6 +27,10 @@ class Inputs:
     @property
     def all_prompts(self) -> list[Prompt]:
         return [*self.prompts, *self.evaluator.prompts]
+
+    def store_need(self, config: RunConfig, *, learn: bool = True) -> StoreNeed:
+        """What Ray's object store must hold."""
+        return store_need(config, len(self.evaluator.prompts), learn=learn)
 
 
 def check_inputs(config: RunConfig) -> Inputs:

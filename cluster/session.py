@@ -15,6 +15,7 @@ from ray.exceptions import AuthenticationError
 from rich.console import Console
 
 from cluster.config import RayConfig
+from cluster.object_store import MB, StoreNeed, asked_of_cluster, machine_mb, store_size
 from policy.errors import UserError
 
 WORKER_ENV = {
@@ -28,9 +29,13 @@ WORKER_ENV = {
 
 
 @contextmanager
-def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[None]:
+def ray_session(
+    config: RayConfig, cpus: float, console: Console, need: StoreNeed | None = None
+) -> Iterator[None]:
     """Connect, or start a cluster that has at least `cpus` (as a number: a laptop with fewer cores than
-    roles shares them). SIGTERM ends the command like Ctrl-C does, so that nothing is left behind."""
+    roles shares them) and an object store for `need`; warns where that is more than can be had. SIGTERM
+    ends the command like Ctrl-C does, so that nothing is left behind."""
+    need = need or StoreNeed()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # An answer that nobody fetches is one of a drawing that was given to another actor.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
@@ -44,17 +49,24 @@ def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[No
         check_answers(address)
         options["address"] = address
     else:
+        store_mb, told, small = store_size(config, need, machine_mb())
+        if small:
+            warn(console, told)
         options |= {
             "address": "local",
             "num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)),
             "include_dashboard": config.dashboard,
-            "object_store_memory": config.object_store_mb * 2**20,
+            "object_store_memory": store_mb * MB,
         }
     try:
         with console.status("starting Ray"):
             context = ray.init(**options)
     except (ConnectionError, AuthenticationError) as error:
         raise not_let_in(address, error) from None
+    if address:
+        told, small = asked_of_cluster(need, address, largest_store_mb())
+        if small:
+            warn(console, told)
     if context.dashboard_url:
         console.print(f"Ray dashboard: http://{context.dashboard_url}", highlight=False)
         if not address:
@@ -65,6 +77,28 @@ def ray_session(config: RayConfig, cpus: float, console: Console) -> Iterator[No
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, previous)
+
+
+def largest_store_mb() -> int:
+    """Of the connected cluster's nodes."""
+    sizes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+    return int(max(sizes, default=0) / MB)
+
+
+def tell_store(config: RayConfig, need: StoreNeed, console: Console) -> None:
+    """Say how large the object store will be, or must be; connects to nothing."""
+    if address := existing_cluster(config):
+        told, small = asked_of_cluster(need, address)
+    else:
+        _, told, small = store_size(config, need, machine_mb())
+    if small:
+        warn(console, told)
+    else:
+        console.print(told, highlight=False, soft_wrap=True)
+
+
+def warn(console: Console, told: str) -> None:
+    console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def existing_cluster(config: RayConfig) -> str | None:

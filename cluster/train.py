@@ -58,7 +58,7 @@ def train(config: RunConfig, console: Console) -> Path:
             console.print(told, highlight=False, soft_wrap=True)
         resume = start.resume(config.learner.ranks) if start else None
         with (
-            ray_session(config.ray, total_cpus(config), console),
+            ray_session(config.ray, total_cpus(config), console, inputs.store_need(config)),
             start_crew(config, inputs.all_prompts, console, resume=resume) as crew,
             TrainProgress(console, config.train.steps, done, as_json) as progress,
         ):

@@ -4,19 +4,51 @@ import time
 
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.exceptions import GetTimeoutError
 from ray.util import remove_placement_group
 
 from cluster.config import load_config
-from cluster.experience import DrawnGroup, Experience, Harvest
+from cluster.experience import DrawnGroup, Experience, Harvest, cut_in_batches
 from cluster.placement import reserve, roles
 from cluster.rollouts import Rollouts
 from policy.errors import UserError
 from policy.prompts import read_prompts
-from policy.records import Group
+from policy.records import Group, Prompt
 from policy.work import Work
 from tests.cluster.commands import TRAIN
 from tests.conftest import ROOT
+
+
+def groups_of(sizes):
+    return [Group(Prompt(f"p{n}", "a red circle", "object"), size) for n, size in enumerate(sizes)]
+
+
+def test_three_actors_share_sixteen_groups_in_one_round():
+    """Cut by samples, they were 5, 5, 5 and 1, and one actor drew twice."""
+    assert list(map(len, cut_in_batches(groups_of([8] * 16), 3, 48))) == [6, 5, 5]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 40))
+def test_batches_are_even_small_enough_and_in_as_few_rounds_as_can_be(sizes, actors, batch_size):
+    groups = groups_of(sizes)
+    batches = cut_in_batches(groups, actors, batch_size)
+    assert [group for batch in batches for group in batch] == groups
+    counts = list(map(len, batches))
+    assert max(counts) - min(counts) <= 1
+    for batch in batches:
+        assert len(batch) == 1 or sum(map(len, batch)) <= batch_size
+    of_one_actor = [sum(counts[n::actors]) for n in range(actors)]
+    assert max(of_one_actor) == -(-len(groups) // actors)
+    if len(set(sizes)) == 1:
+        in_one = max(1, batch_size // sizes[0])
+        assert -(-len(batches) // actors) == -(-len(groups) // (actors * in_one))
+
+
+@pytest.mark.parametrize("actors", [1, 3])
+def test_no_groups_make_no_batches(actors):
+    assert cut_in_batches([], actors, 8) == []
 
 
 def test_an_actor_that_cannot_start_says_why(local_ray):

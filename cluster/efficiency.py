@@ -1,0 +1,150 @@
+"""How much of what the hardware can do is had, and what else costs time: every factor of the speed
+model, with its source. A file of measured figures replaces them (`bicot plan --figures`).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from policy.errors import UserError
+
+
+@dataclass(frozen=True)
+class Factor:
+    value: float
+    meaning: str
+    source: str
+
+
+def _assumed(value: float, meaning: str, why: str) -> Factor:
+    return Factor(value, meaning, f"assumed: {why}")
+
+
+FACTORS: dict[str, Factor] = {
+    "decode_bandwidth": _assumed(
+        0.81,
+        "share of the memory bandwidth at which a decode step reads weights and cache",
+        "a large copy reaches 0.9 on an H100 (3.0 of 3.35 TB/s), kernels 0.9 of that",
+    ),
+    "decode_step_s": _assumed(
+        1.3e-3,
+        "a decode step's kernels whose time does not grow with weights or cache",
+        "logits, noise and the gaps between kernels",
+    ),
+    "launch_s_a_layer.vllm": _assumed(
+        0.0,
+        "the host's time to launch one layer's kernels, which the GPU's work hides",
+        "vLLM runs decode steps as CUDA graphs",
+    ),
+    "launch_s_a_layer.torch": _assumed(
+        0.43e-3, "the same, torch sampler", "1,050 kernels a step of 30 layers, 12 microseconds each"
+    ),
+    "launch_s_a_layer.plain": _assumed(
+        0.75e-3,
+        "the same, transformers' generation loop",
+        "20 to 25 ms a token are usual for 30 layers",
+    ),
+    "synchronize_s.vllm": _assumed(
+        0.0, "what a decode step waits for the host to read a token", "asynchronous scheduling"
+    ),
+    "synchronize_s.torch": _assumed(0.0, "the same, torch sampler", "tokens stay on the GPU"),
+    "synchronize_s.plain": _assumed(0.0, "the same, transformers' loop", "hidden by its launches"),
+    "longest_cot": _assumed(
+        1.5, "tokens of a batch's longest semantic CoT, over the mean", "as many steps are made"
+    ),
+    "prefill_flops": _assumed(
+        0.4, "share of the FLOP/s that reading prompts reaches", "large matrix products"
+    ),
+    "image_decoder_flops": _assumed(
+        0.09, "share of the FLOP/s that decoding images reaches", "convolutions: 48 images in 0.3 s"
+    ),
+    "learner_flops": _assumed(
+        0.38,
+        "share of the FLOP/s that the learner's passes reach",
+        "330 to 420 TFLOP/s on an H100; large models usually train at 0.3 to 0.45",
+    ),
+    "link": _assumed(
+        0.15, "share of the link that a broadcast reaches", "buckets of 64 MB, one after another"
+    ),
+    "collective_link": _assumed(
+        0.5, "share of the link that ZeRO's collectives reach", "NCCL reaches 0.7 on large buffers"
+    ),
+    "store_bytes_s": _assumed(
+        3e9, "weights into the object store, and out of it", "2 to 4 GB/s through host memory"
+    ),
+    "host_link_bytes_s": _assumed(25e9, "from host memory to a GPU", "PCIe 4, pinned"),
+    "driver_s": _assumed(
+        0.1, "the driver's own part of a step", "27 ms with 256 simulated actors (docs/results.md)"
+    ),
+    "expert_flops": _assumed(
+        0.1, "share of the FLOP/s that an expert reaches", "small batches, images prepared on the host"
+    ),
+}
+
+
+EXPERT = "expert_s."
+"""With an expert's name behind it: measured seconds an image of one replica."""
+
+
+def is_factor(name: str) -> bool:
+    return name in FACTORS or name.startswith(EXPERT)
+
+
+class Efficiency:
+    """The factors, with measured ones in their places."""
+
+    def __init__(self, measured: Mapping[str, float] | None = None, source: str = "measured"):
+        self.measured = dict(measured or {})
+        self.source = source
+        if wrong := [name for name in self.measured if not is_factor(name)]:
+            raise KeyError(f"no factors: {wrong}")
+
+    def __getitem__(self, name: str) -> float:
+        return self.measured.get(name, FACTORS[name].value)
+
+    @property
+    def experts(self) -> dict[str, float]:
+        """Measured seconds an image, by expert."""
+        named = ((name.removeprefix(EXPERT), name) for name in self.measured if name.startswith(EXPERT))
+        return {expert: self.measured[name] for expert, name in named}
+
+    def source_of(self, name: str) -> str:
+        return self.source if name in self.measured else FACTORS[name].source
+
+    def replaced(self, **values: float) -> "Efficiency":
+        """With other values; dots in a name are written as __."""
+        named = {name.replace("__", "."): value for name, value in values.items()}
+        return Efficiency({**self.measured, **named}, self.source)
+
+
+def read_figures(path: Path) -> Efficiency:
+    """JSON lines {"figure": NAME, "value": NUMBER, ...}; of a figure that comes twice the last counts,
+    and figures that are no factors are passed over.
+
+    Raises UserError for a line of another form, and where no line is a factor.
+    """
+    measured: dict[str, float] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--figures: {path}: cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, value = row["figure"], row["value"]
+            good = isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good or value < 0:
+            raise UserError(
+                f'--figures: {path}:{number}: not {{"figure": "...", "value": number >= 0}}'
+            )
+        if is_factor(name):
+            measured[name] = float(value)
+    if not measured:
+        raise UserError(f"--figures: {path}: holds none of {', '.join(FACTORS)}, {EXPERT}NAME")
+    return Efficiency(measured, f"measured: {path.name}")
