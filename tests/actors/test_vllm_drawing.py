@@ -33,7 +33,7 @@ def drawer():
 
 def test_both_rows_of_a_pair_get_the_guided_token_wherever_they_lie(drawer, logits):
     (c7, u7), (c3, u3) = pair(7, key=11), pair(3, key=12)
-    lanes, positions = [u3, c7, None, c3, u7], [4, 2, 0, 4, 2]
+    lanes, positions = [u3, c7, None, c3, u7], np.array([4, 2, 0, 4, 2])
     before = logits.clone()
     drawer.draw(logits, drawer.layout(lanes, CPU), positions)
     conditional, unconditional = before[[1, 3], TEXT:], before[[4, 0], TEXT:]
@@ -54,7 +54,7 @@ def test_text_rows_draw_from_the_text_vocabulary_alone(drawer, logits):
     logits[:, TEXT:] = 100.0
     wanted = logits[:, :TEXT].argmax(1).tolist()
     lanes = [Lane(n, "alone", "cot", n) for n in range(5)]
-    drawer.draw(logits, drawer.layout(lanes, CPU), [0, 1, 2, 3, 4])
+    drawer.draw(logits, drawer.layout(lanes, CPU), np.arange(5))
     assert logits.argmax(1).tolist() == wanted
     assert all(d.guided_logps == d.logps for d in drawer.take().values())
 
@@ -78,7 +78,7 @@ def test_a_pair_at_two_different_tokens_raises_and_draws_nothing(drawer, logits)
     lanes = [*pair(1), *pair(2)]
     before = logits.clone()
     with pytest.raises(LockstepError, match=r"at different tokens: samples \[2\]"):
-        drawer.draw(logits, drawer.layout(lanes, CPU), [3, 3, 3, 2])
+        drawer.draw(logits, drawer.layout(lanes, CPU), np.array([3, 3, 3, 2]))
     assert torch.equal(logits, before)
     assert drawer.take() == {}
 
@@ -120,7 +120,7 @@ def test_slots_in_any_order_are_the_same_rows(processor, drawer, logits):
         lengths = [{0: 6, 2: 8, 3: 6, 4: 8}[s] + p for s, p in zip(slots, positions, strict=True)]
         rows = logits[: len(slots)].clone()
         wanted = rows.clone()
-        drawer.draw(wanted, drawer.layout([lanes[s] for s in slots], CPU), positions)
+        drawer.draw(wanted, drawer.layout([lanes[s] for s in slots], CPU), np.array(positions))
         assert torch.equal(processor.apply(rows, context(slots, lengths)), wanted)
     assert processor.drawer.take() == drawer.take()
 
