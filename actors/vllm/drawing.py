@@ -4,9 +4,9 @@ vLLM samples each row for itself. Here a pair's two rows get one token: the choi
 logits, and the logits are then set so that greedy sampling can only pick it. The log-probabilities of
 the chosen tokens stay behind in a journal, because vLLM would return those of one row alone.
 
-vLLM prepares a step while the GPU still computes the last one. That overlap is lost as soon as anything
-here waits for the GPU, so nothing does but `take`: nothing is read back, and what goes there goes through
-pinned memory (`to_device`).
+vLLM prepares a step while the GPU still computes the last one. That overlap is lost as soon as
+anything here waits for the GPU, so nothing does but `take`: nothing is read back, and what goes there
+goes through pinned memory (`to_device`).
 
 R rows, N samples in the batch (a pair of rows is one), Vt text and Vi image vocabulary.
 """
@@ -24,8 +24,8 @@ from actors.vllm.lane import Lane, LockstepError, Plan
 
 
 def to_device(numbers: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
-    """Whole numbers as int64, without waiting for the device. (A copy from ordinary memory waits for all
-    that the device was given before.)"""
+    """Whole numbers as int64, without waiting for the device. (A copy from ordinary memory waits for
+    all that the device was given before.)"""
     host = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type != "cpu")
     return host.to(device, non_blocking=True)
 

@@ -103,6 +103,9 @@ class Engine:
         """Give up everything. The cache goes too: a step that broke may have left blocks in it that
         are marked as computed and are not."""
         self.abort(list(self._rows.values()))
+        # The step after a broken one is under way, and as broken: its error is not the next batch's.
+        if steps := self._engine.engine_core.engine_core.batch_queue:
+            steps.clear()
         self._on_workers("take_drawn")
         self._engine.reset_prefix_cache()
 

@@ -1,4 +1,4 @@
-"""What a vLLM engine is started with: its configuration, the folder it reads that from, its executor."""
+"""What a vLLM engine is started with: its configuration, the folder that it reads, its executor."""
 
 import hashlib
 import os
@@ -42,7 +42,7 @@ def engine_config(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         kv_cache_memory_bytes=cache_mb and cache_mb * 2**20,
-        # vLLM takes it of the whole card, and wants that much free even where the cache's size is given.
+        # Of the whole card; vLLM wants that much free even where the size of the cache is given.
         gpu_memory_utilization=settings.gpu_memory_utilization * (min(1.0, num_gpus) or 1.0),
         block_size=settings.block_size,
         enable_prefix_caching=settings.prefix_caching,
@@ -74,7 +74,10 @@ def executor_class(config: VllmConfig, settings: VLLMConfig) -> type[Executor]:
             rows, context = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
             useful = [
                 # vLLM keeps one block.
-                sum(s.page_size_bytes * (rows * blocks(context, s.block_size) + 1) for s in specs.values())
+                sum(
+                    s.page_size_bytes * (rows * blocks(context, s.block_size) + 1)
+                    for s in specs.values()
+                )
                 for specs in self.get_kv_cache_specs()
             ]
             found = super().determine_available_memory()
@@ -86,9 +89,9 @@ def executor_class(config: VllmConfig, settings: VLLMConfig) -> type[Executor]:
 def model_folder(joint: LlamaConfig, cache: Path) -> Path:
     """A folder that holds a model's config alone, which is how vLLM wants to read it.
 
-    vLLM keeps what it compiled under `cache`, by the model's path among others. So equal configs have one
-    path, or every start would compile anew; it lies there too, and nobody else can write to it. Raises
-    UserError where that cannot be had.
+    vLLM keeps what it compiled under `cache`, by the model's path among others. So equal configs have
+    one path, or every start would compile anew. It lies there too, where nobody else can write. Raises
+    UserError if that cannot be had.
     """
     home = cache / "bicot"
     text = joint.to_json_string()
@@ -112,8 +115,8 @@ def _check_owner(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & stat.S_IWOTH:
         raise UserError(
-            f"{folder} is not a folder that belongs to you alone: remove it, or set VLLM_CACHE_ROOT to a"
-            " folder of yours"
+            f"{folder} is not a folder that belongs to you alone: remove it, or set VLLM_CACHE_ROOT to"
+            " a folder of yours"
         )
 
 

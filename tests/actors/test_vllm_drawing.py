@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from actors.noise import draw_tokens, token_logps
 from actors.vllm.drawing import Drawer, Layout
@@ -144,3 +146,66 @@ def test_a_late_row_raises_and_warm_up_requests_pass(processor, logits):
     before = logits.clone()
     processor.apply(logits[:1], context([1], [1]))
     assert torch.equal(logits, before)
+
+
+# --- what would wait for a GPU ---
+
+
+class Device(TorchDispatchMode):
+    """Stands in for a GPU: the meta device, which cannot be read from, as a read would wait; and that
+    every copy to it comes from pinned memory and is waited for by nobody is checked here."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.copies = 0
+        self._pinned = []
+        monkeypatch.setattr(torch, "tensor", self._tensor)
+
+    def _tensor(self, data, *, dtype=None, device="cpu", pin_memory=False, make=torch.tensor):
+        assert torch.device(device) == CPU, "a copy from ordinary memory waits"
+        made = make(data, dtype=dtype)
+        self._pinned += [made] * pin_memory  # which a machine without a GPU cannot do
+        return made
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if isinstance(out, torch.Tensor) and out.device.type == "meta":
+            given = tree_leaves((args, kwargs))
+            sources = [a for a in given if isinstance(a, torch.Tensor) and a.device == CPU]
+            self.copies += len(sources)
+            for source in sources:
+                assert any(source is pinned for pinned in self._pinned), f"{func} of ordinary memory"
+                assert kwargs.get("non_blocking"), f"{func} waits"
+        return out
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("guided", [True, False])
+def test_no_step_waits_for_the_device(processor, monkeypatch, guided, temperature):
+    lanes = pair(7) + pair(3) if guided else [Lane(n, "alone", "image", n) for n in range(4)]
+    processor.drawer.plan = Plan("image", temperature, 3.0, max_tokens=9)
+    for slot, lane in zip((0, 3, 4, 2), lanes, strict=True):
+        add(processor, slot, lane)
+    logits = torch.zeros(4, TEXT + IMAGE, device="meta")
+    with Device(monkeypatch) as device:
+        for step in range(3):
+            processor.apply(logits, context([0, 3, 4, 2], [6 + step, 6 + step, 8 + step, 8 + step]))
+        assert device.copies == 3 + 3  # keys and rows of the batch once, positions every step
+        processor.apply(logits[:2], context([0, 3], [9, 9]))
+        assert device.copies == 6 + 3 + 1
+
+
+def test_the_stand_in_device_notices_what_would_wait(monkeypatch):
+    with Device(monkeypatch):
+        for wait in (
+            lambda: torch.tensor([1], device="meta"),
+            lambda: torch.tensor([1]).to("meta", non_blocking=True),
+            lambda: torch.tensor([1], pin_memory=True).to("meta"),
+            lambda: torch.zeros(3, device="meta").copy_(torch.zeros(3)),
+            lambda: torch.zeros(3, device="meta")[torch.tensor([1])],
+        ):
+            with pytest.raises(AssertionError):
+                wait()
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.zeros(3, device="meta").tolist()
