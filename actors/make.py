@@ -18,7 +18,7 @@ def make_sampler(policy: PolicyConfig, config: ActorsConfig, run_seed: int) -> S
         return TorchSampler(load_janus(policy, device), config.sampling, run_seed)
     from actors.vllm.sampler import VLLMSampler  # takes seconds to import, and may not be there
 
-    return VLLMSampler(load_janus(policy), config.sampling, run_seed, config.vllm)
+    return VLLMSampler(load_janus(policy), config.sampling, run_seed, config.vllm, config.num_gpus)
 
 
 def choose_sampler(config: ActorsConfig) -> str:

@@ -4,6 +4,10 @@ vLLM samples each row for itself. Here a pair's two rows get one token: the choi
 logits, and the logits are then set so that greedy sampling can only pick it. The log-probabilities of
 the chosen tokens stay behind in a journal, because vLLM would return those of one row alone.
 
+vLLM prepares a step while the GPU still computes the last one. That overlap is lost as soon as
+anything here waits for the GPU, so nothing does but `take`: nothing is read back, and what goes there
+goes through pinned memory (`to_device`).
+
 R rows, N samples in the batch (a pair of rows is one), Vt text and Vi image vocabulary.
 """
 
@@ -11,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,13 +23,20 @@ from actors.noise import choose_tokens
 from actors.vllm.lane import Lane, LockstepError, Plan
 
 
+def to_device(numbers: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
+    """Whole numbers as int64, without waiting for the device. (A copy from ordinary memory waits for
+    all that the device was given before.)"""
+    host = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type != "cpu")
+    return host.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Which rows of a batch belong to which sample."""
+    """Which rows of a batch belong to which sample. Made once for as long as the rows stay the same."""
 
     samples: tuple[int, ...]  # [N]
-    lead: tuple[int, ...]  # [N] the row that is conditional, or alone
-    partner: tuple[int, ...]  # [N] the unconditional row, or nothing at all
+    lead: np.ndarray  # int64 [N] the row that is conditional, or alone
+    partner: np.ndarray  # int64 [N] the unconditional row, or nothing at all
     keys: Tensor  # int64 [N]
     lead_rows: Tensor  # int64 [N], `lead` on the device
     partner_rows: Tensor
@@ -48,15 +60,15 @@ class Layout:
             raise LockstepError(f"only one row of a pair is in the batch: samples {broken[:8]}")
         if paired and len(paired) != len(lead):
             raise LockstepError("guided and unguided samples in one batch")
-        samples = tuple(lead)
-        pairs = tuple(partner[s] for s in samples) if paired else ()
+        leads = np.array([*lead.values()], np.int64)
+        pairs = np.array([partner[s] for s in lead] if paired else [], np.int64)
         return cls(
-            samples=samples,
-            lead=tuple(lead.values()),
+            samples=tuple(lead),
+            lead=leads,
             partner=pairs,
-            keys=torch.tensor([lanes[row].key for row in lead.values()], device=device),
-            lead_rows=torch.tensor(tuple(lead.values()), dtype=torch.int64, device=device),
-            partner_rows=torch.tensor(pairs, dtype=torch.int64, device=device),
+            keys=to_device([lanes[row].key for row in leads], device),
+            lead_rows=to_device(leads, device),
+            partner_rows=to_device(pairs, device),
         )
 
 
@@ -82,43 +94,46 @@ class Drawer:
             raise RuntimeError("rows arrived before the plan for them")
         return Layout.of(lanes, self.plan, device)
 
-    def draw(self, logits: Tensor, layout: Layout, positions: Sequence[int]) -> None:
+    def draw(self, logits: Tensor, layout: Layout, positions: np.ndarray) -> None:
         """Choose every sample's next token and write the choice into the logits.
 
-        logits: float32 [R, Vt + Vi]. positions: [R], how many tokens each row has drawn before.
+        logits: float32 [R, Vt + Vi]. positions: int [R], how many tokens each row has drawn before.
         """
-        lead = [int(positions[row]) for row in layout.lead]
-        partner = [int(positions[row]) for row in layout.partner]
-        if partner and lead != partner:
-            late = [s for s, a, b in zip(layout.samples, lead, partner, strict=True) if a != b]
-            raise LockstepError(f"the rows of a pair are at different tokens: samples {late[:8]}")
+        guided = len(layout.partner) > 0
+        lead = positions[layout.lead]
+        if guided and (late := np.flatnonzero(lead != positions[layout.partner])).size:
+            names = [layout.samples[n] for n in late[:8]]
+            raise LockstepError(f"the rows of a pair are at different tokens: samples {names}")
         first, own = self._span(logits)
-        where = torch.tensor(lead, device=logits.device)
-        tokens, logps, guided = choose_tokens(
+        tokens, logps, guided_logps = choose_tokens(
             own.index_select(0, layout.lead_rows),
             layout.keys,
-            where,
+            to_device(lead, logits.device),
             self.plan.temperature,
-            unconditional=own.index_select(0, layout.partner_rows) if partner else None,
+            unconditional=own.index_select(0, layout.partner_rows) if guided else None,
             guidance=self.plan.guidance,
         )
-        self._journal.append((layout.samples, tokens, logps, guided))
+        self._journal.append((layout.samples, tokens, logps, guided_logps))
         certain = torch.finfo(logits.dtype).max
         logits[layout.lead_rows, tokens + first] = certain
-        if partner:
+        if guided:
             logits[layout.partner_rows, tokens + first] = certain
 
     def take(self) -> dict[int, Drawn]:
         """All that was drawn since the last call, by sample."""
-        drawn: dict[int, Drawn] = defaultdict(Drawn)
-        for samples, *columns in self._journal:
-            rows = zip(samples, *(column.tolist() for column in columns), strict=True)
-            for sample, token, logp, guided in rows:
-                entry = drawn[sample]
-                entry.tokens.append(token)
-                entry.logps.append(logp)
-                entry.guided_logps.append(guided)
+        if not self._journal:
+            return {}
+        steps, *columns = zip(*self._journal, strict=True)
         self._journal.clear()
+        samples = [sample for step in steps for sample in step]
+        drawn: dict[int, Drawn] = defaultdict(Drawn)
+        # One copy from the device a column, not one a step.
+        rows = zip(samples, *(torch.cat(column).tolist() for column in columns), strict=True)
+        for sample, token, logp, guided in rows:
+            entry = drawn[sample]
+            entry.tokens.append(token)
+            entry.logps.append(logp)
+            entry.guided_logps.append(guided)
         return dict(drawn)
 
     def _span(self, logits: Tensor) -> tuple[int, Tensor]:

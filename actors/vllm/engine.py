@@ -1,28 +1,24 @@
 """A vLLM engine in this process that draws whole samples, with weights that can be replaced."""
 
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import JanusConfig
-from vllm import EngineArgs, SamplingParams
-from vllm.config import VllmConfig
+from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.engine.llm_engine import LLMEngine
-from vllm.v1.executor import Executor
 
 from actors.vllm.config import VLLMConfig
 from actors.vllm.drawing import Drawn
 from actors.vllm.lane import Lane, Plan
-from actors.vllm.model import joint_config, register
-from actors.vllm.processors import PairProcessorV1, PairProcessorV2
-from actors.vllm.scheduler import AsyncPairScheduler, PairScheduler, blocks
+from actors.vllm.launch import engine_config, executor_class
+from actors.vllm.scheduler import blocks
 from policy.errors import UserError
 
-_CPU_KV_CACHE_MB = 256
+_BUCKET_BYTES = 2**28
+"""Of weights that go to other processes, at most this much at once (a larger tensor goes alone)."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +38,17 @@ class Engine:
     One to a process is the intended use: an engine that ends takes vLLM's process-wide state with it.
     """
 
-    def __init__(self, janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig):
-        register()
-        _check_head_size(janus)
-        _check_cache(janus, dtype, settings)
-        # vLLM reads a model from a folder: here one that holds the config alone. It starts with made-up
-        # weights, so that any layout that `load_janus` reads will do; the first arrive like all later.
-        with tempfile.TemporaryDirectory() as folder:
-            joint_config(janus).save_pretrained(folder)
-            self._config = _engine_config(folder, dtype, settings)
-            self._engine = LLMEngine(
-                vllm_config=self._config,
-                executor_class=Executor.get_class(self._config),
-                log_stats=False,
-                multiprocess_mode=False,
-            )
+    def __init__(
+        self, janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig, num_gpus: float = 1.0
+    ):
+        """`num_gpus`: what this process has of GPUs; of a part of one, it takes only its share."""
+        self._config = engine_config(janus, dtype, settings, num_gpus)
+        self._engine = LLMEngine(
+            vllm_config=self._config,
+            executor_class=executor_class(self._config, settings),
+            log_stats=False,
+            multiprocess_mode=False,
+        )
         self._plan: Plan | None = None
         self._rows: dict[str, int] = {}  # unfinished requests, and whose sample each is
         self._tokens: dict[int, list[int]] = {}  # what vLLM says it sampled, by sample
@@ -111,6 +103,9 @@ class Engine:
         """Give up everything. The cache goes too: a step that broke may have left blocks in it that
         are marked as computed and are not."""
         self.abort(list(self._rows.values()))
+        # The step after a broken one is under way, and as broken: its error is not the next batch's.
+        if steps := self._engine.engine_core.engine_core.batch_queue:
+            steps.clear()
         self._on_workers("take_drawn")
         self._engine.reset_prefix_cache()
 
@@ -140,11 +135,11 @@ class Engine:
         passed over; `complete` insists that nothing of its own is left out."""
         if self.busy:
             raise RuntimeError("weights cannot change while a batch is being drawn")
-        if self._config.parallel_config.world_size > 1:
-            named = list(named)  # they go to other processes
-        missing = self._on_workers("replace_parameters", named)
+        apart = self._config.parallel_config.world_size > 1
+        buckets = _buckets(named) if apart else (named,)
+        missing = set.intersection(*(self._on_workers("replace_parameters", b) for b in buckets))
         if complete and missing:
-            raise ValueError(f"the engine's first weights are incomplete: {missing[:5]}")
+            raise ValueError(f"the engine's first weights are incomplete: {sorted(missing)[:5]}")
         # Keys and values of the old weights must not meet queries of the new ones.
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM did not let go of the keys and values of the old weights")
@@ -190,55 +185,13 @@ class Engine:
         return self._engine.collective_rpc(method, args=args)[0]
 
 
-def _check_head_size(janus: JanusConfig) -> None:
-    """On CPUs vLLM would only say so in the middle of the first batch."""
-    text = janus.text_config
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    known = CPUAttentionBackend.get_supported_head_sizes()
-    if not torch.cuda.is_available() and size not in known:
-        raise UserError(
-            f"vLLM on a CPU has no attention for heads of size {size} (it has {known}):"
-            " set actors.sampler: torch"
-        )
-
-
-def _check_cache(janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig) -> None:
-    """vLLM insists that one row as long as the context fits, and says so in words of its own."""
-    text = janus.text_config
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * size * dtype.itemsize
-    need = -(-per_token * text.max_position_embeddings // settings.tensor_parallel_size // 2**20)
-    if settings.kv_cache_mb and settings.kv_cache_mb < need:
-        raise UserError(
-            f"actors.vllm.kv_cache_mb: {settings.kv_cache_mb} MB do not hold one row of the model's"
-            f" context of {text.max_position_embeddings} tokens: it takes more than {need} MB,"
-            " and a guided sample has two rows"
-        )
-
-
-def _engine_config(folder: str, dtype: torch.dtype, settings: VLLMConfig) -> VllmConfig:
-    on_gpu = torch.cuda.is_available()
-    cache_mb = settings.kv_cache_mb or (None if on_gpu else _CPU_KV_CACHE_MB)
-    config = EngineArgs(
-        model=folder,
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        generation_config="vllm",
-        dtype=str(dtype).removeprefix("torch."),
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        kv_cache_memory_bytes=cache_mb and cache_mb * 2**20,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        block_size=settings.block_size,
-        enable_prefix_caching=settings.prefix_caching,
-        enforce_eager=settings.enforce_eager or not on_gpu,
-        tensor_parallel_size=settings.tensor_parallel_size,
-        distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
-        worker_extension_cls="actors.vllm.worker.JanusWorker",
-        disable_log_stats=True,
-    ).create_engine_config()
-    v2 = config.use_v2_model_runner
-    config.model_config.logits_processors = [PairProcessorV2 if v2 else PairProcessorV1]
-    overlapped = config.scheduler_config.async_scheduling
-    config.scheduler_config.scheduler_cls = AsyncPairScheduler if overlapped else PairScheduler
-    return config
+def _buckets(named: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+    """In order, and one even if there is nothing. Each is filled only when the last has been sent."""
+    bucket, size = [], 0
+    for name, tensor in named:
+        if bucket and size + tensor.nbytes > _BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor.detach()))  # vLLM copies parameters twice, and plain tensors once
+        size += tensor.nbytes
+    yield bucket

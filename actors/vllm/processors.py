@@ -1,6 +1,7 @@
 """Where vLLM asks for the next tokens. It has two model runners (V1 on CPUs, V2 on GPUs) with an
 interface each; both classes only find out who is in which row, and leave the rest to the Drawer."""
 
+import numpy as np
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
@@ -41,7 +42,7 @@ class PairProcessorV1(LogitsProcessorV1):
         rows = [self._rows.get(n, (None, ())) for n in range(len(logits))]
         if self._layout is None:
             self._layout = self.drawer.layout([lane for lane, _ in rows], self._device)
-        self.drawer.draw(logits, self._layout, [len(output) for _, output in rows])
+        self.drawer.draw(logits, self._layout, np.array([len(output) for _, output in rows]))
         return logits
 
 
@@ -50,23 +51,22 @@ class PairProcessorV2(LogitsProcessorV2):
         self.drawer = Drawer(vllm_config.model_config.hf_config.text_vocabulary)
         self._states = req_states
         self._lanes: dict[int, Lane | None] = {}  # by slot
-        self._layout: Layout | None = None
-        self._slots = b""
+        self._layout: Layout | None = None  # of the rows in these slots; None: none of them is ours
+        self._slots: bytes | None = None
 
     def add_request(self, req_idx: int, sampling_params) -> bool:
         self._lanes[req_idx] = lane_of(sampling_params)
-        self._slots = b""
+        self._slots = None
         return self._lanes[req_idx] is not None
 
     def apply(self, logits: Tensor, ctx) -> Tensor:
         slots = ctx.idx_mapping_np
-        lanes = [self._lanes.get(slot) for slot in slots.tolist()]
-        if not any(lanes):
-            return logits
         if slots.tobytes() != self._slots:
-            self._layout = self.drawer.layout(lanes, logits.device)
+            lanes = [self._lanes.get(slot) for slot in slots.tolist()]
+            self._layout = self.drawer.layout(lanes, logits.device) if any(lanes) else None
             self._slots = slots.tobytes()
-        lengths = ctx.seq_lens_upper_bound_np[: len(slots)]  # exact without speculative decoding
-        positions = lengths - self._states.prompt_len.np[slots]
-        self.drawer.draw(logits, self._layout, positions)
+        if self._layout is not None:
+            lengths = ctx.seq_lens_upper_bound_np[: len(slots)]  # exact without speculative decoding
+            positions = lengths - self._states.prompt_len.np[slots]
+            self.drawer.draw(logits, self._layout, positions)
         return logits

@@ -18,11 +18,17 @@ class VLLMSampler(TwoPhaseSampler):
     image decoder is dropped from it."""
 
     def __init__(
-        self, janus: Janus, config: SamplingConfig, run_seed: int, settings: VLLMConfig | None = None
+        self,
+        janus: Janus,
+        config: SamplingConfig,
+        run_seed: int,
+        settings: VLLMConfig | None = None,
+        num_gpus: float = 1.0,
     ):
+        """`num_gpus`: what this process has of GPUs, as Ray counts them."""
         super().__init__(janus, config, run_seed)
         model = janus.model
-        self.engine = Engine(model.config, model.dtype, settings or VLLMConfig())
+        self.engine = Engine(model.config, model.dtype, settings or VLLMConfig(), num_gpus)
         self.engine.load_weights(model.named_parameters(), complete=True)
         _keep_only_the_image_decoder(model)
         self.device = "cuda:0" if torch.cuda.is_available() else "cpu"

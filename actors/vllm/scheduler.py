@@ -29,12 +29,19 @@ class _WholeSamples:
         held = self._hold_back() if self.waiting else []
         try:
             output = super().schedule(*args, **kwargs)
-            if self.waiting:
-                raise LockstepError("vLLM did not schedule a sample that was admitted")
+            left = bool(self.waiting)
         finally:
             for request in held:
                 self.waiting.add_request(request)
-        self._check(output)
+        try:
+            if left:
+                raise LockstepError("vLLM did not schedule a sample that was admitted")
+            self._check(output)
+        except LockstepError:
+            # No worker will see this output: tell them of the requests that have ended next time, or
+            # they keep rows for them.
+            self.finished_req_ids |= output.finished_req_ids
+            raise
         return output
 
     def _hold_back(self) -> list[Request]:

@@ -27,11 +27,11 @@ class JanusWorker:
         """What was drawn since it was taken last, by sample."""
         return self._drawer().take()
 
-    def replace_parameters(self, named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    def replace_parameters(self, named: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Returns the names of the parameters that were left as they are."""
         model = self.get_model()
         loaded = model.load_weights(iter(named))
-        return sorted({name for name, _ in model.named_parameters()} - loaded)
+        return {name for name, _ in model.named_parameters()} - loaded
 
     def _drawer(self) -> Drawer:
         runner = self.model_runner

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from actors.noise import choose_tokens, token_logps
 from actors.vllm.drawing import Drawer, Layout
@@ -33,7 +35,7 @@ def drawer():
 
 def test_both_rows_of_a_pair_get_the_guided_token_wherever_they_lie(drawer, logits):
     (c7, u7), (c3, u3) = pair(7, key=11), pair(3, key=12)
-    lanes, positions = [u3, c7, None, c3, u7], [4, 2, 0, 4, 2]
+    lanes, positions = [u3, c7, None, c3, u7], np.array([4, 2, 0, 4, 2])
     before = logits.clone()
     drawer.draw(logits, drawer.layout(lanes, CPU), positions)
     conditional, unconditional = before[[1, 3], TEXT:], before[[4, 0], TEXT:]
@@ -54,7 +56,7 @@ def test_text_rows_draw_from_the_text_vocabulary_alone(drawer, logits):
     logits[:, TEXT:] = 100.0
     wanted = logits[:, :TEXT].argmax(1).tolist()
     lanes = [Lane(n, "alone", "cot", n) for n in range(5)]
-    drawer.draw(logits, drawer.layout(lanes, CPU), [0, 1, 2, 3, 4])
+    drawer.draw(logits, drawer.layout(lanes, CPU), np.arange(5))
     assert logits.argmax(1).tolist() == wanted
     assert all(d.guided_logps == d.logps for d in drawer.take().values())
 
@@ -78,7 +80,7 @@ def test_a_pair_at_two_different_tokens_raises_and_draws_nothing(drawer, logits)
     lanes = [*pair(1), *pair(2)]
     before = logits.clone()
     with pytest.raises(LockstepError, match=r"at different tokens: samples \[2\]"):
-        drawer.draw(logits, drawer.layout(lanes, CPU), [3, 3, 3, 2])
+        drawer.draw(logits, drawer.layout(lanes, CPU), np.array([3, 3, 3, 2]))
     assert torch.equal(logits, before)
     assert drawer.take() == {}
 
@@ -120,7 +122,7 @@ def test_slots_in_any_order_are_the_same_rows(processor, drawer, logits):
         lengths = [{0: 6, 2: 8, 3: 6, 4: 8}[s] + p for s, p in zip(slots, positions, strict=True)]
         rows = logits[: len(slots)].clone()
         wanted = rows.clone()
-        drawer.draw(wanted, drawer.layout([lanes[s] for s in slots], CPU), positions)
+        drawer.draw(wanted, drawer.layout([lanes[s] for s in slots], CPU), np.array(positions))
         assert torch.equal(processor.apply(rows, context(slots, lengths)), wanted)
     assert processor.drawer.take() == drawer.take()
 
@@ -144,3 +146,66 @@ def test_a_late_row_raises_and_warm_up_requests_pass(processor, logits):
     before = logits.clone()
     processor.apply(logits[:1], context([1], [1]))
     assert torch.equal(logits, before)
+
+
+# --- what would wait for a GPU ---
+
+
+class Device(TorchDispatchMode):
+    """Stands in for a GPU: the meta device, which cannot be read from, as a read would wait; and that
+    every copy to it comes from pinned memory and is waited for by nobody is checked here."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.copies = 0
+        self._pinned = []
+        monkeypatch.setattr(torch, "tensor", self._tensor)
+
+    def _tensor(self, data, *, dtype=None, device="cpu", pin_memory=False, make=torch.tensor):
+        assert torch.device(device) == CPU, "a copy from ordinary memory waits"
+        made = make(data, dtype=dtype)
+        self._pinned += [made] * pin_memory  # which a machine without a GPU cannot do
+        return made
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if isinstance(out, torch.Tensor) and out.device.type == "meta":
+            given = tree_leaves((args, kwargs))
+            sources = [a for a in given if isinstance(a, torch.Tensor) and a.device == CPU]
+            self.copies += len(sources)
+            for source in sources:
+                assert any(source is pinned for pinned in self._pinned), f"{func} of ordinary memory"
+                assert kwargs.get("non_blocking"), f"{func} waits"
+        return out
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("guided", [True, False])
+def test_no_step_waits_for_the_device(processor, monkeypatch, guided, temperature):
+    lanes = pair(7) + pair(3) if guided else [Lane(n, "alone", "image", n) for n in range(4)]
+    processor.drawer.plan = Plan("image", temperature, 3.0, max_tokens=9)
+    for slot, lane in zip((0, 3, 4, 2), lanes, strict=True):
+        add(processor, slot, lane)
+    logits = torch.zeros(4, TEXT + IMAGE, device="meta")
+    with Device(monkeypatch) as device:
+        for step in range(3):
+            processor.apply(logits, context([0, 3, 4, 2], [6 + step, 6 + step, 8 + step, 8 + step]))
+        assert device.copies == 3 + 3  # keys and rows of the batch once, positions every step
+        processor.apply(logits[:2], context([0, 3], [9, 9]))
+        assert device.copies == 6 + 3 + 1
+
+
+def test_the_stand_in_device_notices_what_would_wait(monkeypatch):
+    with Device(monkeypatch):
+        for wait in (
+            lambda: torch.tensor([1], device="meta"),
+            lambda: torch.tensor([1]).to("meta", non_blocking=True),
+            lambda: torch.tensor([1], pin_memory=True).to("meta"),
+            lambda: torch.zeros(3, device="meta").copy_(torch.zeros(3)),
+            lambda: torch.zeros(3, device="meta")[torch.tensor([1])],
+        ):
+            with pytest.raises(AssertionError):
+                wait()
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.zeros(3, device="meta").tolist()
