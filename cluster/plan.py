@@ -24,7 +24,7 @@ PROMPT_TOKENS = 128
 """Assumed length of a prompt with its instruction."""
 RUNTIME_GB = 3.0
 """Assumed: CUDA context, NCCL, and what the allocator cannot use."""
-DECODED_TOGETHER = 64
+DECODED_TOGETHER = 8
 """Images, as `Janus.decode_images` has it."""
 DECODER_COPIES = 4
 """Assumed: tensors of the image decoder's full size at one time."""

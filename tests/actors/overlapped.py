@@ -19,7 +19,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcReque
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from actors.noise import draw_tokens, token_logps
+from actors.noise import choose_tokens
 from actors.vllm.drawing import Drawn
 from actors.vllm.engine import Request
 from actors.vllm.lane import Plan
@@ -48,13 +48,19 @@ def plain_loop(logits: Logits, text: int, plan: Plan, request: Request) -> Drawn
     drawn, key = Drawn(), torch.tensor([request.key])
     while len(drawn.tokens) < plan.max_tokens and plan.stop_id not in drawn.tokens[-1:]:
         conditional, *other = (logits.after(row)[None, part] for row in rows)
-        target = other[0] + plan.guidance * (conditional - other[0]) if other else conditional
-        token = draw_tokens(target, key, torch.tensor([len(drawn.tokens)]), plan.temperature)
-        drawn.tokens.append(int(token))
-        drawn.logps.append(float(token_logps(conditional, token, plan.temperature)))
-        drawn.guided_logps.append(float(token_logps(target, token, plan.temperature)))
+        choice = choose_tokens(
+            conditional,
+            key,
+            torch.tensor([len(drawn.tokens)]),
+            plan.temperature,
+            unconditional=other[0] if other else None,
+            guidance=plan.guidance,
+        )
+        drawn.tokens.append(token := int(choice.tokens))
+        drawn.logps.append(float(choice.logps))
+        drawn.guided_logps.append(float(choice.guided_logps))
         for row in rows:
-            row.append(int(token) + offset)
+            row.append(token + offset)
     return drawn
 
 
