@@ -14,3 +14,5 @@ class DrawReport:
     image_tokens: int
     pull_s: float
     draw_s: float
+    group_tokens: tuple[int, ...]
+    """Of each group, both CoTs together."""

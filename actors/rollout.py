@@ -51,6 +51,7 @@ class RolloutActor:
             image_tokens=sum(len(s.image_ids) for s in samples),
             pull_s=pull_s,
             draw_s=draw_s,
+            group_tokens=tuple(sum(len(s.cot_ids) + len(s.image_ids) for s in g) for g in drawn),
         )
         return [*drawn, report]
 

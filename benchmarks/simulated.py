@@ -58,7 +58,7 @@ class Host:
         await asyncio.sleep(DRAW_S)
         version = work.weights.version if work.weights else 0
         n = GROUP_SIZE
-        return self._group, DrawReport(version, n, 10 * n, n, 576 * n, 0.0, DRAW_S)
+        return self._group, DrawReport(version, n, 10 * n, n, 576 * n, 0.0, DRAW_S, (586 * n,))
 
 
 class Experts(Judge):
@@ -78,7 +78,10 @@ class Experts(Judge):
 class Rank:
     """Stands for the learner's only rank."""
 
-    def step(self, samples, places, advantages, micro_batches) -> dict[str, float]:
+    def prepare(self, samples) -> dict:
+        return {}
+
+    def step(self, samples, places, advantages, micro_batches, ahead) -> dict[str, float]:
         time.sleep(LEARN_S)
         return {"loss": 0.0, "step/skipped": 0.0}
 

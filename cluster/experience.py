@@ -36,6 +36,8 @@ class DrawnGroup:
     place: int
     weights_version: int
     draws: int
+    tokens: int
+    """Of all its samples, both CoTs together."""
 
     @property
     def prompt(self) -> Prompt:
@@ -156,8 +158,10 @@ class Experience:
         for n, (batch, report) in enumerate(zip(drawing.batches, reports, strict=True)):
             busy[drawing.drawn_by(n)] += report.draw_s
             pulls[drawing.drawn_by(n)] += report.pull_s
-            for group, (place, found) in zip(batch, scores, strict=False):
-                drawn_group = group, place, report.weights_version, drawing.draws(n)
+            for (group, tokens), (place, found) in zip(
+                zip(batch, report.group_tokens, strict=True), scores, strict=False
+            ):
+                drawn_group = group, place, report.weights_version, drawing.draws(n), tokens
                 if isinstance(found, str):
                     harvest.dropped.append((DrawnGroup(*drawn_group), found))
                 else:

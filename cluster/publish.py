@@ -53,6 +53,8 @@ class Publisher:
         return self._stored
 
     def _broadcast(self, version: int) -> None:
+        # An actor that still draws is not late, and one that is lost is found before the sender waits.
+        ray.get([actor.ready.remote() for actor in self._actors], timeout=self._timeout_s)
         receiving = [actor.receive.remote(version, self._timeline) for actor in self._actors]
         ray.get([*self._learner.broadcast(), *receiving], timeout=self._timeout_s)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ray
 import torch
+from ray import ObjectRef
 from rich.console import Console
 
 from cluster.config import RunConfig
@@ -100,7 +101,9 @@ def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluatio
         while ordered < min(config.steps, run.step + config.max_staleness):
             orders.append(experience.order(list(islice(groups, config.groups_per_step)), run.weights))
             ordered += 1
-        harvest = experience.collect(orders.popleft())
+        order = orders.popleft()
+        ahead = learner.prepare(order.drawing.samples)  # while groups are drawn and judged
+        harvest = experience.collect(order)
         metrics = reward_metrics(harvest.groups) | sampling_metrics(harvest, run.version)
         metrics |= expert_metrics(harvest)
         worth = those_that_teach(run, harvest.groups)
@@ -109,7 +112,7 @@ def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluatio
         skipped = False
         if worth:
             with learner_at_work():
-                ranks = learner.step(compare(run, harvest, worth))
+                ranks = learner.step(compare(run, harvest, worth, ahead))
                 metrics |= ray.get(ranks, timeout=run.config.learner.timeout_s)[0]
                 publishing = time.perf_counter()
                 skipped = bool(metrics["step/skipped"])
@@ -145,9 +148,18 @@ def those_that_teach(run: Run, groups: Sequence[JudgedGroup]) -> list[JudgedGrou
     return [group for group, teaches in zip(groups, differ, strict=True) if teaches or keep_all]
 
 
-def compare(run: Run, harvest: Harvest, groups: Sequence[JudgedGroup]) -> ScoredGroups:
-    """Some groups of a harvest with the advantage of each sample over its group."""
+def compare(
+    run: Run, harvest: Harvest, groups: Sequence[JudgedGroup], ahead: Sequence[ObjectRef]
+) -> ScoredGroups:
+    """Some groups of a harvest with the advantage of each sample over its group, and what the learner
+    prepared."""
     size, scale = run.config.train.group_size, run.config.learner.advantage_scale
     rewards = torch.from_numpy(rewards_of(groups)).flatten()
     advantages = group_advantages(rewards, size, scale=scale).numpy().reshape(-1, size)
-    return ScoredGroups(harvest.drawing.all_samples(), [group.place for group in groups], advantages)
+    return ScoredGroups(
+        harvest.drawing.all_samples(),
+        [group.place for group in groups],
+        advantages,
+        tokens=[group.tokens for group in groups],
+        ahead=ahead,
+    )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+from learner.kernels import check_kernels
 from policy.errors import UserError
 from policy.janus import PolicyConfig, empty_janus
 from policy.nodes import CustomResources, Labels
@@ -82,6 +83,9 @@ class LearnerConfig(BaseModel):
     gradient_checkpointing: bool = False
     """Keep only each layer's input for backward, and compute the layer again: about a third more
     compute, and far less memory."""
+    kernels: Literal["none", "liger", "compile"] = "none"
+    """Faster kernels for the trunk: Liger's, on GPUs (`pip install "bicot[liger]"`), or each layer
+    compiled by torch, which takes minutes at the first step and wants a C++ compiler."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     deepspeed: dict[str, Any] | str | None = None
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
@@ -90,6 +94,9 @@ class LearnerConfig(BaseModel):
     GPUs (gloo between CPUs). auto: broadcast where each actor and rank has a GPU of its own."""
     bucket_mb: float = Field(64.0, gt=0)
     """Size of a bucket when weights are published."""
+    broadcast_timeout_s: float = Field(30.0, gt=0)
+    """How long one bucket may take to all rollout actors, before the broadcast is given up and the
+    object store carries the weights."""
     timeout_s: float = Field(600.0, gt=0)
     """How long a rank waits for the others before it gives them up."""
 
@@ -137,6 +144,9 @@ def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
             "stage3_gather_16bit_weights_on_model_save": True,
         },
         "zero_allow_untested_optimizer": True,
+        # An offloaded optimizer is torch's too: fused, it takes the time of DeepSpeed's own, which must
+        # be compiled on each machine.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == "bfloat16"},
         "fp16": {"enabled": dtype == "float16"},
         "steps_per_print": 10**9,
@@ -146,12 +156,23 @@ def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
 
 
 def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
-    """What a driver can refuse before it starts ranks: DeepSpeed's settings, and names of modules to
-    freeze or to adapt.
+    """What a driver can refuse before it starts ranks: GPUs that ranks would share, DeepSpeed's
+    settings, kernels that are not installed, and names of modules to freeze or to adapt.
 
     Raises UserError.
     """
-    deepspeed_settings(config, policy.dtype)
+    if config.ranks > 1 and 0 < config.num_gpus < 1:
+        raise UserError(
+            f"learner.num_gpus {config.num_gpus:g}: NCCL wants a GPU of its own for each of"
+            f" {config.ranks} ranks; set learner.num_gpus: 1, or learner.ranks: 1"
+        )
+    stage = deepspeed_settings(config, policy.dtype)["zero_optimization"]["stage"]
+    if config.kernels == "compile" and (stage == 3 or config.reference in ("sharded", "offload")):
+        raise UserError(
+            "learner.kernels: compile wants each layer's weights to stay in place: leave it out, or set"
+            " learner.zero_stage below 3 and learner.reference to copy"
+        )
+    check_kernels(config.kernels)
     model = empty_janus(policy)
     if model is None:
         return

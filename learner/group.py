@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.config import LearnerConfig
 from learner.engine import Resume
+from learner.micro_batches import deal
 from learner.rank import LearnerRank
 from policy.broadcast import Meeting
 from policy.janus import PolicyConfig
@@ -27,6 +28,10 @@ class ScoredGroups:
     samples: ObjectRef
     places: Sequence[int]
     advantages: np.ndarray
+    tokens: Sequence[int] = ()
+    """Of each of these groups, so that ranks get equal work; none: each counts the same."""
+    ahead: Sequence[ObjectRef] = ()
+    """What `LearnerGroup.prepare` gave for `samples`."""
 
     @classmethod
     def of(cls, samples: Sequence[ObjectRef], advantages: np.ndarray) -> "ScoredGroups":
@@ -66,14 +71,24 @@ class LearnerGroup:
         ]
         self.trained_parameters: int = ray.get(setups)[0]
 
+    def prepare(self, samples: ObjectRef) -> list[ObjectRef]:
+        """Begin with what a step on these groups will need and does not depend on their scores: the
+        reference's log-probabilities. `samples` is as in ScoredGroups, and need not be there yet; of
+        the groups some may be lost, or be left out of the step. Goes into ScoredGroups as it is. A
+        rank that fails or hangs over it does so in the step."""
+        if self.config.reference_kind == "none":
+            return []
+        return [rank.prepare.remote([samples]) for rank in self.ranks]
+
     def step(self, groups: ScoredGroups, micro_batches: int | None = None) -> list[ObjectRef]:
-        """Begin one update, the groups dealt round the ranks. One reference a rank: the step is done
-        when all are, and each gives the metrics of the whole step."""
+        """Begin one update, the groups dealt to the ranks. One reference a rank: the step is done when
+        all are, and each gives the metrics of the whole step."""
+        tokens = groups.tokens or [1] * len(groups.places)
         steps = []
-        for number, rank in enumerate(self.ranks):
-            share = slice(number, None, len(self.ranks))
-            places, advantages = list(groups.places[share]), groups.advantages[share]
-            steps.append(rank.step.remote(groups.samples, places, advantages, micro_batches))
+        for rank, mine in zip(self.ranks, deal(tokens, len(self.ranks)), strict=True):
+            places, advantages = [groups.places[n] for n in mine], groups.advantages[mine]
+            work = groups.samples, places, advantages, micro_batches, groups.ahead
+            steps.append(rank.step.remote(*work))
         return steps
 
     def publish(self, version: int, timeline: int = 0) -> PublishedWeights:
@@ -90,7 +105,8 @@ class LearnerGroup:
     def join_broadcast(self, actors: Sequence[ActorHandle]) -> None:
         """Connect rank 0 with these rollout actors, as receivers of all versions to come."""
         where, manifest = ray.get([self.ranks[0].rendezvous.remote(), self.ranks[0].manifest.remote()])
-        meeting = Meeting(where.host, where.port, 1 + len(actors), self.config.timeout_s)
+        limits = self.config.timeout_s, self.config.broadcast_timeout_s
+        meeting = Meeting(where.host, where.port, 1 + len(actors), *limits)
         joining = [a.join_broadcast.remote(meeting, n, manifest) for n, a in enumerate(actors, 1)]
         joining.append(self.ranks[0].join_broadcast.remote(meeting))
         ray.get(joining, timeout=self.config.timeout_s)

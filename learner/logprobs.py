@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.batch import Batch
+from learner.kernels import use_kernels
 from learner.token_logps import TokenLogps
 from policy.janus import Janus
 
@@ -34,9 +35,10 @@ class JanusLogps(nn.Module):
         temperature: float = 1.0,
         guidance: float | None = None,
         chunk_tokens: int = 512,
+        kernels: str = "none",
     ):
         """`guidance`: the sampler's weight, to also compute the guided distribution; else None.
-        `chunk_tokens`: positions whose logits exist at one time."""
+        `chunk_tokens`: positions whose logits exist at one time. `kernels`: the trunk's."""
         super().__init__()
         # First, so that parameters keep the names they have in transformers, after "model.".
         self.model = janus.model
@@ -45,6 +47,7 @@ class JanusLogps(nn.Module):
         self.image = TokenLogps(janus.model.model.generation_head, **options)
         self._janus = janus
         self._guided = guidance is not None
+        use_kernels(janus.model.model.language_model, kernels)
 
     def zero3_leaves(self) -> list[nn.Module]:
         """Modules whose parameters ZeRO-3 must gather as a whole, and whose children it must not."""
@@ -90,12 +93,20 @@ class JanusLogps(nn.Module):
         return torch.where(keep, batch.image_prompt, self._janus.pad_id)
 
     def _hidden(self, embedded: Tensor, mask: Tensor, start: int) -> Tensor:
-        """Hidden states that predict the tokens from column `start` on."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        """Hidden states that predict the tokens from column `start` on.
+
+        The trunk gets every row without gaps, from position 0 on, and all padding behind it, where
+        causal attention never looks. So it needs no mask, and a GPU takes its flash kernel.
+        """
+        longest = int(mask.sum(1).max())
+        order = (~mask).int().argsort(dim=1, stable=True)[:, :longest]
         output = self.model.model.language_model(
-            inputs_embeds=embedded,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            use_cache=False,
-        )
-        return output.last_hidden_state[:, start - 1 : -1]
+            inputs_embeds=_rows(embedded, order), use_cache=False
+        ).last_hidden_state
+        places = mask.cumsum(1)[:, start:] - 1  # padding has its last token's
+        return _rows(output, places - 1)
+
+
+def _rows(vectors: Tensor, places: Tensor) -> Tensor:
+    """[N, T, D] at places, int64 [N, K] -> [N, K, D]."""
+    return vectors.gather(1, places[..., None].expand(-1, -1, vectors.shape[-1]))

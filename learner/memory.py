@@ -2,7 +2,8 @@
 
 Bytes per parameter: parameters and gradients in the training dtype; the optimizer holds a float32 copy
 and two moments of what is trained. ZeRO divides the optimizer (stage 1), gradients (2) and parameters
-(3) by the number of ranks.
+(3) by the number of ranks. For its step it makes a flat copy of its share of the gradients, and one in
+float32; by then what backward needed is free again.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Sizes:
     trained: int
     largest: int
     """Of the largest module that is moved or gathered as one."""
+    largest_tensor: int
+    """Of what is trained."""
 
 
 def sizes(model: JanusForConditionalGeneration, config: LearnerConfig) -> Sizes:
@@ -44,11 +47,12 @@ def sizes(model: JanusForConditionalGeneration, config: LearnerConfig) -> Sizes:
             for name, m in trunk.named_modules()
             if isinstance(m, nn.Linear) and f".{name}".endswith(ends)
         )
-        return Sizes(total + adapters, adapters, largest)
+        return Sizes(total + adapters, adapters, largest, adapters)  # a bound: they are small
     frozen = {
         id(p): p.numel() for name in config.freeze for p in frozen_module(model, name).parameters()
     }
-    return Sizes(total, total - sum(frozen.values()), largest)
+    trained = [p.numel() for p in model.parameters() if id(p) not in frozen]
+    return Sizes(total, sum(trained), largest, max(trained, default=0))
 
 
 def rank_bytes(
@@ -80,18 +84,33 @@ def rank_bytes(
     tokens = max(config.micro_batch_tokens, sample_tokens)
     if config.guidance == "guided":
         tokens *= 2  # at most: the unconditional rows of the images on top
-    return {
-        **held,
-        "ZeRO buffers": buffers,
+    backward = {
         "activations": activations(tokens),
         "logits chunk": chunk_bytes(model, config, width),
     }
+    step = step_bytes(size, zero, ranks, width) if on_device("offload_optimizer") else 0
+    beyond = max(0.0, step - sum(backward.values()))
+    return {**held, "ZeRO buffers": buffers, **backward, "step beyond those two": beyond}
 
 
 def _optimizer_bytes(size: Sizes, stage: int, width: int) -> float:
     """Without ZeRO a float32 model is its own float32 copy."""
     per_parameter = MASTER_AND_MOMENTS if stage or width < 4 else MASTER_AND_MOMENTS - 4
     return size.trained * per_parameter
+
+
+def step_bytes(size: Sizes, zero: dict, ranks: int, width: int) -> float:
+    """What the optimizer's step holds for a while. The fused AdamW makes nothing of its own, but ZeRO
+    flattens the gradients of this rank's share and turns them into float32 (stage 3 by
+    `sub_group_size`), and before that turns each gradient in turn into float64 for its norm."""
+    stage = zero["stage"]
+    in_float32 = 4 if width < 4 else 0
+    if stage == 0:
+        return size.trained * in_float32
+    share = size.trained / ranks
+    at_once = min(share, zero.get("sub_group_size", 1e9)) if stage == 3 else share
+    norm = 8 * size.largest_tensor / (ranks if stage == 3 else 1)
+    return max(at_once * (width + in_float32), norm)
 
 
 def _reference_bytes(size: Sizes, config: LearnerConfig) -> float:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from ray import ObjectRef
 
+from learner.ahead import Ahead, arrivals, of_each_sample, together
 from learner.batch import Batch, empty_like, make_batch
 from learner.config import LearnerConfig
 from learner.engine import (
@@ -24,6 +25,7 @@ from learner.engine import (
     apply_gradients,
     freeze,
     join,
+    keep_freed_memory,
     training_engine,
 )
 from learner.export import exports, gathered
@@ -36,6 +38,7 @@ from learner.tally import Tally
 from learner.writer import Writer
 from policy.broadcast import Broadcast, Meeting
 from policy.janus import PolicyConfig, load_janus
+from policy.records import Sample
 from policy.weights import Manifest, pack, plan_buckets
 
 
@@ -66,11 +69,14 @@ class LearnerRank:
         self.config = config
         on_gpu = config.num_gpus > 0  # what was asked for: Ray hides no GPU from who asked for none
         self.device = "cuda:0" if on_gpu else "cpu"
+        if not on_gpu:
+            keep_freed_memory()
         join(self.rank, self.world, where, on_gpu=on_gpu, timeout_s=config.timeout_s)
         options = {
             "temperature": temperature,
             "guidance": guidance if config.guidance == "guided" else None,
             "chunk_tokens": config.logprob_chunk_tokens,
+            "kernels": config.kernels,
         }
         self.reference = load_reference(policy, config, self.device, options)
         self.janus = load_janus(policy, self.device)
@@ -88,40 +94,77 @@ class LearnerRank:
 
     # --- a step ---
 
+    def prepare(self, samples: list[ObjectRef]) -> Ahead:
+        """The reference's log-probabilities of this rank's share of groups that are being drawn and
+        judged. `samples` holds one reference, to a list of references, one a group. All ranks call it
+        together, and any may be spared some groups (`arrivals`)."""
+        share = slice(self.rank, None, self.world)
+        found: Ahead = {}
+        collective = self._reference_is_collective
+        for groups in arrivals(
+            samples[0], share, all_at_once=collective, timeout_s=self.config.timeout_s
+        ):
+            rows = [(sample, key, n) for key, drawn in groups.items() for n, sample in enumerate(drawn)]
+            parts = by_tokens(rows, self.config.micro_batch_tokens)
+            batches = [self._batch([row[0] for row in part], [0.0] * len(part)) for part in parts]
+            found |= {key: [None] * len(drawn) for key, drawn in groups.items()}
+            for index, batch in enumerate(self._walked_alike(batches) if collective else batches):
+                logps = self._reference_logps(batch.to(self.device))
+                if index < len(parts):
+                    each = of_each_sample(batch, logps)
+                    for (_, key, n), one in zip(parts[index], each, strict=True):
+                        found[key][n] = one
+        return found
+
+    @property
+    def _reference_is_collective(self) -> bool:
+        """Whether ranks compute it together: all must then make the same number of passes."""
+        kind = self.config.reference_kind
+        zero3 = self.engine.zero_optimization_stage() == 3
+        return kind == "sharded" or (kind == "lora-off" and zero3)
+
     def step(
         self,
         samples: Sequence[ObjectRef],
         places: Sequence[int],
         advantages: np.ndarray,
         micro_batches: int | None = None,
+        ahead: Sequence[ObjectRef] = (),
     ) -> dict[str, float]:
         """One update on this rank's share of the groups: their places among `samples`, references to
         one list[Sample] a group, and each sample's advantage, float32 [len(places), G]. All ranks call
         it together; any may have none. `micro_batches`
-        overrides the token budget (tests). Returns the metrics of all ranks.
+        overrides the token budget (tests). `ahead` refers to what the ranks have prepared; where it
+        lacks a group of any rank's, the reference is computed here. Returns the metrics of all ranks.
 
         A gradient that is not finite changes nothing: `step/skipped` is 1 then, else 0.
         """
-        batches = self._micro_batches([samples[n] for n in places], advantages.tolist(), micro_batches)
-        weight = sum((b.weights.sum() for b in batches), torch.zeros(()))
-        rounds = torch.tensor([float(len(batches)), 0.0], device=self.device)
-        dist.all_reduce(rounds, op=dist.ReduceOp.MAX)
-        total_weight = weight.to(self.device)
+        refs = [samples[n] for n in places]
+        parts = self._micro_batches(refs, advantages.tolist(), micro_batches, ahead)
+        batches = [self._batch([s for s, _, _ in part], [a for _, a, _ in part]) for part in parts]
+        total_weight = sum((b.weights.sum() for b in batches), torch.zeros(())).to(self.device)
         dist.all_reduce(total_weight)
-        example = self._example_batch(batches)
+        prepared = self._all_have([row for part in parts for _, _, row in part])
         tally = Tally(self.device)
-        for index in range(int(rounds[0])):
-            batch = batches[index] if index < len(batches) else example
-            self._backward(batch.to(self.device), total_weight, tally)
+        for index, batch in enumerate(self._walked_alike(batches)):
+            rows = [row for _, _, row in parts[index]] if index < len(parts) else None
+            reference = _prepared_logps(batch, rows) if prepared else None
+            self._backward(batch, reference, total_weight, tally)
         metrics = tally.reduce()
         metrics["step/skipped"] = float(not apply_gradients(self.engine))
         metrics["grad_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
         metrics["lr"] = float(self.engine.optimizer.param_groups[0]["lr"])
         return metrics
 
-    def _backward(self, batch: Batch, total_weight: torch.Tensor, tally: Tally) -> None:
-        # The reference first: what it needs is free again before the policy keeps its activations.
-        reference = self._reference_logps(batch)
+    def _backward(
+        self, batch: Batch, reference: Logps | None, total_weight: torch.Tensor, tally: Tally
+    ) -> None:
+        batch = batch.to(self.device)
+        if reference is None:
+            # First: what it needs is free again before the policy keeps its activations.
+            reference = self._reference_logps(batch)
+        else:
+            reference = Logps(*(x if x is None else x.to(self.device) for x in reference))
         cot, image = phase_losses(batch, self.engine(batch), reference, self.config)
         tally.add("cot", cot)
         tally.add("image", image)
@@ -144,23 +187,42 @@ class LearnerRank:
         refs: list[ObjectRef],
         advantages: Sequence[Sequence[float]],
         count: int | None,
-    ) -> list[Batch]:
-        pairs = [
-            pair
-            for samples, theirs in zip(ray.get(refs), advantages, strict=True)
-            for pair in zip(samples, theirs, strict=True)
+        ahead: Sequence[ObjectRef],
+    ) -> list[list[tuple[Sample, float, Logps | None]]]:
+        """Samples with their advantage and, where it was prepared, the reference's."""
+        prepared = {key: rows for each in ray.get(list(ahead)) for key, rows in each.items()}
+        rows = [
+            row
+            for ref, samples, theirs in zip(refs, ray.get(refs), advantages, strict=True)
+            for row in zip(samples, theirs, prepared.get(ref.hex(), [None] * len(samples)), strict=True)
         ]
         budget = self.config.micro_batch_tokens
-        return [
-            make_batch(
-                [sample for sample, _ in part],
-                [advantage for _, advantage in part],
-                pad_id=self.janus.pad_id,
-                cot_weight=self.config.cot_weight,
-                image_weight=self.config.image_weight,
-            )
-            for part in (by_tokens(pairs, budget) if count is None else in_parts(pairs, count))
-        ]
+        return by_tokens(rows, budget) if count is None else in_parts(rows, count)
+
+    def _batch(self, samples: Sequence[Sample], advantages: Sequence[float]) -> Batch:
+        return make_batch(
+            samples,
+            advantages,
+            pad_id=self.janus.pad_id,
+            cot_weight=self.config.cot_weight,
+            image_weight=self.config.image_weight,
+        )
+
+    def _all_have(self, rows: Sequence[Logps | None]) -> bool:
+        """Whether all ranks have all that a step needs of the reference: else none may use it, for a
+        reference that is computed together needs them all."""
+        lacking = torch.tensor(float(None in rows), device=self.device)
+        dist.all_reduce(lacking)
+        return lacking.item() == 0 and self.config.reference_kind != "none"
+
+    def _walked_alike(self, batches: list[Batch]) -> Iterator[Batch]:
+        """These, then weightless ones until every rank has had as many."""
+        rounds = torch.tensor(float(len(batches)), device=self.device)
+        dist.all_reduce(rounds, op=dist.ReduceOp.MAX)
+        if rounds > 0:
+            example = self._example_batch(batches)
+            yield from batches
+            yield from [example] * (int(rounds) - len(batches))
 
     def _example_batch(self, batches: list[Batch]) -> Batch:
         """A weightless batch, from any rank that has one: every rank must walk every round."""
@@ -234,3 +296,11 @@ class LearnerRank:
         """When everything is written, how many seconds that took; else None. Raises what went wrong (a
         full disk, ...)."""
         return self.writer.busy_s - self._written_before_s if self.writer.finished() else None
+
+
+def _prepared_logps(batch: Batch, rows: Sequence[Logps] | None) -> Logps:
+    """The reference's of a batch; where it weighs nothing, anything."""
+    split = batch.cot.shape[1]
+    if rows is None:
+        return Logps(batch.sampled_logps[:, :split], batch.sampled_logps[:, split:], batch.guided_logps)
+    return together(rows, split)

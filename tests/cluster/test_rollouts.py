@@ -150,7 +150,7 @@ def test_samples_that_were_lost_since_are_drawn_again(experience, batches):
     rollouts.wait(peace)
     rollouts.wait(lost)
     groups = [group for batch in batches for group in batch]
-    some = [DrawnGroup(groups[place], place, 0, 1) for place in (3, 1)]
+    some = [DrawnGroup(groups[place], place, 0, 1, 2) for place in (3, 1)]
     wanted = experience.samples(Harvest(peace), some)
     assert [[s.id for s in group] for group in wanted] == [[d.sample_id for d in g.group] for g in some]
     assert {peace.draws(n) for n in range(3)} == {1}

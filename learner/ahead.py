@@ -1,0 +1,67 @@
+"""Reference log-probabilities ahead of a step: of samples that experts are still judging.
+
+They are a function of the samples alone, for the reference never changes. A step finds them by the
+reference to a group's samples. A group that was lost and drawn again is another object, so that a step
+finds nothing, and computes them itself.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import ray
+import torch
+from ray import ObjectRef
+from ray.exceptions import RayError
+
+from learner.batch import Batch
+from learner.logprobs import Logps
+from policy.records import Sample
+
+Ahead = dict[str, list[Logps]]
+"""By a group's object: of each sample, `cot` [Lc], `image` [Ti], and `guided` [Ti] or None."""
+
+
+def arrivals(
+    samples: ObjectRef, share: slice, *, all_at_once: bool, timeout_s: float
+) -> Iterator[dict[str, list[Sample]]]:
+    """A share of the groups as they are drawn, or once, when all are: where `samples` refers to a list
+    of references, one a group. What is lost, or takes longer than `timeout_s`, is left out: it will be
+    drawn again, or had later."""
+    try:
+        waiting = ray.get(samples, timeout=timeout_s)[share]
+    except RayError:
+        waiting = []
+    while waiting or all_at_once:
+        count = len(waiting) if all_at_once else 1
+        drawn = []
+        if waiting:
+            drawn, waiting = ray.wait(waiting, num_returns=count, timeout=timeout_s)
+        yield {ref.hex(): group for ref in drawn if (group := _had(ref, timeout_s)) is not None}
+        if all_at_once or not drawn:
+            return
+
+
+def _had(ref: ObjectRef, timeout_s: float) -> list[Sample] | None:
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except RayError:
+        return None
+
+
+def of_each_sample(batch: Batch, logps: Logps) -> list[Logps]:
+    """A batch's rows, without padding, in host memory."""
+    lengths = batch.cot_mask.sum(1).tolist()
+    cot, image = logps.cot.cpu(), logps.image.cpu()
+    guided = [None] * len(lengths) if logps.guided is None else logps.guided.cpu()
+    return [
+        Logps(c[:length].clone(), i, g)
+        for c, i, g, length in zip(cot, image, guided, lengths, strict=True)
+    ]
+
+
+def together(rows: Sequence[Logps], width: int) -> Logps:
+    """Samples' rows as one batch again, CoTs padded to `width`."""
+    cot = torch.zeros(len(rows), width)
+    for n, row in enumerate(rows):
+        cot[n, : len(row.cot)] = row.cot
+    guided = None if rows[0].guided is None else torch.stack([row.guided for row in rows])
+    return Logps(cot, torch.stack([row.image for row in rows]), guided)

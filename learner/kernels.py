@@ -1,0 +1,36 @@
+"""Faster kernels for a trunk, where they are asked for (`learner.kernels`)."""
+
+from importlib.util import find_spec
+
+from torch import nn
+
+from policy.errors import UserError
+
+
+def check_kernels(kind: str) -> None:
+    """Raises UserError where they are not installed."""
+    if kind == "liger" and find_spec("liger_kernel") is None:
+        raise UserError('learner.kernels: liger is not installed: pip install "bicot[liger]"')
+
+
+def use_kernels(trunk: nn.Module, kind: str) -> None:
+    """Put them into a Llama trunk, in place; names of parameters stay.
+
+    `liger`: RMSNorm, SwiGLU and rotary positions as Triton kernels. `compile`: each layer by
+    torch.compile, for any length of sequence. The heads have their own memory's thrift (`TokenLogps`).
+    """
+    if kind == "liger":
+        check_kernels(kind)
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+        apply_liger_kernel_to_llama(
+            rope=True,
+            rms_norm=True,
+            swiglu=True,
+            cross_entropy=False,
+            fused_linear_cross_entropy=False,
+            model=trunk,
+        )
+    elif kind == "compile":
+        for layer in trunk.layers:
+            layer.compile(dynamic=True)
