@@ -16,7 +16,7 @@ class ActorsConfig(BaseModel):
     """Rollout actors."""
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
-    """Resources of one."""
+    """Resources of one. With less than one GPU, vLLM takes its share of that part only."""
     resources: CustomResources = {}
     labels: Labels = {}
     """Of the nodes that are meant for rollouts."""

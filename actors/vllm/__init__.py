@@ -2,7 +2,8 @@
 
 Reading order: lane.py (what a request carries), drawing.py (how a token is drawn), processors.py (where
 vLLM calls that), scheduler.py (which rows run together), model.py (Janus as one language model),
-worker.py (in each of vLLM's workers), engine.py (all of it together), sampler.py.
+worker.py (in each of vLLM's workers), launch.py (what vLLM is started with), engine.py (all of it
+together), sampler.py.
 
 Nothing here may be imported where vLLM is not installed, but config.py.
 """

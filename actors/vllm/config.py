@@ -7,9 +7,11 @@ class VLLMConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kv_cache_mb: int | None = Field(None, ge=1)
-    """Memory for keys and values; None: on a GPU what `gpu_memory_utilization` leaves, on a CPU 256."""
+    """Memory for keys and values; None: on a GPU what `gpu_memory_utilization` leaves, on a CPU 256,
+    but no more than `max_num_seqs` rows of the model's context fill."""
     gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
-    """Share of a GPU's memory for weights, activations and, without `kv_cache_mb`, the cache."""
+    """Share of a GPU's memory for weights, activations and, without `kv_cache_mb`, the cache; where
+    `actors.num_gpus` is less than 1, of that part of the GPU."""
     max_num_seqs: int = Field(128, ge=2)
     """Rows that run together; a guided sample has two. Samples above that wait their turn."""
     max_num_batched_tokens: int = Field(8192, ge=2)

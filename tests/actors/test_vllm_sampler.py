@@ -23,6 +23,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'bicot[vl
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
+import actors.vllm.engine
 from actors.vllm.engine import Request
 from actors.vllm.sampler import VLLMSampler
 
@@ -288,6 +289,49 @@ def test_part_of_a_fused_layer_can_be_replaced(roomy_policy, start, varied_order
     for sampler in (live, oracle):
         sampler.load_weights(3, part.items())
     assert_same(live.draw(few), oracle.draw(few))
+
+
+def test_weights_for_other_processes_go_bucket_by_bucket(
+    roomy_policy, start, varied_orders, monkeypatch
+):
+    """The way of tensor parallelism, with the one worker that is here at its end."""
+    few, limit = varied_orders[::8], 100_000
+    live = start(load_janus(roomy_policy), ROOMY)
+    live.draw(few)  # keys and values that must go
+    engine, janus = live.engine, load_janus(roomy_policy)
+    asked, sent = [], []
+
+    def trained(without="nothing"):
+        for name, p in janus.model.named_parameters():
+            if without not in name:
+                asked.append(name)
+                yield name, p.detach().flip(0).clone()
+
+    def on_workers(method, *args, call=engine._on_workers):
+        if method == "replace_parameters":
+            assert all(type(tensor) is torch.Tensor for _, tensor in args[0])
+            sent.append([(name, tensor.nbytes) for name, tensor in args[0]])
+            # No more was made by then than this bucket and the tensor that did not fit.
+            assert len(asked) - sum(map(len, sent)) <= 1
+        return call(method, *args)
+
+    monkeypatch.setattr(actors.vllm.engine, "_BUCKET_BYTES", limit)
+    monkeypatch.setattr(engine._config.parallel_config, "world_size", 2)
+    monkeypatch.setattr(engine, "_on_workers", on_workers)
+    engine.load_weights(trained(), complete=True)
+    assert [name for bucket in sent for name, _ in bucket] == asked
+    assert len(sent) > 5 and all(
+        len(bucket) == 1 or sum(size for _, size in bucket) <= limit for bucket in sent
+    )
+    with pytest.raises(ValueError, match=r"first weights are incomplete: \['image_head"):
+        engine.load_weights(trained(without="generation_head"), complete=True)
+    with pytest.raises(ValueError, match="first weights are incomplete"):
+        engine.load_weights([], complete=True)
+    monkeypatch.undo()
+    weights = {name: p.detach().flip(0).clone() for name, p in janus.model.named_parameters()}
+    live.load_weights(1, [(n, t) for n, t in weights.items() if "vqmodel" in n])  # the image decoder
+    janus.model.load_state_dict(weights, strict=False)
+    assert_same(live.draw(few), TorchSampler(janus, SAMPLING, 0).draw(few))
 
 
 def test_wrong_weights_change_nothing(samplers, oracle, varied_orders):
