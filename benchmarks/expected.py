@@ -80,6 +80,7 @@ def steps_so_far() -> list[Case]:
             "batches of 5, 5, 5, 1 groups; a synchronisation a token",
             waiting,
             waiting.times(OLD_BATCHES),
+            False,
         ),
         Case("batches of 6, 5, 5", waiting, waiting.times()),
         Case("and no synchronisation", now, now.times()),

@@ -30,7 +30,7 @@ class Lengths:
 
 
 def lengths_of(config: RunConfig, cot_tokens: int | None = None) -> Lengths:
-    """Counted where model and prompts are on this machine, else assumed. How long CoTs will be is always
+    """Counted where model and prompts are on this machine, else assumed. The length of CoTs is always
     assumed: `cot_tokens`, or 70, or half of what is allowed where that is less.
 
     Raises UserError for a model or prompts that are here and cannot be read.

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+IN_TURNS = "all roles in turns"
+
 
 @dataclass(frozen=True)
 class Times:
@@ -34,20 +36,21 @@ class Times:
     def bounds(self) -> dict[str, float]:
         """What the period cannot be shorter than, by name.
 
-        With `max_staleness` S an order is placed S steps before it is learned from. By broadcast,
-        actors draw an order and take part in the publishing in every period; scoring and learning have
-        S periods. Through the store, drawing, pulling, scoring, learning and publishing have S + 1.
+        With `max_staleness` S an order is placed S steps before it is learned from, so that all that is
+        done with it has S + 1 periods. By broadcast, the rollout actors draw one order and receive one
+        version in every period, and then wait for the next order; through the store they find it
+        waiting.
         """
-        generate, score, learn = self.generate_s + self.pull, self.score_s, self.learn_s + self.publish
+        generate = self.generate_s + self.pull
+        learn = self.learn_s + self.publish + self.driver
         if self.staleness == 0 or self.take_turns:
-            return {"all roles in turns": generate + score + learn + self.driver}
-        received = 0.0 if self.pull else self.publish
-        if self.pull:
-            latency = (generate + score + learn) / (self.staleness + 1)
-        else:
-            latency = (score + self.learn_s) / self.staleness
-        bounds = {"generate": generate + received, "score": score, "learn": learn, "staleness": latency}
-        return {name: seconds + self.driver for name, seconds in bounds.items()}
+            return {IN_TURNS: generate + self.score_s + learn}
+        return {
+            "generate": generate + (0.0 if self.pull else self.publish + self.driver),
+            "score": self.score_s,
+            "learn": learn,
+            "staleness": (generate + self.score_s + learn) / (self.staleness + 1),
+        }
 
     @property
     def period_s(self) -> float:
@@ -56,8 +59,8 @@ class Times:
     @property
     def bottleneck(self) -> str:
         """The role that must become faster for the step to become faster."""
-        if len(self.bounds) == 1:
+        if IN_TURNS in self.bounds:
             roles = {"generate": self.generate_s, "score": self.score_s, "learn": self.learn_s}
             return max(roles, key=roles.get)
         name = max(self.bounds, key=self.bounds.get)
-        return "score and learn, one after the other" if name == "staleness" else name
+        return "the way of one order (max_staleness)" if name == "staleness" else name

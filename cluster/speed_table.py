@@ -10,6 +10,8 @@ from cluster.plan import published_bytes
 from cluster.speed import SpeedModel
 from cluster.split import Split, gpus_of
 
+ERROR = 0.15
+"""How far the predictions may be off at least: what they were held to."""
 SHOWN = 4
 """Splits in the table, at most, beside the configured one."""
 
@@ -125,13 +127,18 @@ def is_configured(split: Split, config) -> bool:
 
 
 def split_line(model: SpeedModel, found: list[Split], gpus: int) -> str:
-    """What to write to get the best split."""
+    """What to write to get the best split, and whether it is worth it."""
     if not found:
         return f"no split of {gpus} GPU{'s' * (gpus != 1)}: every role with GPUs wants one of its own"
     best = found[0]
     if not best.fits:
         return f"no split of {gpus} GPUs fits their memory"
-    overrides = best.overrides(model.config)
+    overrides = " ".join(best.overrides(model.config))
     if not overrides:
         return f"the configured split is the best of {gpus} GPUs"
-    return f"the best of {gpus} GPUs: {' '.join(overrides)}"
+    configured = [s for s in found if is_configured(s, model.config) and s.fits]
+    if not configured:
+        return f"the best of {gpus} GPUs: {overrides}"
+    gain = configured[0].times.period_s / best.times.period_s - 1
+    error = f", within the model's error of {ERROR:.0%}" if gain <= ERROR else ""
+    return f"the best of {gpus} GPUs: {overrides}\n  {gain:.0%} more images than as configured{error}"

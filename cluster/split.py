@@ -53,13 +53,13 @@ def splits(model: SpeedModel, gpus: int, gpu_gib: float) -> list[Split]:
     """All whole-GPU splits, the fastest first, those that do not fit their memory last. None where
     there are fewer GPUs than roles, or no role has any.
 
-    More copies of the experts are tried only as long as scoring is what a split waits for.
+    More copies of the experts are tried as long as a split would be faster if scoring took no time.
     """
     found = []
     for sets in range(1, gpus):
         some = list(_with_sets(model, gpus, gpu_gib, sets))
         found += some
-        if not any(s.times.bottleneck.startswith("score") for s in some):
+        if not any(s.times.period_s > replace(s.times, score_s=0.0).period_s for s in some):
             break
     return sorted(found, key=lambda s: (not s.fits, s.times.period_s))
 
