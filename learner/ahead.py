@@ -2,7 +2,7 @@
 
 They are a function of the samples alone, for the reference never changes. A step finds them by the
 reference to a group's samples. A group that was lost and drawn again is another object, so that a step
-finds nothing, and computes them itself.
+finds nothing, and computes them itself, in the same batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,8 +58,12 @@ def of_each_sample(batch: Batch, logps: Logps) -> list[Logps]:
     ]
 
 
-def together(rows: Sequence[Logps], width: int) -> Logps:
-    """Samples' rows as one batch again, CoTs padded to `width`."""
+def prepared_logps(batch: Batch, rows: Sequence[Logps]) -> Logps:
+    """The reference's of a batch from those of its samples; anything, without samples, for a batch that
+    weighs nothing."""
+    width = batch.cot.shape[1]
+    if not rows:
+        return Logps(batch.sampled_logps[:, :width], batch.sampled_logps[:, width:], batch.guided_logps)
     cot = torch.zeros(len(rows), width)
     for n, row in enumerate(rows):
         cot[n, : len(row.cot)] = row.cot

@@ -6,7 +6,7 @@ step is cut into ranks and micro-batches.
 """
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from ray import ObjectRef
 
-from learner.ahead import Ahead, arrivals, of_each_sample, together
+from learner.ahead import Ahead, arrivals, of_each_sample, prepared_logps
 from learner.batch import Batch, empty_like, make_batch
 from learner.config import LearnerConfig
 from learner.engine import (
@@ -99,21 +99,30 @@ class LearnerRank:
         judged. `samples` holds one reference, to a list of references, one a group. All ranks call it
         together, and any may be spared some groups (`arrivals`)."""
         share = slice(self.rank, None, self.world)
+        limits = {"all_at_once": self._reference_is_collective, "timeout_s": self.config.timeout_s}
         found: Ahead = {}
-        collective = self._reference_is_collective
-        for groups in arrivals(
-            samples[0], share, all_at_once=collective, timeout_s=self.config.timeout_s
-        ):
-            rows = [(sample, key, n) for key, drawn in groups.items() for n, sample in enumerate(drawn)]
-            parts = by_tokens(rows, self.config.micro_batch_tokens)
-            batches = [self._batch([row[0] for row in part], [0.0] * len(part)) for part in parts]
-            found |= {key: [None] * len(drawn) for key, drawn in groups.items()}
-            for index, batch in enumerate(self._walked_alike(batches) if collective else batches):
-                logps = self._reference_logps(batch.to(self.device))
-                if index < len(parts):
-                    each = of_each_sample(batch, logps)
-                    for (_, key, n), one in zip(parts[index], each, strict=True):
-                        found[key][n] = one
+        for groups in arrivals(samples[0], share, **limits):
+            found |= self._reference_of(groups)
+        return found
+
+    def _reference_of(self, groups: Mapping[str, Sequence[Sample]]) -> Ahead:
+        """Each group in batches of its own: a log-probability's last bits depend on its batch, and a
+        run that loses samples ends as one that loses none. Ranks call it together where the reference
+        is collective."""
+        found: Ahead = {key: [None] * len(drawn) for key, drawn in groups.items()}
+        parts = [
+            (key, part)
+            for key, drawn in groups.items()
+            for part in by_tokens([(s, n) for n, s in enumerate(drawn)], self.config.micro_batch_tokens)
+        ]
+        batches = [self._batch([sample for sample, _ in part]) for _, part in parts]
+        walk = self._walked_alike(batches) if self._reference_is_collective else batches
+        for index, batch in enumerate(walk):
+            logps = self._reference_logps(batch.to(self.device))
+            if index < len(parts):
+                key, part = parts[index]
+                for (_, n), one in zip(part, of_each_sample(batch, logps), strict=True):
+                    found[key][n] = one
         return found
 
     @property
@@ -133,9 +142,8 @@ class LearnerRank:
     ) -> dict[str, float]:
         """One update on this rank's share of the groups: their places among `samples`, references to
         one list[Sample] a group, and each sample's advantage, float32 [len(places), G]. All ranks call
-        it together; any may have none. `micro_batches`
-        overrides the token budget (tests). `ahead` refers to what the ranks have prepared; where it
-        lacks a group of any rank's, the reference is computed here. Returns the metrics of all ranks.
+        it together; any may have none. `micro_batches` overrides the token budget (tests). `ahead`
+        refers to what all ranks have prepared. Returns the metrics of all ranks.
 
         A gradient that is not finite changes nothing: `step/skipped` is 1 then, else 0.
         """
@@ -144,11 +152,12 @@ class LearnerRank:
         batches = [self._batch([s for s, _, _ in part], [a for _, a, _ in part]) for part in parts]
         total_weight = sum((b.weights.sum() for b in batches), torch.zeros(())).to(self.device)
         dist.all_reduce(total_weight)
-        prepared = self._all_have([row for part in parts for _, _, row in part])
         tally = Tally(self.device)
         for index, batch in enumerate(self._walked_alike(batches)):
-            rows = [row for _, _, row in parts[index]] if index < len(parts) else None
-            reference = _prepared_logps(batch, rows) if prepared else None
+            reference = None
+            if ahead:
+                rows = [row for _, _, row in parts[index]] if index < len(parts) else []
+                reference = prepared_logps(batch, rows)
             self._backward(batch, reference, total_weight, tally)
         metrics = tally.reduce()
         metrics["step/skipped"] = float(not apply_gradients(self.engine))
@@ -189,31 +198,28 @@ class LearnerRank:
         count: int | None,
         ahead: Sequence[ObjectRef],
     ) -> list[list[tuple[Sample, float, Logps | None]]]:
-        """Samples with their advantage and, where it was prepared, the reference's."""
-        prepared = {key: rows for each in ray.get(list(ahead)) for key, rows in each.items()}
+        """Samples with their advantage and, if ranks have prepared, the reference's; what they lack
+        is computed now."""
+        groups = [(ref.hex(), drawn) for ref, drawn in zip(refs, ray.get(refs), strict=True)]
+        prepared: dict = {key: rows for each in ray.get(list(ahead)) for key, rows in each.items()}
+        if ahead:
+            prepared |= self._reference_of({key: g for key, g in groups if key not in prepared})
         rows = [
             row
-            for ref, samples, theirs in zip(refs, ray.get(refs), advantages, strict=True)
-            for row in zip(samples, theirs, prepared.get(ref.hex(), [None] * len(samples)), strict=True)
+            for (key, drawn), theirs in zip(groups, advantages, strict=True)
+            for row in zip(drawn, theirs, prepared.get(key, [None] * len(drawn)), strict=True)
         ]
         budget = self.config.micro_batch_tokens
         return by_tokens(rows, budget) if count is None else in_parts(rows, count)
 
-    def _batch(self, samples: Sequence[Sample], advantages: Sequence[float]) -> Batch:
+    def _batch(self, samples: Sequence[Sample], advantages: Sequence[float] | None = None) -> Batch:
         return make_batch(
             samples,
-            advantages,
+            advantages or [0.0] * len(samples),
             pad_id=self.janus.pad_id,
             cot_weight=self.config.cot_weight,
             image_weight=self.config.image_weight,
         )
-
-    def _all_have(self, rows: Sequence[Logps | None]) -> bool:
-        """Whether all ranks have all that a step needs of the reference: else none may use it, for a
-        reference that is computed together needs them all."""
-        lacking = torch.tensor(float(None in rows), device=self.device)
-        dist.all_reduce(lacking)
-        return lacking.item() == 0 and self.config.reference_kind != "none"
 
     def _walked_alike(self, batches: list[Batch]) -> Iterator[Batch]:
         """These, then weightless ones until every rank has had as many."""
@@ -296,11 +302,3 @@ class LearnerRank:
         """When everything is written, how many seconds that took; else None. Raises what went wrong (a
         full disk, ...)."""
         return self.writer.busy_s - self._written_before_s if self.writer.finished() else None
-
-
-def _prepared_logps(batch: Batch, rows: Sequence[Logps] | None) -> Logps:
-    """The reference's of a batch; where it weighs nothing, anything."""
-    split = batch.cot.shape[1]
-    if rows is None:
-        return Logps(batch.sampled_logps[:, :split], batch.sampled_logps[:, split:], batch.guided_logps)
-    return together(rows, split)

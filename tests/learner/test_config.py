@@ -3,7 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from learner.config import LearnerConfig, deepspeed_settings
+from learner.config import LearnerConfig, check_learner, deepspeed_settings
 from policy.errors import UserError
 
 
@@ -59,3 +59,9 @@ def test_the_reference_follows_from_beta_and_lora():
     assert LearnerConfig(lora={}).reference_kind == "lora-off"
     assert LearnerConfig(lora={}, beta=0).reference_kind == "none"
     assert LearnerConfig(beta=0, reference="none").reference_kind == "none"
+
+
+def test_ranks_that_would_share_a_gpu_are_refused(policy_config):
+    with pytest.raises(UserError, match=r"learner.num_gpus 0\.5: NCCL wants a GPU of its own"):
+        check_learner(LearnerConfig(ranks=2, num_gpus=0.5), policy_config)
+    check_learner(LearnerConfig(ranks=1, num_gpus=0.5), policy_config)

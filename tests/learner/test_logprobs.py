@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.janus.modeling_janus import JanusVQVAEHead
@@ -124,3 +125,34 @@ def test_padding_has_no_logits(janus, samples):
     logps = module(batch)
     assert seen == [int(batch.cot_mask.sum())]
     assert (logps.cot[~batch.cot_mask] == 0).all()
+
+
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_every_sequence_is_attended_to_causally_without_a_mask(janus, samples, guidance, monkeypatch):
+    """What torch's flash kernel asks for; prompts and CoTs here are of different lengths."""
+    calls = []
+    attend = F.scaled_dot_product_attention
+
+    def spy(query, key, value, attn_mask=None, is_causal=False, **options):
+        calls.append((attn_mask, is_causal))
+        return attend(query, key, value, attn_mask=attn_mask, is_causal=is_causal, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    batch = make_batch(samples, [1.0] * len(samples), pad_id=janus.pad_id)
+    assert not batch.cot_prompt_mask.all() or not batch.image_prompt_mask.all()
+    JanusLogps(janus, guidance=guidance)(batch)
+    passes = 2 if guidance is None else 3
+    assert calls == [(None, True)] * passes * len(janus.model.model.language_model.layers)
+
+
+def test_a_batch_gives_what_its_samples_give_alone(janus, samples):
+    alone = []
+    for sample in samples:
+        out = JanusLogps(janus, guidance=2.0)(make_batch([sample], [1.0], pad_id=janus.pad_id))
+        alone.append([x[0] for x in out])
+    out = JanusLogps(janus, guidance=2.0)(
+        make_batch(samples, [1.0] * len(samples), pad_id=janus.pad_id)
+    )
+    for n, mine in enumerate(alone):
+        for one, all_of_them in zip(mine, out, strict=True):
+            torch.testing.assert_close(all_of_them[n, : len(one)], one, atol=1e-5, rtol=0)

@@ -1,0 +1,24 @@
+"""Optimizer state in host memory."""
+
+import pytest
+import torch
+
+from tests.learner.test_group import five_steps, groups, start  # noqa: F401 (fixtures)
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_offloaded_optimizer_takes_the_same_steps(start, groups, stage):  # noqa: F811
+    zero = {"stage3_param_persistence_threshold": 0}
+    offloaded = {"zero_optimization": {**zero, "offload_optimizer": {"device": "cpu"}}}
+    results = []
+    for deepspeed in ({"zero_optimization": zero}, offloaded):
+        learner = start(ranks=2, zero_stage=stage, deepspeed=deepspeed)
+        metrics, weights = five_steps(learner, groups, None)
+        results.append(([m["loss"] for m in metrics], weights))
+        learner.stop()
+    (wanted, plain), (found, there) = results
+    assert found == pytest.approx(wanted, abs=1e-5)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(there[name], tensor, atol=1e-5, rtol=0)
