@@ -29,26 +29,31 @@ class PlainLoop:
         self.trunk = janus.model.model.language_model
         self.device = next(janus.model.parameters()).device
 
-    @torch.no_grad()
     def draw(self, texts: list[str]):
         """Semantic CoTs, then images as uint8 [B, H, W, 3]."""
-        janus, config = self.janus, self.config
-        cots = self._cots([janus.cot_prompt_ids(text) for text in texts])
-        plans = [janus.cot_text(cot) for cot in cots]
+        janus = self.janus
+        plans = [janus.cot_text(cot) for cot in self.cots([janus.cot_prompt_ids(t) for t in texts])]
         prompts = [janus.image_prompt_ids(t, plan) for t, plan in zip(texts, plans, strict=True)]
-        rows = prompts + [janus.unconditional_ids(p) for p in prompts]
+        return janus.decode_images(self.images(prompts))
+
+    @torch.no_grad()
+    def images(self, prompts: list[list[int]]) -> torch.Tensor:
+        """Image token ids, int64 [B, Ti]."""
+        rows = prompts + [self.janus.unconditional_ids(p) for p in prompts]
         hidden, cache, mask = self._prefill(rows)
         ids = []
-        for _ in range(janus.image_tokens):
-            cond, uncond = janus.image_logits(hidden).chunk(2)
-            token = self._pick(uncond + config.guidance * (cond - uncond))
+        for _ in range(self.janus.image_tokens):
+            cond, uncond = self.janus.image_logits(hidden).chunk(2)
+            token = self._pick(uncond + self.config.guidance * (cond - uncond))
             ids.append(token)
-            if len(ids) < janus.image_tokens:
-                embedded = janus.embed_image(token.repeat(2)[:, None])
+            if len(ids) < self.janus.image_tokens:
+                embedded = self.janus.embed_image(token.repeat(2)[:, None])
                 hidden, mask = self._step(embedded, cache, mask)
-        return janus.decode_images(torch.stack(ids, 1))
+        return torch.stack(ids, 1)
 
-    def _cots(self, prompts: list[list[int]]) -> list[list[int]]:
+    @torch.no_grad()
+    def cots(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Semantic CoTs, each up to its end token."""
         hidden, cache, mask = self._prefill(prompts)
         done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         drawn = []
