@@ -3,12 +3,12 @@
 One group of 8 samples from a small Janus with Janus-Pro's vocabularies (102,400 text tokens, 16,384
 image tokens, 576 of them an image), float32, one thread: generate, then learn.
 
-The published manner (github.com/CaraJ7/T2I-R1, `compute_loss`): transformers' growing cache, multinomial
-draws, conditional and unconditional rows in one batch; then both CoTs teacher-forced with all hidden
-states kept and gradient checkpointing on, the text head on every position of a text sequence, the
-reference model likewise, one AdamW step. Here: the rollout worker's sampler, and the learner's worker as
-training starts it. Both generate the same number of tokens and learn from the same samples. They take
-turns; medians and their ratios are printed, for times on a shared machine say little.
+The published manner (github.com/CaraJ7/T2I-R1, `compute_loss`): transformers' growing cache,
+multinomial draws, conditional and unconditional rows in one batch; then both CoTs teacher-forced with
+all hidden states kept and gradient checkpointing on, the text head on every text position,
+the reference model likewise, one AdamW step. Here: the rollout worker's sampler, and the learner's
+worker as training starts it. Both generate the same number of tokens and learn from the same samples.
+They take turns; medians and their ratios are printed, for times on a shared machine say little.
 """
 
 import argparse

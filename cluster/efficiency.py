@@ -120,8 +120,8 @@ class Efficiency:
 
 
 def read_figures(path: Path) -> Efficiency:
-    """JSON lines {"figure": NAME, "value": NUMBER, ...}; of a figure that comes twice the last counts,
-    and figures that are no factors are passed over.
+    """JSON lines {"figure": NAME, "value": NUMBER, ...}, as `benchmarks.gpu` writes them among others;
+    of a figure that comes twice the last counts, and what is no factor is passed over.
 
     Raises UserError for a line of another form, and where no line is a factor.
     """
@@ -135,6 +135,8 @@ def read_figures(path: Path) -> Efficiency:
             continue
         try:
             row = json.loads(line)
+            if "part" in row and not is_factor(str(row.get("figure"))):
+                continue  # another of the benchmark's figures, or one that it could not measure
             name, value = row["figure"], row["value"]
             good = isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
         except (ValueError, KeyError, TypeError):

@@ -52,3 +52,20 @@ def gpu_named(name: str) -> Gpu:
     if name not in GPUS:
         raise UserError(f"--gpu: {name!r} is not known; there are {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def gpu_of_device(device: str) -> Gpu | None:
+    """The GPU that calls itself so ("NVIDIA H100 80GB HBM3"); None: it is not in the table."""
+    names = {
+        "NVIDIA A100-SXM4-40GB": "a100-40",
+        "NVIDIA A100-SXM4-80GB": "a100-80",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H100 PCIe": "h100-pcie",
+        "NVIDIA H200": "h200",
+        "NVIDIA H800": "h800",
+        "NVIDIA B200": "b200",
+        "NVIDIA H20": "h20",
+        "NVIDIA L40S": "l40s",
+        "NVIDIA L4": "l4",
+    }
+    return GPUS[names[device]] if device in names else None

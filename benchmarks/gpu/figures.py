@@ -49,6 +49,12 @@ class Figures:
             conditions=holds,
         )
 
+    def add_factor(self, factor: str, value: float) -> None:
+        """A factor of the speed model, as `bicot plan --figures` reads it; on GPUs alone, and for the
+        model's published shapes."""
+        if self._conditions.get("gpu") and self._conditions.get("model") != "tiny":
+            self.add(factor, value)
+
     def fail(self, what: str, why: str) -> None:
         """Something could not be measured: one line."""
         self.failed += 1

@@ -12,7 +12,7 @@ from transformers import JanusForConditionalGeneration
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
 from benchmarks.gpu.figures import Figures
-from benchmarks.gpu.measure import fresh_memory, parameters, seconds, tell_memory, traced
+from benchmarks.gpu.measure import fresh_memory, parameters, seconds, tell_memory, this_gpu, traced
 from benchmarks.gpu.plain_ray import plain_ray
 from benchmarks.gpu.setting import DEVICE, ON_GPU, Setting
 from learner.config import LearnerConfig
@@ -58,6 +58,8 @@ def learn(setting: Setting, figures: Figures, case: str) -> None:
     figures.add("step_s", taken, "s", case=case, tokens=tokens)
     figures.add("tokens_s", tokens / taken, "tokens/s", case=case)
     figures.add("tflops", 2 * trunk * tokens * passes / taken / 1e12, "TFLOP/s", case=case)
+    if case == "recomputed" and (gpu := this_gpu()):
+        figures.add_factor("learner_flops", 2 * trunk * tokens * passes / taken / gpu.flops)
     tell_memory(figures, "peak_gb", case=case)
     figures.add("grad_norm_is_finite", math.isfinite(metrics["grad_norm"]), case=case)
     if setting.trace:
@@ -82,6 +84,7 @@ def publish(setting: Setting, figures: Figures, case: str) -> None:
     figures.add("buckets", len(buckets))
     figures.add("pack_s", taken, "s")
     figures.add("pack_gb_s", gb / taken, "GB/s")
+    figures.add_factor("store_bytes_s", 1e9 * gb / taken)
     rank = None  # its memory is the sampler's
     fresh_memory()
     sampler = TorchSampler(load_janus(policy, DEVICE), SamplingConfig(), 0)

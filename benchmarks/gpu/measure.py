@@ -13,6 +13,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.setting import DEVICE, ON_GPU
+from cluster.gpus import Gpu, gpu_of_device
+
+
+def this_gpu() -> Gpu | None:
+    """What the GPU at hand can do by its data sheet, where that is known."""
+    return gpu_of_device(torch.cuda.get_device_name()) if ON_GPU else None
 
 
 def wait() -> None:

@@ -3,6 +3,7 @@
 import gc
 
 import torch
+from transformers import JanusForConditionalGeneration
 
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
@@ -14,10 +15,12 @@ from benchmarks.gpu.measure import (
     seconds,
     seconds_to_launch,
     tell_memory,
+    this_gpu,
     traced,
 )
 from benchmarks.gpu.setting import DEVICE, GROUP, ON_GPU, Setting, with_short_images
 from benchmarks.rollout import PlainLoop
+from cluster.speed import decoder_flops
 from policy.janus import Janus
 
 
@@ -119,6 +122,8 @@ def decode(setting: Setting, figures: Figures, case: str) -> None:
     """Image tokens to pixels on the host."""
     janus = setting.build(layers=1)
     codes = janus.model.config.vq_config.num_embeddings
+    with torch.device("meta"):
+        shapes = JanusForConditionalGeneration(janus.model.config)
     for count in (2,) if setting.tiny else (4, GROUP, 16, 48, 64):
         fresh_memory()
         with figures.attempt(f"decode {count} images"):
@@ -127,6 +132,9 @@ def decode(setting: Setting, figures: Figures, case: str) -> None:
             taken = seconds(lambda ids=ids: janus.decode_images(ids), 3)
             figures.add("batch_s", taken, "s", images=count)
             figures.add("image_ms", 1e3 * taken / count, "ms", images=count)
+            if count == 48 and (gpu := this_gpu()):
+                done = count * decoder_flops(shapes)
+                figures.add_factor("image_decoder_flops", done / taken / gpu.flops)
             tell_memory(figures, "peak_gb", images=count)
 
 

@@ -9,8 +9,9 @@ from actors.torch_sampler import TorchSampler
 from benchmarks.gpu.agreement import ORDERS, SAMPLING, check_sampler, compare, full_float32
 from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.limit import step_bytes
-from benchmarks.gpu.measure import copy_bytes_s, fresh_memory, seconds
+from benchmarks.gpu.measure import copy_bytes_s, fresh_memory, seconds, this_gpu
 from benchmarks.gpu.setting import DEVICE, GROUP, ON_GPU, Setting, shapes_policy
+from cluster.efficiency import FACTORS
 from policy.errors import UserError
 from policy.janus import Janus, load_janus
 
@@ -35,7 +36,7 @@ def speed(setting: Setting, figures: Figures, case: str) -> None:
         text(setting, figures, sampler, setting.pairs[-1])
     for pairs in setting.pairs:
         with figures.attempt(f"images, {pairs} pairs"):
-            images(setting, figures, sampler, pairs, limits[pairs])
+            images(setting, figures, sampler, pairs, limits[pairs], bytes_s)
     with figures.attempt("new weights"):
         new_weights(setting, figures, sampler, trained)
 
@@ -88,7 +89,9 @@ def text(setting: Setting, figures: Figures, sampler, rows: int) -> None:
     figures.add("text_step_ms", 1e3 * taken / steps, "ms", rows=rows)
 
 
-def images(setting: Setting, figures: Figures, sampler, pairs: int, limit: float) -> None:
+def images(
+    setting: Setting, figures: Figures, sampler, pairs: int, limit: float, bytes_s: float
+) -> None:
     prompts, keys = setting.image_prompts(pairs), setting.keys(pairs, "image")
     sampler.draw_images(prompts, keys)
     taken = seconds(lambda: sampler.draw_images(prompts, keys))
@@ -98,6 +101,9 @@ def images(setting: Setting, figures: Figures, sampler, pairs: int, limit: float
     figures.add("limit_ms", 1e3 * limit, "ms", pairs=pairs)
     figures.add("limit_images_s", pairs / limit / sampler.janus.image_tokens, "images/s", pairs=pairs)
     figures.add("of_limit", limit / step, pairs=pairs)
+    reading = step - FACTORS["decode_step_s"].value
+    if (gpu := this_gpu()) and reading > 0:
+        figures.add_factor("decode_bandwidth", limit * bytes_s / reading / gpu.memory_bytes_s)
 
 
 def new_weights(setting: Setting, figures: Figures, sampler, trained: dict[str, torch.Tensor]) -> None:

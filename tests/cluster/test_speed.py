@@ -14,7 +14,7 @@ from benchmarks.expected import ideas, published, steps_so_far, today
 from cluster.cli import app
 from cluster.config import load_config
 from cluster.efficiency import FACTORS, Efficiency, read_figures
-from cluster.gpus import GPUS
+from cluster.gpus import GPUS, gpu_of_device
 from cluster.lengths import lengths_of
 from cluster.period import Times
 from cluster.plan import model_shapes, published_bytes
@@ -194,6 +194,9 @@ def test_measured_figures_take_the_place_of_assumed_ones(tmp_path, seven_b):
     file = tmp_path / "figures.jsonl"
     rows = [("link", 0.3), ("decode_step_s", 0.002), ("something_else", 7), ("expert_s.vqa", 0.05)]
     file.write_text("\n".join(json.dumps({"figure": n, "value": v, "gpu": "x"}) for n, v in rows))
+    with file.open("a") as more:  # what the benchmark on GPUs writes beside factors
+        more.write('\n{"part": "env", "figure": "gpu", "value": "NVIDIA H100 80GB HBM3"}')
+        more.write('\n{"part": "vllm", "failed": "vllm", "why": "no GPU"}\n')
     efficiency = read_figures(file)
     assert efficiency["link"] == 0.3
     assert efficiency["learner_flops"] == FACTORS["learner_flops"].value
@@ -261,3 +264,8 @@ def test_the_documents_tables_are_the_benchmarks():
     for case in (*steps_so_far(), *ideas()):
         times = f"{case.times.generate_s:.1f} | {case.times.period_s:.1f} | {case.images_gpu_s:.2f}"
         assert f"| {case.name} | {times} |" in text
+
+
+def test_devices_are_known_by_the_names_that_torch_gives_them():
+    assert gpu_of_device("NVIDIA H100 80GB HBM3") is GPUS["h100"]
+    assert gpu_of_device("NVIDIA GeForce RTX 4090") is None
