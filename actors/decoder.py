@@ -2,8 +2,7 @@
 
 transformers' generation copies its cache at every token, and pays Python for features that lockstep
 sampling never uses. Here projections that read the same input are one matrix product, all rows advance
-together, and the cache is allocated once (on a CPU: in blocks). A test holds it to transformers' own
-forward.
+together, and the cache is allocated once. A test holds it to transformers' own forward.
 
 Shapes: B rows, T new positions, L cache length, H query heads, K key/value heads, C head size, D
 hidden.
@@ -12,10 +11,6 @@ hidden.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-CPU_BLOCK = 64
-"""Slots by which a CPU's cache grows. A batched product over part of a tensor takes a CPU three times
-as long as over the whole, so all slots are read, those still to come as well."""
 
 
 class Trunk:
@@ -57,10 +52,8 @@ class LockstepDecoder:
         weight = trunk.llama.embed_tokens.weight
         self.trunk = trunk
         width = int(lengths.max())
-        self._most = width
-        """Slots that will ever be used."""
         shape = (len(lengths), trunk.kv_heads, width, trunk.head_size)
-        self._keys, self._values = ([weight.new_zeros(shape) for _ in trunk.layers] for _ in range(2))
+        self._keys, self._values = ([weight.new_empty(shape) for _ in trunk.layers] for _ in range(2))
         self._starts = width - lengths  # [B] slot of each row's first token
         slots = torch.arange(width, device=weight.device)
         self._bias = weight.new_zeros(len(lengths), 1, 1, width)  # added to the attention scores
@@ -79,8 +72,7 @@ class LockstepDecoder:
         """
         decoder = cls(trunk, lengths)
         hidden = decoder.step(embedded)
-        decoder._most += new_tokens
-        decoder.keep(rows)
+        decoder._resize(rows, decoder.used + new_tokens)
         return decoder, hidden[rows]
 
     @torch.no_grad()
@@ -88,8 +80,6 @@ class LockstepDecoder:
         """Append T positions, [B, T, D]; returns the last position's normed hidden state, [B, D]."""
         new = embedded.shape[1]
         begin, end = self.used, self.used + new
-        if end > self._bias.shape[-1]:
-            self._resize(None, end)
         slots = torch.arange(begin, end, device=embedded.device)
         positions = (slots[None] - self._starts[:, None]).clamp(min=0)
         bias = self._attention_bias(slots, end)
@@ -103,34 +93,24 @@ class LockstepDecoder:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows, int64 [B']: some, or some more than once."""
-        self._resize(rows, self.used + 1)
+        self._resize(rows, self._bias.shape[-1])
 
-    def _resize(self, rows: Tensor | None, need: int) -> None:
-        """Give the cache room for `need` slots and more, and keep these rows (None: all) of it. One
-        layer is copied at a time, so that no more than a layer is there twice."""
-        room = self._most
-        if not self._bias.is_cuda and room > 2 * CPU_BLOCK:
-            room = min(room, -(-need // CPU_BLOCK) * CPU_BLOCK)
-        used = self.used
+    def _resize(self, rows: Tensor, room: int) -> None:
+        """Keep these rows, in a cache of so many slots. One layer is copied at a time, so that no more
+        than a layer is there twice."""
         for cache in (self._keys, self._values):
             for index, old in enumerate(cache):
-                kept = len(old) if rows is None else len(rows)
-                new = old.new_empty(kept, old.shape[1], room, old.shape[3])
-                new[:, :, :used] = old[:, :, :used] if rows is None else old[rows, :, :used]
-                new[:, :, used:] = 0.0  # what is masked must still be a number
-                cache[index] = new
-        if rows is not None:
-            self._starts, self._bias = self._starts[rows], self._bias[rows]
-        more = room - self._bias.shape[-1]
-        self._bias = F.pad(self._bias, (0, more), value=float("-inf"))
+                cache[index] = old.new_empty(len(rows), old.shape[1], room, old.shape[3])
+                cache[index][:, :, : self.used] = old[rows, :, : self.used]
+        self._starts = self._starts[rows]
+        self._bias = F.pad(self._bias[rows], (0, room - self._bias.shape[-1]))
 
     def _attention_bias(self, slots: Tensor, end: int) -> Tensor:
-        """[B, 1, T, end or L]: 0 where a slot sees another, else -inf. A slot sees its row's slots up
-        to itself. A padding slot sees itself only, so that softmax has something to sum; nobody reads
+        """[B, 1, T, end]: 0 where a slot sees another, else -inf. A slot sees its row's slots up to
+        itself. A padding slot sees itself only, so that softmax has something to sum; nobody reads
         the result."""
         if len(slots) == 1:
-            self._bias[..., end - 1] = 0.0
-            return self._bias[..., :end] if self._bias.is_cuda else self._bias
+            return self._bias[..., :end]
         columns = torch.arange(end, device=slots.device)
         later = columns[None] > slots[:, None]
         itself = columns[None] == slots[:, None]

@@ -5,10 +5,11 @@ image tokens, 576 of them an image), float32, one thread: generate, then learn.
 
 The published manner (github.com/CaraJ7/T2I-R1, `compute_loss`): transformers' growing cache,
 multinomial draws, conditional and unconditional rows in one batch; then both CoTs teacher-forced with
-all hidden states kept and gradient checkpointing on, the text head on every text position,
-the reference model likewise, one AdamW step. Here: the rollout worker's sampler, and the learner's
-worker as training starts it. Both generate the same number of tokens and learn from the same samples.
-They take turns; medians and their ratios are printed, for times on a shared machine say little.
+all hidden states kept and gradient checkpointing on, the text head on every position of both sequences
+(and once more on the text, where its logits are read), the reference model likewise, one AdamW step.
+Here: the rollout worker's sampler, and the learner's worker as training starts it. Both generate the
+same number of tokens and learn from the same samples. They take turns; medians and their ratios are
+printed, for times on a shared machine say little.
 """
 
 import argparse
@@ -80,6 +81,7 @@ def teacher_forced(janus: Janus, batch: Batch) -> torch.Tensor:
         output = janus.model.model.language_model(
             inputs_embeds=embedded, attention_mask=mask.long(), output_hidden_states=True
         )
+        janus.text_logits(output.hidden_states[-1])  # of either sequence; nobody reads them
         return output.hidden_states[-1]
 
     def gather(logits, ids):

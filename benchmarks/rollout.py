@@ -43,7 +43,7 @@ class PlainLoop:
         hidden, cache, mask = self._prefill(rows)
         ids = []
         for _ in range(self.janus.image_tokens):
-            cond, uncond = self.janus.image_logits(hidden).chunk(2)
+            cond, uncond = self.janus.model.model.generation_head(hidden).chunk(2)
             token = self._pick(uncond + self.config.guidance * (cond - uncond))
             ids.append(token)
             if len(ids) < self.janus.image_tokens:
@@ -58,7 +58,7 @@ class PlainLoop:
         done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         drawn = []
         for _ in range(self.config.max_cot_tokens):
-            token = self._pick(self.janus.text_logits(hidden))
+            token = self._pick(self.janus.model.lm_head(hidden))
             drawn.append(token)
             done |= token == self.janus.eos_id
             if done.all():

@@ -19,6 +19,10 @@ def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
         hidden = head.activation_fn(head.proj_out(hidden))
         head = head.vision_head
     if head.weight.dtype == torch.float32:
+        few = hidden.dim() == 2 and len(hidden) < 16 and not hidden.is_cuda
+        if few and head.bias is None and not torch.is_grad_enabled():
+            # A CPU's product with few rows is up to twice as fast the other way round.
+            return torch.mm(head.weight, hidden.t()).t().contiguous()
         return F.linear(hidden, head.weight, head.bias)
     logits = _Product.apply(hidden.reshape(-1, hidden.shape[-1]), head.weight)
     if head.bias is not None:
