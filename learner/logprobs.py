@@ -109,4 +109,5 @@ class JanusLogps(nn.Module):
 
 def _rows(vectors: Tensor, places: Tensor) -> Tensor:
     """[N, T, D] at places, int64 [N, K] -> [N, K, D]."""
-    return vectors.gather(1, places[..., None].expand(-1, -1, vectors.shape[-1]))
+    # By an index: for its gradient, a gather keeps the vectors.
+    return vectors[torch.arange(len(vectors), device=vectors.device)[:, None], places]

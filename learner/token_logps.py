@@ -1,7 +1,8 @@
 """A head and the log-probabilities of tokens under it, a chunk of positions at a time.
 
 Logits are by far the widest tensors of a step: 102,400 floats for one text position of Janus-Pro. So
-they live for one chunk only: backward computes a chunk's logits again instead of keeping them.
+they live for one chunk only: backward computes a chunk's logits again instead of keeping them. With a
+frozen head, not even that: what backward needs is one vector a position, and forward computes it.
 Shapes: M positions, D hidden.
 """
 
@@ -32,6 +33,8 @@ class TokenLogps(nn.Module):
         inputs = [x for x in (hidden, ids, unconditional) if x is not None]
         # No position still is one (empty) chunk, so that backward reaches the head on every rank.
         chunks = zip(*(x.split(self._chunk) for x in inputs), strict=True)
+        if unconditional is None and not any(p.requires_grad for p in self.head.parameters()):
+            return torch.cat([_OfFrozenHead.apply(*chunk, self._of_chunk) for chunk in chunks], 1)
         logps = [
             checkpoint(self._of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
             for chunk in chunks
@@ -51,3 +54,24 @@ class TokenLogps(nn.Module):
             logits = logits / self._temperature
         # Fused: of everything as wide as the vocabulary, its backward makes the gradient alone.
         return -F.cross_entropy(logits, ids, reduction="none")
+
+
+class _OfFrozenHead(torch.autograd.Function):
+    """A chunk's log-probabilities [1, M], and their gradients by the hidden states while the logits are
+    there: a position's log-probability depends on its own hidden state alone."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, ids: Tensor, of_chunk) -> Tensor:
+        if not ctx.needs_input_grad[0]:
+            return of_chunk(hidden, ids)
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            logps = of_chunk(hidden, ids)
+            (slopes,) = torch.autograd.grad(logps.sum(), hidden)
+        ctx.save_for_backward(slopes)
+        return logps.detach()
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (upstream[0, :, None] * slopes).to(slopes.dtype), None, None

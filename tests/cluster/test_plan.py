@@ -12,7 +12,7 @@ from cluster.plan import cache_bytes, model_shapes, needs
 from learner.batch import make_batch
 from learner.config import LearnerConfig
 from learner.logprobs import JanusLogps
-from learner.memory import activation_bytes, rank_bytes, sizes
+from learner.memory import activation_bytes, rank_bytes, sizes, step_bytes
 from learner.rank import LearnerRank
 from policy.errors import UserError
 from policy.janus import PolicyConfig
@@ -24,7 +24,20 @@ ONE_B = ROOT / "examples" / "janus_pro" / "train_1b.yaml"
 
 
 class Weighed(LearnerRank):
-    """A rank that says what it holds, in bytes."""
+    """A rank that says what it holds, in bytes, also in the middle of the optimizer's step."""
+
+    def setup(self, *arguments):
+        count = super().setup(*arguments)
+        inner = self.engine.optimizer.optimizer
+        plain, self.in_step = inner.step, 0
+
+        def step():
+            lent = [p.grad for group in inner.param_groups for p in group["params"]]
+            self.in_step = max(self.in_step, sum(g.nbytes for g in lent if g is not None))
+            return plain()
+
+        inner.step = step
+        return count
 
     def weigh(self, stage: int) -> dict[str, int]:
         zero = self.engine.optimizer
@@ -42,6 +55,7 @@ class Weighed(LearnerRank):
             "parameters": sum(t.nbytes for t in tensors),
             "gradients": sum(t.nbytes for t in gradients),
             "optimizer": sum(t.nbytes for t in (*state, *masters)),
+            "step": self.in_step,
         }
 
 
@@ -60,6 +74,10 @@ def test_a_real_engine_holds_what_was_foretold(policy_config, samples, stage, dt
     for rank in ranks:
         ray.kill(rank)
     foretold = rank_bytes(model_shapes(policy), config, dtype, sample_tokens=1)
+    size, zero = sizes(model_shapes(policy), config), {"stage": stage}
+    flat = 2 if dtype == "bfloat16" else 0  # it is there a little before
+    in_step = held.pop("step") * (4 + flat) / 4
+    assert step_bytes(size, zero, 2, 2 if flat else 4) == pytest.approx(in_step, rel=0.15)
     for name, measured in held.items():
         if measured:  # after a step, gradients may be free again
             assert foretold[name] == pytest.approx(measured, rel=0.15), name

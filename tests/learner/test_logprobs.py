@@ -1,6 +1,7 @@
 """Chunks and recomputation change memory, never numbers."""
 
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -42,12 +43,14 @@ def image_head(hidden: int, vocabulary: int) -> JanusVQVAEHead:
     chunk=st.integers(1, 50),
     guidance=st.sampled_from([None, 1.0, 5.0]),
     temperature=st.sampled_from([1.0, 0.7]),
+    frozen=st.booleans(),
 )
 def test_any_chunk_size_gives_the_plain_values_and_gradients(
-    seed, positions, chunk, guidance, temperature
+    seed, positions, chunk, guidance, temperature, frozen
 ):
     g = torch.Generator().manual_seed(seed)
     head = image_head(8, 30)
+    head.requires_grad_(not frozen)
     ids = torch.randint(30, (positions,), generator=g)
     count = 1 if guidance is None else 2
     rows = [torch.randn(positions, 8, generator=g).requires_grad_() for _ in range(count)]
@@ -55,11 +58,12 @@ def test_any_chunk_size_gives_the_plain_values_and_gradients(
     unconditional = rows[1] if count == 2 else None
     ours = TokenLogps(head, temperature=temperature, guidance=guidance, chunk=chunk)
     results = []
+    inputs = [*rows, *(p for p in head.parameters() if p.requires_grad)]
     for logps in (
         ours(rows[0], ids, unconditional),
         plain_logps(head, rows[0], ids, temperature, guidance, unconditional),
     ):
-        gradients = torch.autograd.grad((logps * upstream).sum(), [*rows, *head.parameters()])
+        gradients = torch.autograd.grad((logps * upstream).sum(), inputs)
         results.append([logps, *gradients])
     for mine, plain in zip(*results, strict=True):
         # Relative to the tensor: guidance 5 makes gradients of hundreds, whose sums differ in order.
@@ -96,23 +100,30 @@ def test_chunks_and_checkpointed_layers_change_nothing(policy_config, samples, g
             torch.testing.assert_close(gradient, gradients[name], atol=max(scale, 1) * share, rtol=1e-5)
 
 
-def test_no_logits_are_kept_for_backward(janus, samples):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_no_logits_are_kept_for_backward(janus, samples, frozen):
     """What autograd saves is hidden states and weights: nothing as wide as a vocabulary."""
+    for head in (janus.model.lm_head, janus.model.model.generation_head):
+        head.requires_grad_(not frozen)
     batch = make_batch(samples, [1.0] * len(samples), pad_id=0)
     weights = {p.data_ptr() for p in janus.model.parameters()}
     vocabularies = {
         janus.model.config.text_config.vocab_size,
         janus.model.config.vq_config.num_embeddings,
     }
-    wide = []
+    kept = WeakSet()
 
-    def look(tensor):
-        if tensor.data_ptr() not in weights and tensor.shape[-1:] and tensor.shape[-1] in vocabularies:
-            wide.append(tuple(tensor.shape))
-        return tensor
+    class Kept:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            kept.add(self)
 
-    with torch.autograd.graph.saved_tensors_hooks(look, lambda t: t):
-        JanusLogps(janus, chunk_tokens=16)(batch)
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda it: it.tensor):
+        logps = JanusLogps(janus, chunk_tokens=16)(batch)
+    assert logps.image.requires_grad
+    tensors = [it.tensor for it in kept if it.tensor.data_ptr() not in weights]
+    wide = [t.shape for t in tensors if t.shape[-1:] and t.shape[-1] in vocabularies]
+    assert tensors
     assert not wide
 
 
@@ -156,3 +167,13 @@ def test_a_batch_gives_what_its_samples_give_alone(janus, samples):
     for n, mine in enumerate(alone):
         for one, all_of_them in zip(mine, out, strict=True):
             torch.testing.assert_close(all_of_them[n, : len(one)], one, atol=1e-5, rtol=0)
+
+
+def test_a_frozen_heads_logits_are_computed_once():
+    """Backward asks the head for nothing again."""
+    head = image_head(8, 30).requires_grad_(False)
+    asked = []
+    head.proj_out.register_forward_hook(lambda _module, _inputs, out: asked.append(len(out)))
+    hidden = torch.randn(10, 8, requires_grad=True)
+    TokenLogps(head, temperature=1.0, guidance=None, chunk=4)(hidden, torch.arange(10)).sum().backward()
+    assert asked == [4, 4, 2]

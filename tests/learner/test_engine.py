@@ -1,0 +1,37 @@
+"""What a rank's process is told before it starts."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+import torch
+from learner.engine import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for _ in range(6):  # the heap needs a few to find its shape
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    one = torch.ones(64 * 2**20, dtype=torch.uint8)
+    other = torch.ones(32 * 2**20, dtype=torch.uint8)
+    sum_ = one + 1
+    del one, other, sum_
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc: nothing to be told")
+def test_memory_that_was_freed_is_there_for_the_next_tensor():
+    """A step's large tensors again and again: in the end, pages must be made anew only where nobody
+    kept those of the step before."""
+    pages = (64 + 32 + 64) * 2**20 // 4096
+
+    def faults(how):
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("given back") >= pages // 2
+    assert faults("kept") < pages // 20
