@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --tiny                # a tiny model, on CPUs too
 
 Every case of a part is a process of its own with a time limit: it has the GPU to itself, and one that
-fails or hangs says so in a line while the others go on. What its libraries say is in PART-CASE.log
+fails or hangs says so in a line while the others go on. What its libraries say is in a folder of logs
 beside the figures. docs/gpu.md has the parts and what to make of them.
 """
 
@@ -62,7 +62,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, help="of the trunk (learner: as many as fit)")
     parser.add_argument("--pairs", type=int, nargs="+", help="samples drawn together (8 24 48)")
     parser.add_argument("--eager", action="store_true", help="vLLM without CUDA graphs")
-    parser.add_argument("--trace", action="store_true", help="tables of kernels beside the figures")
+    parser.add_argument("--trace", action="store_true", help="tables of kernels, beside the logs")
     parser.add_argument("--limit", type=float, help="seconds that a case may take, whatever its own")
     parser.add_argument("--out", type=Path, help="figures.jsonl, in $OUT or here; goes on with it")
     for own in ("--case", "--scratch", "--started"):
@@ -80,7 +80,8 @@ def main() -> int:
     options.out = (options.out or Path(os.environ.get("OUT", ".")) / "figures.jsonl").absolute()
     if options.case is not None:
         return measure(options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    logs = options.out.with_suffix(".logs")
+    logs.mkdir(parents=True, exist_ok=True)
     started = time.strftime("%Y-%m-%dT%H:%M:%S")
     failed = []
     for part in options.parts or PARTS:
@@ -91,7 +92,9 @@ def main() -> int:
                 own = [f"--case={case.name}", f"--scratch={scratch}", f"--started={started}"]
                 if not run(part, case, options, own):
                     failed.append(f"{part} {case.name}".rstrip())
-    print(f"figures: {options.out}" + (f"; not whole: {', '.join(failed)}" if failed else ""))
+    print(f"figures: {options.out}")
+    if failed:
+        print(f"not whole: {', '.join(failed)} (what they said is in {logs})")
     return int(bool(failed))
 
 
@@ -102,7 +105,8 @@ def run(part: str, case: Case, options: argparse.Namespace, own: list[str]) -> b
     """Whether it gave all its figures in time."""
     command = [sys.executable, "-m", "benchmarks.gpu", part, *_flags(options), *own]
     limit = options.limit or case.limit_s
-    log = options.out.parent / f"{part}{f'-{case.name}'.replace(' ', '-') if case.name else ''}.log"
+    name = f"{part} {case.name}".rstrip().replace(" ", "-")
+    log = options.out.with_suffix(".logs") / f"{name}.log"
     with log.open("w") as said:
         # A group of its own, so that nothing of it is left behind.
         process = subprocess.Popen(command, stderr=said, start_new_session=True)
@@ -117,7 +121,7 @@ def run(part: str, case: Case, options: argparse.Namespace, own: list[str]) -> b
         from benchmarks.gpu.figures import Figures
 
         outside = Figures(options.out, part, own[-1].partition("=")[2], sys.stdout, {"case": case.name})
-        outside.fail(case.name, f"{why} (what it said is in {log})")
+        outside.fail(case.name, why)
     return status == 0
 
 

@@ -13,7 +13,7 @@ from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
 from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.measure import fresh_memory, parameters, seconds, tell_memory, this_gpu, traced
-from benchmarks.gpu.plain_ray import plain_ray
+from benchmarks.gpu.plain_ray import Reference, plain_ray
 from benchmarks.gpu.setting import DEVICE, ON_GPU, Setting
 from learner.config import LearnerConfig
 from learner.memory import rank_bytes
@@ -47,10 +47,11 @@ def learn(setting: Setting, figures: Figures, case: str) -> None:
         for s in group
         for ids in (s.cot_prompt_ids, s.cot_ids, s.image_prompt_ids, s.image_ids)
     )
+    references = [Reference(group) for group in samples]
     metrics = {}
 
     def step() -> None:
-        metrics.update(rank.step(samples, range(len(samples)), advantages))
+        metrics.update(rank.step(references, range(len(samples)), advantages))
 
     step()
     fresh_memory()

@@ -64,7 +64,7 @@ class Setting:
             layers=o.layers,
             pairs=tuple(o.pairs or ((2, 4) if o.tiny else (8, 24, 48))),
             eager=o.eager,
-            trace=o.out.parent if o.trace else None,
+            trace=o.out.with_suffix(".logs") if o.trace else None,
             scratch=o.scratch,
             lengths=Lengths(10, 6, 14) if o.tiny else Lengths(),
         )
