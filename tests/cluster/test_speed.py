@@ -264,6 +264,8 @@ def test_the_documents_tables_are_the_benchmarks():
     for case in (*steps_so_far(), *ideas()):
         times = f"{case.times.generate_s:.1f} | {case.times.period_s:.1f} | {case.images_gpu_s:.2f}"
         assert f"| {case.name} | {times} |" in text
+    for name, factor in FACTORS.items():
+        assert f"| `{name}` | {factor.value:g} | {factor.meaning} (" in text
 
 
 def test_devices_are_known_by_the_names_that_torch_gives_them():
