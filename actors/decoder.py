@@ -13,6 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+CPU_STRIDE = 64
+"""A CPU reads the cache up to a multiple of this. MKL's batched products take time to set up for every
+new shape, more than it takes to read some slots that are masked."""
+
+
 class Trunk:
     """A Llama trunk whose projections that read the same input share one matrix.
 
@@ -102,15 +107,17 @@ class LockstepDecoder:
             for index, old in enumerate(cache):
                 cache[index] = old.new_empty(len(rows), old.shape[1], room, old.shape[3])
                 cache[index][:, :, : self.used] = old[rows, :, : self.used]
+                cache[index][:, :, self.used :] = 0.0  # what is masked must still be a number
         self._starts = self._starts[rows]
-        self._bias = F.pad(self._bias[rows], (0, room - self._bias.shape[-1]))
+        self._bias = F.pad(self._bias[rows], (0, room - self._bias.shape[-1]), value=float("-inf"))
 
     def _attention_bias(self, slots: Tensor, end: int) -> Tensor:
-        """[B, 1, T, end]: 0 where a slot sees another, else -inf. A slot sees its row's slots up to
+        """[B, 1, T, seen]: 0 where a slot sees another, else -inf. A slot sees its row's slots up to
         itself. A padding slot sees itself only, so that softmax has something to sum; nobody reads
         the result."""
         if len(slots) == 1:
-            return self._bias[..., :end]
+            self._bias[..., end - 1] = 0.0
+            return self._bias[..., : end if self._bias.is_cuda else -(-end // CPU_STRIDE) * CPU_STRIDE]
         columns = torch.arange(end, device=slots.device)
         later = columns[None] > slots[:, None]
         itself = columns[None] == slots[:, None]
