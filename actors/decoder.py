@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 CPU_STRIDE = 64
 """A CPU reads the cache up to a multiple of this. MKL's batched products take time to set up for every
 new shape, more than it takes to read some slots that are masked."""
