@@ -15,9 +15,11 @@ class ActorsConfig(BaseModel):
     count: int = Field(1, ge=1)
     """Rollout actors."""
     num_cpus: float = Field(1.0, ge=0)
+    """CPUs that Ray reserves for one actor."""
     num_gpus: float = Field(0.0, ge=0)
     """Resources of one. With less than one GPU, vLLM takes its share of that part only."""
     resources: CustomResources = {}
+    """Custom resources of Ray that one actor takes, by name; only some nodes have them."""
     labels: Labels = {}
     """Of the nodes that are meant for rollouts."""
     sampler: Literal["auto", "torch", "vllm"] = "auto"
@@ -30,7 +32,9 @@ class ActorsConfig(BaseModel):
     batch_size: int = Field(32, ge=1)
     """Samples that one actor draws together, at most; a group is never split."""
     sampling: SamplingConfig = SamplingConfig()
+    """How a sample is drawn."""
     vllm: VLLMConfig = VLLMConfig()
+    """Settings of the vLLM engine; the torch sampler has none."""
 
     @model_validator(mode="after")
     def _parallel_parts_have_gpus(self):

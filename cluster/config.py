@@ -28,6 +28,7 @@ class TrainConfig(BaseModel):
     prompts: str
     """A file of prompts, JSON lines."""
     steps: int = Field(1600, ge=1)
+    """Optimizer steps of the whole run."""
     group_size: int = Field(8, ge=1)
     """G, the samples of one prompt that are compared with each other."""
     groups_per_step: int = Field(8, ge=1)
@@ -63,9 +64,11 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompts: str
+    """A file of held-out prompts, JSON lines."""
     every: int = Field(100, ge=1)
     """Steps between evaluations; there is always one before the first step and one after the last."""
     samples_per_prompt: int = Field(2, ge=1)
+    """Images of each prompt."""
     plan_judge: str = "cluster.evaluate:mentions_every_noun"
     """`package.module:function` of (prompt, CoT text), whether the plan is right."""
 
@@ -93,15 +96,25 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    """Names the run and its directory."""
     runs_dir: str = "runs"
+    """Where run directories lie; on a cluster, a path that outlives the driver."""
     seed: int = 0
+    """Decides the order of prompts and which tokens are drawn."""
     policy: PolicyConfig
+    """The model."""
     actors: ActorsConfig = ActorsConfig()
+    """Rollout actors, which draw samples."""
     rewards: RewardsConfig
+    """Experts, which score samples."""
     learner: LearnerConfig = LearnerConfig()
+    """DeepSpeed ranks, which train the model."""
     train: TrainConfig
+    """The training loop."""
     evaluate: EvaluateConfig
+    """Evaluations on held-out prompts."""
     ray: RayConfig = RayConfig()
+    """Which Ray cluster, and how long to wait for it."""
 
     @model_validator(mode="after")
     def _sizes_fit(self):

@@ -16,6 +16,7 @@ class WandbConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     project: str
+    """The project that the run is listed in."""
     entity: str | None = None
     """The team; None: the key's owner."""
     mode: Literal["online", "offline"] = "online"

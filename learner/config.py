@@ -20,6 +20,7 @@ class LoraSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rank: int = Field(32, ge=1)
+    """Inner dimension of an adapter."""
     alpha: float = Field(64.0, gt=0)
     """The adapter counts alpha / rank times."""
     target_modules: list[str] = Field(
@@ -36,15 +37,20 @@ class LearnerConfig(BaseModel):
     ranks: int = Field(1, ge=1)
     """DeepSpeed ranks, a Ray actor each."""
     num_cpus: float = Field(1.0, ge=0)
+    """CPUs that Ray reserves for one rank."""
     num_gpus: float = Field(0.0, ge=0)
     """Resources of one rank."""
     resources: CustomResources = {}
+    """Custom resources of Ray that one rank takes, by name; only some nodes have them."""
     labels: Labels = {}
     """Of the nodes that are meant for the learner."""
 
     lr: float = Field(1e-6, gt=0)
+    """AdamW's learning rate; there is no schedule, unless `deepspeed` has one."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and the second moment."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(1.0, ge=0)
     """0: gradients are not clipped."""
 
@@ -56,12 +62,16 @@ class LearnerConfig(BaseModel):
     lora: LoraSettings | None = None
     """Train adapters instead of the model."""
     clip_low: float = Field(0.2, ge=0)
+    """The probability ratio of a token is clipped at 1 - clip_low from below."""
     clip_high: float = Field(0.2, ge=0)
+    """The probability ratio of a token is clipped at 1 + clip_high from above."""
     advantage_scale: Literal["std", "none"] = "std"
+    """A reward less its group's mean is divided by the group's standard deviation (std), or kept."""
     guidance: Literal["conditional", "guided"] = "conditional"
     """Train the conditional distribution (as published), or the guided one that images were drawn
     from."""
     cot_weight: float = Field(1.0, ge=0)
+    """Weight of the semantic CoT's tokens in the one token mean."""
     image_weight: float = Field(1.0, ge=0)
     """Weight of each CoT's tokens in the one token mean."""
 
@@ -87,6 +97,8 @@ class LearnerConfig(BaseModel):
     """Faster kernels for the trunk: Liger's, on GPUs (`pip install "bicot[liger]"`), or each layer
     compiled by torch, which takes minutes at the first step and wants a C++ compiler."""
     zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed's ZeRO shards over the ranks: nothing, optimizer states, also gradients, also
+    parameters."""
     deepspeed: dict[str, Any] | str | None = None
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
     transport: Literal["auto", "store", "broadcast"] = "auto"

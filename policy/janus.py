@@ -33,6 +33,7 @@ class PolicyConfig(BaseModel):
     templates: str | None = None
     """Folder with system.txt, semantic_cot.txt and image.txt; None: the ones in policy/templates."""
     dtype: Dtype = "float32"
+    """Of the weights, when sampling and when training."""
 
 
 @dataclass(frozen=True)

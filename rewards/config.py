@@ -27,6 +27,7 @@ class AutoscaleConfig(_Strict):
     min: int = Field(1, ge=1)
     """Replicas that are always there."""
     max: int = Field(ge=1)
+    """Replicas at most."""
     target_queue: float = Field(2.0, gt=0)
     """Requests a replica, waiting or being scored, that scaling aims at."""
     up_after_s: float = Field(5.0, ge=0)
@@ -46,7 +47,9 @@ class RangeConfig(_Strict):
     beyond both. `high` below `low` turns a scale round where less is better."""
 
     low: float
+    """The expert's score that becomes 0."""
     high: float
+    """The expert's score that becomes 1."""
 
     @model_validator(mode="after")
     def _apart(self):
@@ -83,6 +86,7 @@ class ExpertConfig(_Strict):
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that Ray reserves for each replica; a fraction shares one."""
     resources: CustomResources = {}
+    """Custom resources of Ray that each replica takes, by name; only some nodes have them."""
     labels: Labels = {}
     """Of the nodes that are meant for the expert."""
     runtime_env: dict[str, Any] = {}

@@ -1,0 +1,140 @@
+"""docs/configuration.md: every key of a run's configuration, from the models that check it.
+
+    python -m cluster.config_docs > docs/configuration.md
+
+A key's meaning is the string literal under its field; type, bounds and default come from the JSON
+schema that pydantic makes of the model.
+"""
+
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cluster.config import RunConfig
+
+INTRODUCTION = """\
+# Configuration
+
+<!-- Written by `python -m cluster.config_docs > docs/configuration.md`; a test holds it to the code -->
+
+A run is configured by one YAML file. Each key below can be given there, nested, or on the command line
+as `key=value`, e.g. `learner.lr=1e-4`. An unknown key, or a value that does not fit, is an error before
+anything starts. `bicot train CONFIG --dry-run` prints a run's whole configuration, with its defaults.
+
+In keys, `NAME` is a name of your choice. `None` in a meaning is YAML's `null`. A key without a default
+is required wherever the mapping that it belongs to is given.
+"""
+WORDS = {
+    "boolean": "true or false",
+    "integer": "integer",
+    "null": "null",
+    "number": "number",
+    "object": "mapping",
+    "string": "text",
+}
+BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    return INTRODUCTION + "".join(f"\n{_section(key, model)}" for key, model in models())
+
+
+def meanings(model: type[BaseModel]) -> dict[str, str]:
+    """What the string literal under each field says, in one line. A field without one is left out."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for field, below in zip(tree.body, tree.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+            and isinstance(below.value.value, str)
+        ):
+            found[field.target.id] = " ".join(below.value.value.split())
+    return found
+
+
+def models(
+    model: type[BaseModel] = RunConfig, prefix: str = ""
+) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Each model with the key that it lies under ("" for the first), outer before inner."""
+    yield prefix, model
+    for name, field in model.model_fields.items():
+        if inner := _inner_model(field.annotation):
+            yield from models(inner, f"{prefix}.{name}{_free(field)}".lstrip("."))
+
+
+def _section(key: str, model: type[BaseModel]) -> str:
+    said = inspect.cleandoc(model.__dict__["__doc__"] or "")
+    title = f"## {key or 'The run'}\n\n" + (f"{said}\n\n" if said else "")
+    return (
+        title + "| key | type | default | meaning |\n|---|---|---|---|\n" + "".join(_rows(key, model))
+    )
+
+
+def _rows(prefix: str, model: type[BaseModel]) -> Iterator[str]:
+    schema = model.model_json_schema()
+    said = meanings(model)
+    for name, field in model.model_fields.items():
+        key = f"{prefix}.{name}".lstrip(".")
+        kind = _kind(schema["properties"][name], key + _free(field))
+        cells = (f"`{key}`", kind, _default(field), said.get(name, ""))
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _kind(schema: dict[str, Any], key: str) -> str:
+    """A JSON schema in words; `key` is where a model inside it is described."""
+    if "anyOf" in schema:
+        return " or ".join(_kind(one, key) for one in schema["anyOf"])
+    if "$ref" in schema:
+        return f"[mapping](#{key.replace('.', '').lower()})"
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{one}`" for one in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        many = schema.get("prefixItems")
+        return (
+            ", ".join(_kind(one, key) for one in many)
+            if many
+            else f"list of {_kind(schema['items'], key)}"
+        )
+    values, *_ = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]
+    if isinstance(values, dict):
+        return f"mapping of NAME to {_kind(values, key)}"
+    bounds = [f" {sign} {schema[word]:g}" for word, sign in BOUNDS.items() if word in schema]
+    return WORDS[schema["type"]] + ",".join(bounds) if "type" in schema else "anything"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    if value is None or isinstance(value, bool | list | tuple | dict):
+        return f"`{json.dumps(value)}`"
+    return f"`{value:.12g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _free(field: FieldInfo) -> str:
+    """What stands in a key for the names of a mapping that the user chooses."""
+    return ".NAME" if get_origin(field.annotation) is dict else ""
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The first model in it: of `X`, `X | None`, `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _inner_model(part))), None)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
