@@ -137,9 +137,10 @@ class LockstepDecoder:
             query, bias, x, new = query[:, :, -1:], bias[:, :, -1:], x[:, -1:], 1
         seen = bias.shape[-1]
         attended = _attend(query, keys[:, :, :seen], values[:, :, :seen], bias)
-        x = x + layer.self_attn.o_proj(attended.transpose(1, 2).reshape(rows, new, -1))
+        attended = attended.transpose(1, 2).reshape(rows, new, -1)
+        x = _add_product(x, attended, layer.self_attn.o_proj.weight)
         gate, up = F.linear(_norm(layer.post_attention_layernorm, x), trunk.gate_up[index]).chunk(2, -1)
-        return x + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
+        return _add_product(x, layer.mlp.act_fn(gate) * up, layer.mlp.down_proj.weight)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -153,6 +154,11 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor
     query = query.unflatten(1, (-1, groups)).squeeze(3) * query.shape[-1] ** -0.5  # [B, K, H/K, C]
     scores = torch.matmul(query, keys.transpose(2, 3)).add_(bias)
     return torch.matmul(scores.softmax(-1), values).flatten(1, 2)[:, :, None]
+
+
+def _add_product(x: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+    """x + inputs @ weight.T, by one kernel."""
+    return torch.addmm(x.flatten(0, 1), inputs.flatten(0, 1), weight.t()).view_as(x)
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
