@@ -112,12 +112,6 @@ def rollout_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> di
     vq, at_once = model.config.vq_config, min(actors.batch_size, DECODED_TOGETHER)
     largest = vq.base_channels * image_side(model) ** 2 * width
     parts["image decoder"] = at_once * DECODER_COPIES * largest
-    if actors.sampler == "torch":
-        fused = llama.hidden_size + 2 * llama.hidden_size * llama.num_key_value_heads // (
-            llama.num_attention_heads
-        )
-        per_layer = llama.hidden_size * (fused + 2 * llama.intermediate_size)
-        parts["fused projections"] = llama.num_hidden_layers * per_layer * width
     return parts
 
 

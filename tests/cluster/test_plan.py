@@ -1,5 +1,7 @@
 """What the plan foretells, against what real engines and caches hold."""
 
+import inspect
+
 import pytest
 import ray
 import torch
@@ -8,14 +10,14 @@ from typer.testing import CliRunner
 from actors.decoder import LockstepDecoder, Trunk
 from cluster.cli import app
 from cluster.config import load_config
-from cluster.plan import cache_bytes, model_shapes, needs
+from cluster.plan import DECODED_TOGETHER, cache_bytes, model_shapes, needs
 from learner.batch import make_batch
 from learner.config import LearnerConfig
 from learner.logprobs import JanusLogps
 from learner.memory import activation_bytes, rank_bytes, sizes, step_bytes
 from learner.rank import LearnerRank
 from policy.errors import UserError
-from policy.janus import PolicyConfig
+from policy.janus import Janus, PolicyConfig
 from tests.conftest import ROOT, SHAPES
 from tests.learner.test_group import ADVANTAGES, scored
 
@@ -89,8 +91,11 @@ def test_a_real_engine_holds_what_was_foretold(policy_config, samples, stage, dt
 def test_the_cache_holds_what_was_foretold(janus, dtype):
     janus.model.to(getattr(torch, dtype))
     llama = janus.model.model.language_model
-    decoder = LockstepDecoder(Trunk(llama), torch.tensor([5, 9, 7]), 45)
-    measured = decoder.keys.nbytes + decoder.values.nbytes
+    prompts = torch.zeros(3, 9, llama.config.hidden_size, dtype=getattr(torch, dtype))
+    decoder, _ = LockstepDecoder.prefill(
+        Trunk(llama), prompts, torch.tensor([5, 9, 7]), torch.arange(3), new_tokens=36
+    )
+    measured = sum(cache.nbytes for cache in (*decoder._keys, *decoder._values))
     width = getattr(torch, dtype).itemsize
     assert cache_bytes(janus.model.config.text_config, 3, 45, width) == measured
 
@@ -186,11 +191,13 @@ def test_lora_offload_and_sharding_save_memory():
     assert cpu.parts["optimizer"] == 0
 
 
-def test_decoding_48_images_takes_6_to_8_gb():
-    """A prediction, like the time for it (docs/performance.md); it was not counted at all."""
+def test_images_are_decoded_eight_at_a_time():
+    """48 at once would take 6 to 8 GB (docs/performance.md)."""
     config = load_config(SEVEN_B)
     rollout = next(n for n in needs(config, model_shapes(config.policy)) if n.role == "rollout")
-    assert 6e9 <= rollout.parts["image decoder"] <= 8e9
+    assert 6e9 <= rollout.parts["image decoder"] * 48 / 8 <= 8e9
+    eight = inspect.signature(Janus.decode_images).parameters["batch"].default
+    assert eight == DECODED_TOGETHER == 8
 
 
 def test_roles_without_gpus_are_not_judged():
