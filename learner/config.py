@@ -86,8 +86,8 @@ class LearnerConfig(BaseModel):
     """Module names whose parameters stay as they are; the paper trains the language model alone."""
 
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Upper bound on the padded tokens of one forward and backward pass; at least one sample is
-    taken."""
+    """Upper bound on the padded tokens of one forward and backward pass, which holds a group's samples,
+    or some of them; at least one."""
     logprob_chunk_tokens: int = Field(512, ge=1)
     """Positions whose logits exist at one time; backward computes them again."""
     gradient_checkpointing: bool = False

@@ -199,18 +199,20 @@ class LearnerRank:
         ahead: Sequence[ObjectRef],
     ) -> list[list[tuple[Sample, float, Logps | None]]]:
         """Samples with their advantage and, if ranks have prepared, the reference's; what they lack
-        is computed now."""
+        is computed now. Cut as `_reference_of` does, so that policy and reference differ by their
+        weights alone, to the last bit."""
         groups = [(ref.hex(), drawn) for ref, drawn in zip(refs, ray.get(refs), strict=True)]
         prepared: dict = {key: rows for each in ray.get(list(ahead)) for key, rows in each.items()}
         if ahead:
             prepared |= self._reference_of({key: g for key, g in groups if key not in prepared})
-        rows = [
-            row
+        by_group = [
+            list(zip(drawn, theirs, prepared.get(key, [None] * len(drawn)), strict=True))
             for (key, drawn), theirs in zip(groups, advantages, strict=True)
-            for row in zip(drawn, theirs, prepared.get(key, [None] * len(drawn)), strict=True)
         ]
+        if count is not None:
+            return in_parts([row for rows in by_group for row in rows], count)
         budget = self.config.micro_batch_tokens
-        return by_tokens(rows, budget) if count is None else in_parts(rows, count)
+        return [part for rows in by_group for part in by_tokens(rows, budget)]
 
     def _batch(self, samples: Sequence[Sample], advantages: Sequence[float] | None = None) -> Batch:
         return make_batch(

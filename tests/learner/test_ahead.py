@@ -34,10 +34,11 @@ def test_prepared_steps_are_the_same(start, groups, how):  # noqa: F811
     """Three of four groups are learned from, each step preparing all: the fourth was dropped."""
     some = replace(groups, places=[3, 0, 1], advantages=ADVANTAGES[[3, 0, 1]])
     plain, ahead = start(**how), start(**how)
-    for _ in range(3):
+    for step in range(3):
         wanted = ray.get(plain.step(some))[0]
         found = ray.get(ahead.step(replace(some, ahead=ahead.prepare(some.samples))))[0]
         assert found == pytest.approx(wanted, abs=1e-6, rel=1e-5)
+        assert (found["kl/cot"] == found["kl/image"] == 0) == (step == 0)  # exactly
     assert wanted["kl/image"] > 0
     prepared = ahead.prepare(some.samples)
     ray.get(prepared)
