@@ -7,7 +7,8 @@ import sys
 import pytest
 
 FAULTS = """
-import resource, sys
+import ctypes, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page is one fault for 512
 import torch
 from learner.engine import keep_freed_memory
 if sys.argv[1] == "kept":
