@@ -39,9 +39,9 @@ PREDICTIONS = (
     Prediction("right.pixels_apart", 0, 1, "where a level is rounded", FP32),
     # right: sampler against learner
     Prediction("right.gap_mean", 0, 1e-6, f"3e-7: {SHAPES}", FP32 | CPU),
-    Prediction("right.gap_mean", 1e-3, 1e-2, f"1.8e-3: {SHAPES}", BF16 | {"tokens": "cot"}),
-    Prediction("right.gap_max", 0, 0.1, f".056: {SHAPES}", BF16 | {"tokens": "cot"}),
-    Prediction("right.gap_share", 0.04, 0.16, f"8 %: {SHAPES}", BF16 | {"tokens": "cot"}),
+    Prediction("right.gap_mean", 1e-4, 2e-3, f"4.4e-4: {SHAPES}", BF16 | {"tokens": "cot"}),
+    Prediction("right.gap_max", 0, 0.05, f".009: {SHAPES}", BF16 | {"tokens": "cot"}),
+    Prediction("right.gap_share", 0, 0.02, f"none: {SHAPES}", BF16 | {"tokens": "cot"}),
     Prediction("right.gap_mean", 2e-4, 1e-2, f"4.4e-4: {SHAPES}", BF16 | {"tokens": "image"}),
     Prediction("right.gap_share", 0.005, 0.03, f"1.2 %: {SHAPES}", BF16 | {"tokens": "image"}),
     Prediction(
