@@ -8,10 +8,9 @@ IN_TURNS = "all roles in turns"
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one step by role, each with its parts. `score_s`: when the
-    last expert is done. `publish`: the learner's sending of weights, for
-    which a broadcast has the rollout actors wait; `pull`: what an actor takes from the object store
-    before it draws, 0 where weights are broadcast."""
+    """Seconds of one step by role, each with its parts. `score_s`: until the last expert is done.
+    `publish`: the learner sends weights; during a broadcast the rollout actors wait. `pull`: an actor
+    takes weights from the object store before it generates; 0 where they are broadcast."""
 
     generate: Mapping[str, float]
     score: Mapping[str, float | None]

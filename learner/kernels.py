@@ -17,7 +17,7 @@ def use_kernels(trunk: nn.Module, kind: str) -> None:
     """Put them into a Llama trunk, in place; names of parameters stay.
 
     `liger`: RMSNorm, SwiGLU and rotary positions as Triton kernels. `compile`: each layer by
-    torch.compile, for any length of sequence. The heads have their own memory's thrift (`TokenLogps`).
+    torch.compile, for any length of sequence. The heads stay as they are (`TokenLogps`).
     """
     if kind == "liger":
         check_kernels(kind)

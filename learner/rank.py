@@ -97,7 +97,7 @@ class LearnerRank:
     def prepare(self, samples: list[ObjectRef]) -> Ahead:
         """The reference's log-probabilities of this rank's share of groups that are being drawn and
         judged. `samples` holds one reference, to a list of references, one a group. All ranks call it
-        together, and any may be spared some groups (`arrivals`)."""
+        together. Groups that are lost or late are left out (`arrivals`); `step` computes them then."""
         share = slice(self.rank, None, self.world)
         limits = {"all_at_once": self._reference_is_collective, "timeout_s": self.config.timeout_s}
         found: Ahead = {}
