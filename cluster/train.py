@@ -39,7 +39,7 @@ from cluster.run import LearnerLost, Run, learner_at_work
 from cluster.session import ray_session
 from cluster.stopping import Request, heed
 from learner.group import ScoredGroups
-from learner.grpo import group_advantages
+from learner.advantages import group_advantages
 from policy.records import Prompt
 
 

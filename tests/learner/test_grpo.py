@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from learner.grpo import bicot_loss, group_advantages
+from learner.advantages import group_advantages
+from learner.grpo import bicot_loss
 from tests.conftest import shared_file
 
 finite = st.floats(-100, 100, width=32)
