@@ -1,4 +1,4 @@
-"""How many rollout actors there are, what each gets, and how they sample."""
+"""How many rollout workers there are, what each gets, and how they sample."""
 
 from typing import Literal
 
@@ -6,14 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.sampler import SamplingConfig
 from actors.vllm.config import VLLMConfig
-from policy.nodes import CustomResources, Labels
+from policy.resources import CustomResources, Labels
 
 
 class ActorsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     count: int = Field(1, ge=1)
-    """Rollout actors."""
+    """Rollout workers."""
     num_cpus: float = Field(1.0, ge=0)
     """CPUs that Ray reserves for one actor."""
     num_gpus: float = Field(0.0, ge=0)

@@ -1,15 +1,23 @@
-"""What a sampler is: it turns orders into samples, with weights that can be replaced under it."""
+"""What a sampler is: it turns orders into samples, with weights that can be replaced under it.
+
+What all samplers of a Janus share: the two phases in order, and the record that comes of them.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from policy.records import Draw, Sample
+from actors.token_choice import stream_key
+from policy.errors import UserError
+from policy.model import Janus
+from policy.records import Sample, SampleRequest
 from policy.weights import TensorSpec
 
-HALF_LOADED = -1
+INVALID_VERSION = -1
 
 
 class SamplingConfig(BaseModel):
@@ -33,10 +41,10 @@ class Sampler(ABC):
     """
 
     weights_version: int = 0
-    """HALF_LOADED: a load broke off in the middle, and nothing may be drawn until the next."""
+    """INVALID_VERSION: a load broke off in the middle, and nothing may be drawn until the next."""
 
     @abstractmethod
-    def draw(self, orders: Sequence[Draw]) -> list[Sample]:
+    def generate(self, orders: Sequence[SampleRequest]) -> list[Sample]:
         """Draw one sample an order, in the orders' order."""
 
     @abstractmethod
@@ -53,3 +61,107 @@ class Sampler(ABC):
         Raises ValueError for tensors that are not the model's. If `tensors` breaks off, its error
         passes, and the sampler refuses to draw until it has loaded a version whole.
         """
+
+
+@dataclass(frozen=True)
+class Cots:
+    """One semantic CoT an order, with its end token if it ended by itself."""
+
+    ids: list[list[int]]
+    logps: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Images:
+    """One image an order; log-probabilities of the conditional and of the guided distribution."""
+
+    ids: Tensor  # int64 [B, Ti]
+    logps: Tensor  # float32 [B, Ti]
+    guided_logps: Tensor  # float32 [B, Ti]
+
+
+class TwoPhaseSampler(Sampler):
+    """Writes the CoTs, then draws the images. How each is done is the subclass's business."""
+
+    def __init__(self, janus: Janus, config: SamplingConfig, run_seed: int):
+        self.janus = janus
+        self.config = config
+        self.run_seed = run_seed
+        self.shapes = {name: tuple(p.shape) for name, p in janus.model.named_parameters()}
+
+    def load_weights(
+        self,
+        version: int,
+        tensors: Iterable[tuple[str, Tensor]],
+        specs: Sequence[TensorSpec] | None = None,
+    ) -> None:
+        if specs is None:
+            tensors = list(tensors)
+            specs = [TensorSpec.of(name, tensor) for name, tensor in tensors]
+        wrong = [s.name for s in specs if self.shapes.get(s.name) != s.shape]
+        if wrong:
+            raise ValueError(f"weights that do not belong to this model: {wrong[:5]}")
+        self.weights_version = INVALID_VERSION
+        self.load_parameters(tensors)
+        self.weights_version = version
+
+    def generate(self, orders: Sequence[SampleRequest]) -> list[Sample]:
+        if self.weights_version == INVALID_VERSION:
+            raise RuntimeError("the last weights broke off half-way: load a whole version first")
+        janus = self.janus
+        cot_prompts = [janus.cot_prompt_ids(order.prompt.text) for order in orders]
+        self._check_context(orders, cot_prompts, self.config.max_cot_tokens)
+        cots = self.generate_cots(cot_prompts, self._keys(orders, "cot"))
+        texts = [janus.cot_text(ids) for ids in cots.ids]
+        image_prompts = [
+            janus.image_prompt_ids(order.prompt.text, text)
+            for order, text in zip(orders, texts, strict=True)
+        ]
+        self._check_context(orders, image_prompts, janus.image_tokens)
+        images = self.generate_images(image_prompts, self._keys(orders, "image"))
+        pixels = janus.decode_images(images.ids)
+        ids, logps, guided = (t.cpu().numpy() for t in (images.ids, images.logps, images.guided_logps))
+        return [
+            Sample(
+                prompt_id=order.prompt.id,
+                index=order.index,
+                seed=self.run_seed,
+                weights_version=self.weights_version,
+                cot_prompt_ids=np.array(cot_prompts[n], np.int64),
+                cot_ids=np.array(cots.ids[n], np.int64),
+                cot_text=texts[n],
+                image_prompt_ids=np.array(image_prompts[n], np.int64),
+                image_ids=ids[n],
+                cot_logps=np.array(cots.logps[n], np.float32),
+                image_logps=logps[n],
+                image_guided_logps=guided[n],
+                image=pixels[n],
+                finish_reason="stop" if cots.ids[n][-1] == janus.eos_id else "length",
+            )
+            for n, order in enumerate(orders)
+        ]
+
+    @abstractmethod
+    def generate_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
+        """Phase 1. `keys`: the noise stream of each prompt."""
+
+    @abstractmethod
+    def generate_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
+        """Phase 2, guided; where the images are to be decoded."""
+
+    @abstractmethod
+    def load_parameters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy tensors, checked already, over the parameters of these names."""
+
+    def _keys(self, orders: Sequence[SampleRequest], phase: str) -> list[int]:
+        return [stream_key(self.run_seed, o.prompt.id, o.index, phase) for o in orders]
+
+    def _check_context(
+        self, orders: Sequence[SampleRequest], prompts: list[list[int]], new: int
+    ) -> None:
+        for order, ids in zip(orders, prompts, strict=True):
+            if len(ids) + new > self.janus.max_positions:
+                raise UserError(
+                    f"prompt {order.prompt.text[:60]!r}: {len(ids)} prompt tokens and {new} new ones"
+                    f" do not fit the model's context of {self.janus.max_positions}"
+                )

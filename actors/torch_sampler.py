@@ -12,27 +12,26 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from actors.decoder import LockstepDecoder, Trunk
-from actors.noise import Choice, choose_tokens
-from actors.sampler import SamplingConfig
-from actors.two_phase import Cots, Images, TwoPhaseSampler
-from policy.janus import Janus
+from actors.kv_decoder import FusedLlama, LockstepDecoder
+from actors.sampler import Cots, Images, SamplingConfig, TwoPhaseSampler
+from actors.token_choice import Choice, choose_tokens
+from policy.model import Janus
 
 
 class TorchSampler(TwoPhaseSampler):
     def __init__(self, janus: Janus, config: SamplingConfig, run_seed: int):
         super().__init__(janus, config, run_seed)
         self.device = next(janus.model.parameters()).device
-        self._trunk = Trunk(janus.model.model.language_model)
+        self._trunk = FusedLlama(janus.model.model.language_model)
 
     @torch.no_grad()
-    def replace(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def load_parameters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         parameters = dict(self.janus.model.named_parameters())
         for name, tensor in tensors:
             parameters[name].copy_(tensor)
 
     @torch.no_grad()
-    def write_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
+    def generate_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
         eos, temperature = self.janus.eos_id, self.config.temperature
         streams = torch.tensor(keys, device=self.device)
         decoder, hidden = self._read(prompts, self.config.max_cot_tokens)
@@ -60,7 +59,7 @@ class TorchSampler(TwoPhaseSampler):
         return Cots(ids=ids, logps=logps)
 
     @torch.no_grad()
-    def draw_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
+    def generate_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
         count, length = len(prompts), self.janus.image_tokens
         weight, temperature = self.config.guidance, self.config.temperature
         guided = weight != 1.0

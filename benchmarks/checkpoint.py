@@ -22,11 +22,11 @@ from rich.table import Table
 
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
-from cluster.session import WORKER_ENV
+from cluster.ray_session import WORKER_ENV
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup, ScoredGroups
-from policy.janus import PolicyConfig, load_janus
+from learner.group import LearnerGroup, TrainingGroups
+from policy.model import PolicyConfig, load_janus
 from policy.prompts import plain_prompt
 from policy.records import Group
 
@@ -58,11 +58,11 @@ def main() -> None:
         tokenizer.save_pretrained(folder)
         policy = PolicyConfig(path=root)
         sampling = SamplingConfig(guidance=2.0, max_cot_tokens=8)
-        drawn = TorchSampler(load_janus(policy), sampling, 0).draw(
+        drawn = TorchSampler(load_janus(policy), sampling, 0).generate(
             [*Group(plain_prompt("a circle"), 4)]
         )
-        group = ScoredGroups.of([ray.put(drawn)], np.linspace(-1, 1, 4, dtype=np.float32)[None])
-        learner = LearnerGroup(policy, LearnerConfig(beta=0.0), temperature=1.0, guidance=2.0)
+        group = TrainingGroups.of([ray.put(drawn)], np.linspace(-1, 1, 4, dtype=np.float32)[None])
+        learner = LearnerGroup.start(policy, LearnerConfig(kl_coef=0.0), temperature=1.0, guidance=2.0)
         ray.get(learner.step(group))
         for number in range(options.repeats):
             target = folder / f"checkpoint{number}"

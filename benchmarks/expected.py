@@ -2,9 +2,9 @@
 
     python -m benchmarks.expected
 
-Nothing here is measured: cluster/speed.py computes it from shapes, data sheets and the factors of
-cluster/efficiency.py. The published run alone is a fact (38 s a step on 8 x H800, from the 16 to 18
-hours that T2I-R1's authors give for 1600 steps of 128 images), which the model is held against.
+Nothing here is measured: cluster/estimate/speed.py computes it from shapes, data sheets and the factors
+of cluster/estimate/hardware.py. The published run alone is a fact (38 s a step on 8 x H800, from the 16
+to 18 hours that T2I-R1's authors give for 1600 steps of 128 images), which the model is held against.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import RunConfig, load_config
-from cluster.efficiency import Efficiency
-from cluster.gpus import GPUS
-from cluster.period import Times
-from cluster.plan import model_shapes
-from cluster.speed import SpeedModel
-from cluster.split import Split, splits
+from cluster.estimate.gpu_memory import model_shapes
+from cluster.estimate.hardware import GPUS, Efficiency
+from cluster.estimate.speed import SpeedModel
+from cluster.estimate.split import Split, splits
+from cluster.estimate.step_times import Times
 
 RECIPE = Path(__file__).parents[1] / "examples" / "janus_pro" / "train.yaml"
 ON = 8

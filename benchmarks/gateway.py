@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import RayConfig, load_config
-from cluster.session import ray_session
+from cluster.ray_session import ray_session
 from rewards.config import GatewayConfig
 from rewards.gateway import start_gateway
 from rewards.serving import deploy_experts
@@ -79,7 +79,7 @@ BAD = {
 
 
 @dataclass
-class Tally:
+class StepMetrics:
     """What came back: statuses by kind of request, seconds of the good ones, and what is wrong."""
 
     statuses: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
@@ -94,7 +94,7 @@ class Tally:
             self.wrong[f"{kind}: {status} instead of {expected}"] += 1
 
 
-async def client(http: httpx.AsyncClient, tally: Tally, end: float, seed: int) -> None:
+async def client(http: httpx.AsyncClient, tally: StepMetrics, end: float, seed: int) -> None:
     """One request after another; it comes back later when it is told to."""
     chance = random.Random(seed)
     while time.monotonic() < end:
@@ -137,8 +137,8 @@ async def watch(sizes_over_time: dict[str, list[float]], end: float) -> None:
         await asyncio.sleep(1.0)
 
 
-async def storm(url: str, token: str, clients: int, seconds: float) -> tuple[Tally, dict]:
-    tally, grown = Tally(), defaultdict(list)
+async def storm(url: str, token: str, clients: int, seconds: float) -> tuple[StepMetrics, dict]:
+    tally, grown = StepMetrics(), defaultdict(list)
     end = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     headers = {"authorization": f"Bearer {token}"}
@@ -149,7 +149,7 @@ async def storm(url: str, token: str, clients: int, seconds: float) -> tuple[Tal
     return tally, grown
 
 
-def report(tally: Tally, grown: dict[str, list[float]], seconds: float, console: Console) -> bool:
+def report(tally: StepMetrics, grown: dict[str, list[float]], seconds: float, console: Console) -> bool:
     """Prints what was seen; whether all of it is as it should be."""
     table = Table("request", "replies", title="replies by status")
     for kind, statuses in tally.statuses.items():

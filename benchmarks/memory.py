@@ -32,10 +32,10 @@ from transformers import (
 
 from learner.batch import Batch, make_batch
 from learner.config import LearnerConfig
-from learner.engine import freeze
-from learner.grpo import bicot_loss
+from learner.deepspeed_engine import freeze
 from learner.logprobs import JanusLogps
-from policy.janus import Janus
+from learner.losses import bicot_loss
+from policy.model import Janus
 from policy.records import Sample
 
 TEXT_VOCABULARY, CODES = 102_400, 16_384

@@ -27,15 +27,15 @@ from rich.table import Table
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
 from benchmarks.memory import build
-from benchmarks.rollout import PlainLoop
-from cluster.session import WORKER_ENV
+from benchmarks.rollout import TransformersBaseline
+from cluster.ray_session import WORKER_ENV
 from examples.shapes.tiny_janus import build_tokenizer
 from learner.batch import Batch, make_batch
 from learner.config import LearnerConfig
-from learner.engine import freeze
-from learner.group import LearnerGroup, ScoredGroups
-from learner.grpo import bicot_loss
-from policy.janus import Janus, PolicyConfig, load_janus
+from learner.deepspeed_engine import freeze
+from learner.group import LearnerGroup, TrainingGroups
+from learner.losses import bicot_loss
+from policy.model import Janus, PolicyConfig, load_janus
 from policy.records import Sample
 
 GROUP, PROMPT, COT = 8, 32, 64
@@ -47,7 +47,7 @@ class Published:
 
     def __init__(self, janus: Janus):
         self.janus, self.reference = janus, deepcopy(janus)
-        self.loop = PlainLoop(janus, SamplingConfig(guidance=GUIDANCE, max_cot_tokens=COT))
+        self.loop = TransformersBaseline(janus, SamplingConfig(guidance=GUIDANCE, max_cot_tokens=COT))
         freeze(janus.model, LearnerConfig().freeze)
         self.reference.model.requires_grad_(False)
         for each in (janus, self.reference):
@@ -106,14 +106,14 @@ class Here:
         sampling = SamplingConfig(guidance=GUIDANCE, max_cot_tokens=COT)
         self.sampler = TorchSampler(load_janus(policy), sampling, run_seed=0)
         config = LearnerConfig(num_cpus=0)
-        self.learner = LearnerGroup(policy, config, temperature=1.0, guidance=GUIDANCE)
+        self.learner = LearnerGroup.start(policy, config, temperature=1.0, guidance=GUIDANCE)
 
     def generate(self, cot_prompts: list[list[int]], image_prompts: list[list[int]]) -> None:
-        self.sampler.write_cots(cot_prompts, list(range(GROUP)))
-        self.sampler.draw_images(image_prompts, list(range(GROUP)))
+        self.sampler.generate_cots(cot_prompts, list(range(GROUP)))
+        self.sampler.generate_images(image_prompts, list(range(GROUP)))
 
     def learn(self, samples: list[Sample], advantages: list[float]) -> None:
-        groups = ScoredGroups.of([ray.put(samples)], np.array([advantages], np.float32))
+        groups = TrainingGroups.of([ray.put(samples)], np.array([advantages], np.float32))
         ray.get(self.learner.step(groups), timeout=600)
 
 

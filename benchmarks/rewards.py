@@ -4,7 +4,7 @@
 |---|---|
 | `batching` | an expert asked about 16 images at once, and about each alone |
 | `replicas` | three replicas of a slow expert, and one |
-| `overhead` | 32 images of 384x384 judged through Ray Serve, and by the expert itself |
+| `overhead` | 32 images of 384x384 scored through Ray Serve, and by the expert itself |
 
 The two sides of a part take turns; medians are printed, and ratios within a turn, since absolute times
 on a shared machine say little. Models are tiny and random, of the published classes, on one CPU thread.
@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import CLIPConfig, CLIPModel
 
-from benchmarks.samples import bare_sample
+from benchmarks.samples import dummy_sample
 from policy.prompts import parse_prompt
-from policy.records import Draw, Prompt, Sample
+from policy.records import Prompt, Sample, SampleRequest
 from rewards.config import ExpertConfig, RewardsConfig
-from rewards.expert import Expert, Judgement
+from rewards.expert import Expert, ExpertScores
 from rewards.experts.clip import CLIPScore
 from rewards.experts.grounding import GroundingDino
 from rewards.serving import deploy_experts, shutdown_experts
@@ -52,16 +52,16 @@ class Sleeper(Expert):
     def __init__(self, seconds_per_image: float = 0.01):
         self.seconds_per_image = seconds_per_image
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         time.sleep(self.seconds_per_image * len(images))
-        return Judgement(np.ones(len(images), np.float32))
+        return ExpertScores(np.ones(len(images), np.float32))
 
 
 class Brightness(Expert):
     """An expert that is nearly free, so that what is left is the cost of serving."""
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
-        return Judgement(np.array([image[::8, ::8].mean() / 255 for image in images], np.float32))
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
+        return ExpertScores(np.array([image[::8, ::8].mean() / 255 for image in images], np.float32))
 
 
 def samples(count: int) -> tuple[list[Sample], list[Prompt]]:
@@ -69,7 +69,7 @@ def samples(count: int) -> tuple[list[Sample], list[Prompt]]:
     prompts = [parse_prompt(PROMPTS[n % len(PROMPTS)]) for n in range(count)]
     images = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
     drawn = [
-        bare_sample(Draw(prompt, n), image, tokens=576)
+        dummy_sample(SampleRequest(prompt, n), image, tokens=576)
         for n, (prompt, image) in enumerate(zip(prompts, images, strict=True))
     ]
     return drawn, prompts
@@ -111,9 +111,9 @@ def tiny_clip(folder: Path) -> None:
     tiny.clip_images(folder)
 
 
-def numbers(judgement: Judgement) -> np.ndarray:
+def numbers(scores: ExpertScores) -> np.ndarray:
     """All that an expert says: its values, and how sure it is of every box."""
-    return np.array([*judgement.values, *(box.score for some in judgement.boxes for box in some)])
+    return np.array([*scores.values, *(box.score for some in scores.boxes for box in some)])
 
 
 def batching(runs: int, batch: int = 16) -> Table:
@@ -159,9 +159,9 @@ def serve(expert: type[Expert], replicas: int, **options):
     return deploy_experts(RewardsConfig(experts={"measured": entry}))["measured"]
 
 
-def ask(handle, refs: Sequence[ray.ObjectRef], prompts: list[Prompt]) -> list[Judgement]:
+def ask(handle, refs: Sequence[ray.ObjectRef], prompts: list[Prompt]) -> list[ExpertScores]:
     """All groups at once, as a training step does."""
-    group = [Draw(prompt, n) for n, prompt in enumerate(prompts)]
+    group = [SampleRequest(prompt, n) for n, prompt in enumerate(prompts)]
     replies = [handle.score_samples.remote([ref], group) for ref in refs]
     return [reply.result() for reply in replies]
 

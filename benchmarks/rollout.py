@@ -16,12 +16,12 @@ from transformers import DynamicCache
 
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
-from policy.janus import Janus, PolicyConfig, load_janus
+from policy.model import Janus, PolicyConfig, load_janus
 from policy.prompts import read_prompts
-from policy.records import Draw
+from policy.records import SampleRequest
 
 
-class PlainLoop:
+class TransformersBaseline:
     """Both phases with transformers' own modules and a growing cache."""
 
     def __init__(self, janus: Janus, config: SamplingConfig):
@@ -115,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     janus = load_janus(PolicyConfig(path=args.policy, templates=args.templates))
     config = SamplingConfig(guidance=1.5, max_cot_tokens=32)
-    sampler, plain = TorchSampler(janus, config, run_seed=0), PlainLoop(janus, config)
+    sampler, plain = TorchSampler(janus, config, run_seed=0), TransformersBaseline(janus, config)
     prompts = read_prompts(args.prompts)
     table = Table(title="images per second (median), one thread")
     for column in ("batch", "plain loop", "torch sampler", "ratio"):
@@ -129,7 +129,7 @@ def main() -> None:
             torch.manual_seed(run)
             plain.draw([p.text for p in chosen])
             middle = time.perf_counter()
-            sampler.draw([Draw(p, run * batch + i) for i, p in enumerate(chosen)])
+            sampler.generate([SampleRequest(p, run * batch + i) for i, p in enumerate(chosen)])
             times["plain"].append(middle - started)
             times["ours"].append(time.perf_counter() - middle)
         plain_s, ours_s = (statistics.median(t[1:]) for t in times.values())

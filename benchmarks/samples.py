@@ -4,10 +4,10 @@ from functools import cache
 
 import numpy as np
 
-from policy.records import Draw, Sample
+from policy.records import Sample, SampleRequest
 
 
-def bare_sample(draw: Draw, image: np.ndarray, tokens: int = 1) -> Sample:
+def dummy_sample(draw: SampleRequest, image: np.ndarray, tokens: int = 1) -> Sample:
     ids, logps = _zeros(tokens)
     return Sample(
         prompt_id=draw.prompt.id,

@@ -2,11 +2,11 @@
 
     python -m benchmarks.scale [--actors 1 4 16 64 256] [--steps 8] [--runs 1] [--picture scale.png]
 
-The loop, the experience with its foreman, settling of scores, metrics, ledger and recorder are the
-program's own, and so are Ray's calls: one an actor and step, one for all judging, one for the learner's
-step, and weights that are published as a stream of buckets. What answers are three processes that wait
-(benchmarks/simulated.py). Every actor draws one group of 8 a step, so work grows with the actors, and
-an ideal step takes the same time at any number of them. 64 experts' replicas judge.
+The loop, the rollout manager, rewards, metrics, ledger and recorder are the program's own, and so are
+Ray's calls: one a worker and step, one for all scoring, two for the learner's step, and weights that
+are published as a stream of buckets. What answers are three processes that wait
+(benchmarks/simulated.py). Every rollout worker generates one group of 8 a step, so work grows with the
+workers, and an ideal step takes the same time at any number of them. 64 experts' replicas score.
 
 Shown: the throughput as a share of the ideal, and the time that the loop's thread computes in a step
 (what it does not spend waiting), with a plot. Each run has a process and a Ray of its own; of several
@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.simulated import DRAW_S, GROUP_SIZE, JUDGE_S, LEARN_S, Pace, ideal_s, measure
+from benchmarks.simulated import GENERATE_S, GROUP_SIZE, LEARN_S, SCORE_S, Pace, ideal_s, measure
 
-BOUND_MS = 50
+BOUND_MS = 100
 """The driver's, at 256 actors."""
 
 
@@ -57,7 +57,7 @@ class Measured:
 
 
 def table(sizes: Sequence[Measured]) -> Table:
-    shown = Table(title=f"simulated: draw {DRAW_S} s, judge {JUDGE_S} s, learn {LEARN_S} s")
+    shown = Table(title=f"simulated: generate {GENERATE_S} s, score {SCORE_S} s, learn {LEARN_S} s")
     for column in ("actors", "samples/s", "step s", "of linear", "driver ms"):
         shown.add_column(column, justify="right", no_wrap=True)
     for size in sizes:
@@ -78,11 +78,11 @@ def plot(sizes: Sequence[Measured], path: str) -> None:
     ideal = [GROUP_SIZE * n / ideal_s(n) for n in actors]
     left.plot(actors, [size.samples_s for size in sizes], "o-", label="measured")
     left.plot(actors, ideal, "--", label="ideal")
-    left.set(xscale="log", yscale="log", xlabel="rollout actors", ylabel="samples a second")
+    left.set(xscale="log", yscale="log", xlabel="rollout workers", ylabel="samples a second")
     left.legend(frameon=False)
     right.plot(actors, [size.driver_ms for size in sizes], "o-")
     right.axhline(BOUND_MS, ls="--", lw=1)
-    right.set(xscale="log", xlabel="rollout actors", ylabel="driver, ms a step", ylim=(0, None))
+    right.set(xscale="log", xlabel="rollout workers", ylabel="driver, ms a step", ylim=(0, None))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xticks(actors, [str(n) for n in actors])

@@ -13,29 +13,26 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from actors.report import DrawReport
-from benchmarks.samples import bare_sample
-from cluster.checkpoint import Keeper
+from actors.rollout import RolloutStats
+from benchmarks.samples import dummy_sample
+from cluster.checkpoint import CheckpointManager
 from cluster.config import RunConfig, load_config
-from cluster.console import TrainProgress
-from cluster.evaluation_record import Evaluation, Judged
-from cluster.experience import Experience
 from cluster.ledger import Ledger
-from cluster.recorder import Recorder
-from cluster.rollouts import Rollouts, start_foreman
-from cluster.run import Run
-from cluster.session import WORKER_ENV
-from cluster.stopping import Request
-from cluster.train import learn
+from cluster.ray_session import WORKER_ENV
+from cluster.rollout_workers import RolloutWorkers
+from cluster.rollouts import RolloutManager
+from cluster.run import Run, StopSignal
+from cluster.train import train_loop
+from cluster.watch.console import TrainProgress
+from cluster.watch.evaluation import Evaluation, ScoredSample
+from cluster.watch.recorder import Recorder
 from learner.group import LearnerGroup
 from policy.prompts import read_prompts
-from policy.records import Draw, Group, Prompt, Sample
-from policy.work import Work
-from rewards.expert import Judgement
-from rewards.opinions import Opinion, Opinions
-from rewards.panel import Judge
+from policy.records import Group, Prompt, Sample, SampleRequest, Work
+from rewards.client import RewardWorker
+from rewards.expert import ExpertResult, ExpertScores, GroupResults
 
-DRAW_S, JUDGE_S, LEARN_S, PUBLISH_S = 2.0, 0.2, 1.0, 0.1
+GENERATE_S, SCORE_S, LEARN_S, PUBLISH_S = 2.0, 0.2, 1.0, 0.1
 """Of one group of a 1B model on a GPU, in round numbers; what matters is that they do not grow."""
 REPLICAS, BUCKETS = 64, 56
 GROUP_SIZE = 8
@@ -47,32 +44,35 @@ IMAGE = np.zeros((1, 1, 3), np.uint8)
 
 
 class Host:
-    """Stands for all rollout actors, so that a core is left to the driver. All groups are one and the
+    """Stands for all rollout workers, so that a core is left to the driver. All groups are one and the
     same: what each actor does on a core of its own would here be done in turns, on the driver's."""
 
     def __init__(self):
-        nothing = bare_sample(Draw(Prompt("nothing", "nothing", "nothing"), 0), IMAGE)
+        nothing = dummy_sample(SampleRequest(Prompt("nothing", "nothing", "nothing"), 0), IMAGE)
         self._group = [nothing] * GROUP_SIZE
 
-    async def draw(self, work: Work) -> tuple[list[Sample], DrawReport]:
-        await asyncio.sleep(DRAW_S)
+    async def ready(self) -> bool:
+        return True
+
+    async def generate(self, work: Work) -> tuple[list[Sample], RolloutStats]:
+        await asyncio.sleep(GENERATE_S)
         version = work.weights.version if work.weights else 0
         n = GROUP_SIZE
-        return self._group, DrawReport(version, n, 10 * n, n, 576 * n, 0.0, DRAW_S, (586 * n,))
+        return self._group, RolloutStats(version, n, 10 * n, n, 576 * n, 0.0, GENERATE_S, (586 * n,))
 
 
-class Experts(Judge):
+class Experts(RewardWorker):
     """Stands for all experts' replicas; what is asked of them is asked by the real judge."""
 
     def __init__(self):
         self._free = asyncio.Semaphore(REPLICAS)
-        said = Judgement(np.linspace(0, 1, GROUP_SIZE, dtype=np.float32))
-        self._opinions = dict.fromkeys(EXPERTS, Opinion(said, JUDGE_S, 0, 0.5))
+        said = ExpertScores(np.linspace(0, 1, GROUP_SIZE, dtype=np.float32))
+        self._opinions = dict.fromkeys(EXPERTS, ExpertResult(said, SCORE_S, 0, 0.5))
 
-    async def judge(self, sample_refs, group: Group) -> Opinions:
+    async def score_group(self, sample_refs, group: Group) -> GroupResults:
         async with self._free:
-            await asyncio.sleep(JUDGE_S)
-        return Opinions(tuple(d.sample_id for d in group), self._opinions)
+            await asyncio.sleep(SCORE_S)
+        return GroupResults(tuple(d.sample_id for d in group), self._opinions)
 
 
 class Rank:
@@ -80,6 +80,9 @@ class Rank:
 
     def prepare(self, samples) -> dict:
         return {}
+
+    def fetch(self, samples, places) -> list[int]:
+        return []
 
     def step(self, samples, places, advantages, micro_batches, ahead) -> dict[str, float]:
         time.sleep(LEARN_S)
@@ -95,28 +98,16 @@ class Rank:
 # --- their places in the run ---
 
 
-class SimulatedRollouts(Rollouts):
-    def __init__(self, config: RunConfig):
-        count = config.actors.count
-        host = ray.remote(Host).options(num_cpus=0, max_concurrency=4000).remote()
-        self._config, self.replaced, self._loading = config, 0, {}
-        self.actors = [host] * count
-        self._called = None
-        self._foreman = start_foreman()
+def simulated_rollouts(config: RunConfig) -> RolloutManager:
+    """The program's own manager; one process stands for all workers, another for all experts."""
+    host = ray.remote(Host).options(num_cpus=0, max_concurrency=4000).remote()
+    workers = RolloutWorkers(config.actors.count, lambda number: host, load_timeout_s=60)
+    scorer = ray.remote(Experts).options(num_cpus=0, max_concurrency=4000).remote()
+    return RolloutManager(config, workers, scorer)
 
 
-class SimulatedExperience(Experience):
-    def __init__(self, config: RunConfig):
-        self.config = config
-        self.rollouts = SimulatedRollouts(config)
-        self.running = {}
-        self._judge = ray.remote(Experts).options(num_cpus=0, max_concurrency=4000).remote()
-
-
-class SimulatedLearner(LearnerGroup):
-    def __init__(self, config: RunConfig):
-        self.config = config.learner
-        self.ranks = [ray.remote(Rank).options(num_cpus=0).remote()]
+def simulated_learner(config: RunConfig) -> LearnerGroup:
+    return LearnerGroup(config.learner, [ray.remote(Rank).options(num_cpus=0).remote()])
 
 
 class ClockedRecorder(Recorder):
@@ -151,7 +142,7 @@ class Pace(NamedTuple):
 def ideal_s(actors: int) -> float:
     """A step in which nothing waits but for the roles themselves: judging takes turns when there are
     more groups than replicas."""
-    return DRAW_S + JUDGE_S * -(-actors // REPLICAS) + LEARN_S + PUBLISH_S
+    return GENERATE_S + SCORE_S * -(-actors // REPLICAS) + LEARN_S + PUBLISH_S
 
 
 def measure(actors: int, steps: int, folder: Path) -> Pace:
@@ -177,23 +168,23 @@ def measure(actors: int, steps: int, folder: Path) -> Pace:
     ]
     config = load_config("examples/shapes/train.yaml", overrides)
     config.folder.mkdir(parents=True)
-    experience, learner = SimulatedExperience(config), SimulatedLearner(config)
+    rollouts, learner = simulated_rollouts(config), simulated_learner(config)
     prompts = read_prompts(config.train.prompts)
-    nothing = bare_sample(Draw(prompts[0], 0), IMAGE)
-    judged = (Judged(prompts[0], nothing, 0, False, None, {"a": 0.0}, {}),)
+    nothing = dummy_sample(SampleRequest(prompts[0], 0), IMAGE)
+    scored = (ScoredSample(prompts[0], nothing, 0, False, None, {"a": 0.0}, {}),)
     recorder = ClockedRecorder(config.folder)
     with open(os.devnull, "w") as nowhere:
         run = Run(
             config=config,
-            crew=SimpleNamespace(experience=experience, learner=learner, publish=learner.publish),
+            workers=SimpleNamespace(rollouts=rollouts, learner=learner, publish=learner.publish),
             progress=TrainProgress(Console(file=nowhere), steps),
-            evaluator=lambda experience, weights, step: (Evaluation(step, 0, judged), []),
+            evaluator=lambda rollouts, weights, step: (Evaluation(step, 0, scored), []),
             recorder=recorder,
             ledger=Ledger(config.folder),
-            keeper=Keeper(config.folder / "checkpoints", 1, print),
+            checkpoints=CheckpointManager(config.folder / "checkpoints", 1, print),
         )
         run.save = run.finish = lambda: None  # there is no state to keep
-        learn(run, prompts, Request())
+        train_loop(run, prompts, StopSignal())
         run.close()
     ray.shutdown()
     return Pace(median(recorder.step_s[2:]), median(recorder.computed_s[2:]))

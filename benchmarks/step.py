@@ -1,9 +1,9 @@
 """Where a step's time goes, and how large its processes are: `python -m benchmarks.step`.
 
 Makes a short shapes run and reads its own metrics: the median of each phase and its share of the step
-(cluster/metrics.py says what each phase holds). Drawing, judging and learning are the work; publishing
-weights and the driver's own doing are overhead. Beside it, the largest resident size that each kind of
-process reached (the kernel's VmHWM).
+(cluster/watch/metrics.py says what each phase holds). Drawing, judging and learning are the work;
+publishing weights and the driver's own doing are overhead. Beside it, the largest resident size that
+each kind of process reached (the kernel's VmHWM).
 """
 
 import argparse
@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import load_config
-from cluster.curves import read_metrics
 from cluster.train import train
+from cluster.watch.curves import read_metrics
 
-PHASES = ("sample", "judge", "learn", "publish", "wait", "driver")
+PHASES = ("generate", "score", "learn", "publish", "wait", "driver")
 
 
 class PeakSizes(threading.Thread):
@@ -48,7 +48,7 @@ class PeakSizes(threading.Thread):
 
 
 def _kind(title: str) -> str | None:
-    """Ray names its workers "ray::RolloutActor.draw" and the like."""
+    """Ray names its workers "ray::RolloutWorker.draw" and the like."""
     if not title.startswith("ray::"):
         return None
     name = title.removeprefix("ray::").split(".")[0].strip()

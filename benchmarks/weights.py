@@ -20,12 +20,12 @@ from actors.sampler import SamplingConfig
 from actors.vllm.config import VLLMConfig
 from actors.vllm.sampler import VLLMSampler
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
-from policy.janus import PolicyConfig, load_janus
+from policy.model import PolicyConfig, load_janus
 from policy.prompts import plain_prompt
-from policy.records import Draw
+from policy.records import SampleRequest
 from policy.weights import TensorSpec, pack, plan_buckets, unpack
 
-ORDERS = [Draw(plain_prompt("two red circles"), n) for n in range(4)]
+ORDERS = [SampleRequest(plain_prompt("two red circles"), n) for n in range(4)]
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     for name, tensors in ways.items():
         times = []
         for _ in range(options.repeats):
-            sampler.draw(ORDERS)
+            sampler.generate(ORDERS)
             version += 1
             started = time.perf_counter()
             sampler.load_weights(version, tensors())

@@ -1,12 +1,19 @@
-"""Checkpoints of a run: whole or not there, the newest that is sound is the one to go on from.
+"""Files of JSON lines that a run goes on writing after it went back to a checkpoint.
+
+What a run reads, told apart from other files at the same paths.
+
+Checkpoints of a run: whole or not there, the newest that is sound is the one to go on from.
 
     checkpoints/step_000100/         a model in transformers layout, as `--policy` takes it, and
                 learner/             DeepSpeed's state: parameters, optimizer, schedule
                 state.json           the rest; written last, so a folder without it is no checkpoint
 
 A checkpoint is written under another name while training goes on, and renamed when all of it is there.
+
+Whether a run goes on where an earlier one with its name stopped, and from which checkpoint.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -19,10 +26,66 @@ from typing import Any
 
 from ray.exceptions import RayTaskError
 
-from learner.convert import to_universal
-from learner.engine import Resume
+from cluster.config import RunConfig
+from learner.async_checkpoint import to_universal
+from learner.deepspeed_engine import Resume
 from learner.group import LearnerGroup
 from policy.errors import UserError
+from policy.hub import is_hub_id
+
+
+def truncate_after(path: Path, step: int) -> int:
+    """Drop the lines of later steps, and one that was cut off in the middle. Returns how many went.
+    The file is replaced as a whole or not at all."""
+    if not path.exists():
+        return 0
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if (at := _step(line)) is not None and at <= step]
+    if len(kept) < len(lines):
+        part = path.with_name(f"{path.name}.part")
+        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(part, path)
+    return len(lines) - len(kept)
+
+
+def _step(line: str) -> int | None:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+_PEEK = 1 << 20
+"""Bytes read of either end of a file: enough to tell two trainings of one model apart, and quick for
+shards of gigabytes."""
+
+
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """By the key that names it: the model's files, unless they are the hub's, and the prompts."""
+    found = {"train.prompts": fingerprint(Path(config.train.prompts))}
+    if not is_hub_id(config.policy.path):
+        found["policy.path"] = fingerprint(Path(config.policy.path))
+    if config.policy.templates:
+        found["policy.templates"] = fingerprint(Path(config.policy.templates))
+    return found
+
+
+def fingerprint(path: Path) -> str:
+    """Of a file, or of the files of a folder: their names and sizes, and the ends of each. One that is
+    not there has no fingerprint: who reads it says so better."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file():
+            return ""
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_PEEK))
+            content.seek(max(0, size - _PEEK))
+            digest.update(content.read(_PEEK))
+    return digest.hexdigest()[:16]
+
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -60,7 +123,7 @@ class Checkpoint:
         return Resume(str(self.folder.absolute()), universal)
 
 
-class Keeper:
+class CheckpointManager:
     """Writes checkpoints in the background, one at a time, and keeps the newest `keep`."""
 
     def __init__(self, folder: Path, keep: int, tell: Callable[[str], None]):
@@ -196,3 +259,95 @@ class _Torn(Exception):
 
 def _name(step: int) -> str:
     return f"step_{step:06d}"
+
+
+MAY_CHANGE = (
+    "name",
+    "runs_dir",
+    "ray",
+    "evaluate",
+    "train.steps",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.show_every",
+    "train.log",
+    "train.wandb",
+    "train.resume",
+    "train.max_skipped_steps",
+    "train.max_learner_restarts",
+    "actors.count",
+    "actors.num_cpus",
+    "actors.num_gpus",
+    "actors.resources",
+    "actors.labels",
+    "actors.sampler",
+    "actors.vllm",
+    "actors.batch_size",
+    "actors.timeout_s",
+    "actors.max_redraws",
+    "learner.ranks",
+    "learner.num_cpus",
+    "learner.num_gpus",
+    "learner.resources",
+    "learner.labels",
+    "learner.micro_batch_tokens",
+    "learner.logprob_chunk_tokens",
+    "learner.gradient_checkpointing",
+    "learner.transport",
+    "learner.bucket_mb",
+    "learner.timeout_s",
+    "rewards.gateway",
+    "rewards.retries",
+    "rewards.timeout_s",
+)
+"""Settings that say where and how fast, not what is learned. Of an expert only what it is counts."""
+_OF_AN_EXPERT = ("use", "options", "weight", "normalize", "applies", "on_failure")
+
+
+def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint to go on from; None: there is none, or the earlier run reached its end.
+
+    Raises UserError, naming the keys, if the earlier run was of other settings.
+    """
+    if config.train.resume == "never":
+        return None
+    checkpoint = newest(config.folder / "checkpoints", tell)
+    if checkpoint is None or checkpoint.state.step >= config.train.steps:
+        return None
+    then, now = _leaves(checkpoint.state.config), _leaves(config.model_dump(mode="json"))
+    changed = [
+        key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and affects_training(key)
+    ]
+    now_read = fingerprints(config)
+    other = [
+        key for key, mark in checkpoint.state.fingerprints.items() if now_read.get(key, mark) != mark
+    ]
+    if not changed and other:
+        raise UserError(
+            f"{config.folder} holds a run that stopped at step {checkpoint.state.step}, and the files"
+            f" of {', '.join(other)} are no longer the ones that it read; bring those back, give this"
+            " run another name=..., or train.resume=never to put that one aside"
+        )
+    if changed:
+        listed = ", ".join(f"{key} ({then.get(key)} there, {now.get(key)} here)" for key in changed[:5])
+        raise UserError(
+            f"{config.folder} holds a run that stopped at step {checkpoint.state.step}, of other"
+            f" settings: {listed}; give this run another name=..., or train.resume=never to put that"
+            " one aside"
+        )
+    return checkpoint
+
+
+def affects_training(key: str) -> bool:
+    if key.startswith("rewards.experts."):
+        return key.split(".")[3] in _OF_AN_EXPERT
+    return not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for name, branch in tree.items():
+        found |= _leaves(branch, f"{prefix}.{name}" if prefix else name)
+    return found

@@ -39,16 +39,15 @@ def train(
 ):
     """Train with BiCoT-GRPO and write runs/NAME/."""
     from cluster.config import dump_config, load_config
-    from cluster.placement import placement_table
-    from cluster.preflight import check_inputs
-    from cluster.session import check_kept, tell_store
-    from cluster.stopping import EXIT_STATUS, Stopped
+    from cluster.ray_session import check_kept, placement_table, tell_store
+    from cluster.run import EXIT_STATUS, Stopped
     from cluster.train import train as run
+    from cluster.validate import validate_run
 
     resolved = load_config(config, overrides)
     check_kept(Path(resolved.runs_dir))
     if dry_run:
-        inputs = check_inputs(resolved)
+        inputs = validate_run(resolved)
         console.print(dump_config(resolved), highlight=False, soft_wrap=True, markup=False)
         console.print(placement_table(resolved))
         tell_store(resolved.ray, inputs.store_need(resolved), console)
@@ -78,8 +77,8 @@ def evaluate(
     ] = None,
 ):
     """Draw the held-out prompts and let the experts judge: a table, JSON and a grid."""
+    from cluster.commands.sampling import evaluate as run
     from cluster.config import load_config
-    from cluster.offline import evaluate as run
 
     run(load_config(config, _with_policy(overrides, policy)), out, console)
 
@@ -94,8 +93,8 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="instead of the configured one")] = None,
 ):
     """Think, then draw: plans and images for prompts. Needs no experts and no Ray."""
+    from cluster.commands.sampling import generate as run
     from cluster.config import load_config
-    from cluster.offline import generate as run
 
     overrides = [f"seed={seed}"] if seed is not None else []
     run(load_config(config, _with_policy(overrides, policy)), prompts, out, samples, console)
@@ -104,8 +103,8 @@ def generate(
 @app.command()
 def serve(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
     """Run the experts alone behind their HTTP gateway, until Ctrl-C."""
+    from cluster.commands.sampling import serve as run
     from cluster.config import load_config
-    from cluster.offline import serve as run
 
     run(load_config(config, overrides), console)
 
@@ -113,7 +112,7 @@ def serve(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
 @app.command()
 def experts(address: Address = "auto"):
     """Show the experts of the running job: replicas, queue, latency, images a second, failures."""
-    from cluster.running import show_experts
+    from cluster.commands.experts import show_experts
 
     show_experts(address, console)
 
@@ -125,7 +124,7 @@ def scale(
     address: Address = "auto",
 ):
     """Change how many replicas an expert of the running job has, while the job goes on."""
-    from cluster.running import scale as run
+    from cluster.commands.experts import scale as run
 
     run(expert, replicas, address, console)
 
@@ -151,7 +150,7 @@ def plan(
 ):
     """Estimate memory, seconds a step, hours and the best split of GPUs. Loads and starts nothing; exit
     status 1 where a process does not fit its GPU."""
-    from cluster.planning import Question, show_plan
+    from cluster.estimate.tables import Question, show_plan
 
     question = Question(gpu, gpus, gpu_gb, price, cot_tokens, figures)
     if not show_plan(config, overrides, question, console):
@@ -161,7 +160,7 @@ def plan(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="a run directory, finished or not")]):
     """Write report.html of a run directory again."""
-    from cluster.report import write_report
+    from cluster.watch.report import write_report
 
     console.print(str(write_report(run)), highlight=False, soft_wrap=True)
 
@@ -169,7 +168,7 @@ def report(run: Annotated[Path, typer.Argument(help="a run directory, finished o
 @app.command()
 def status(run: Annotated[Path, typer.Argument(help="a run directory, at work or not")]):
     """Show where a run stands: step, pace, rewards, what was lost, the newest checkpoint."""
-    from cluster.runs import show_status
+    from cluster.commands.runs import show_status
 
     show_status(run, console)
 
@@ -177,7 +176,7 @@ def status(run: Annotated[Path, typer.Argument(help="a run directory, at work or
 @app.command()
 def ledger(run: Annotated[Path, typer.Argument(help="a run directory")]):
     """Show what became of every group of samples; exit status 1 if that does not add up."""
-    from cluster.runs import show_ledger
+    from cluster.commands.runs import show_ledger
 
     if not show_ledger(run, console):
         raise typer.Exit(1)
@@ -192,7 +191,7 @@ def export(
     ] = "transformers",
 ):
     """Write the model of a run's newest checkpoint."""
-    from cluster.runs import export as write
+    from cluster.commands.runs import export as write
 
     write(run, target, to, console)
 

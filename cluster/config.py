@@ -13,10 +13,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.config import ActorsConfig
-from cluster.wandb_log import WandbConfig
+from cluster.watch.wandb_log import WandbConfig
 from learner.config import LearnerConfig
 from policy.errors import UserError
-from policy.janus import PolicyConfig
+from policy.model import PolicyConfig
 from rewards.config import RewardsConfig
 
 
@@ -69,7 +69,7 @@ class EvaluateConfig(BaseModel):
     """Steps between evaluations; there is always one before the first step and one after the last."""
     samples_per_prompt: int = Field(2, ge=1)
     """Images of each prompt."""
-    plan_judge: str = "cluster.evaluate:mentions_every_noun"
+    cot_checker: str = "cluster.watch.evaluation:mentions_every_noun"
     """`package.module:function` of (prompt, CoT text), whether the plan is right."""
 
 
@@ -104,7 +104,7 @@ class RunConfig(BaseModel):
     policy: PolicyConfig
     """The model."""
     actors: ActorsConfig = ActorsConfig()
-    """Rollout actors, which draw samples."""
+    """Rollout workers, which draw samples."""
     rewards: RewardsConfig
     """Experts, which score samples."""
     learner: LearnerConfig = LearnerConfig()
@@ -118,8 +118,10 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _sizes_fit(self):
-        if self.train.group_size < 2 and self.learner.beta == 0:
-            raise ValueError("train.group_size of 1 with learner.beta 0 leaves nothing to learn from")
+        if self.train.group_size < 2 and self.learner.kl_coef == 0:
+            raise ValueError(
+                "train.group_size of 1 with learner.kl_coef 0 leaves nothing to learn from"
+            )
         return self
 
     @property

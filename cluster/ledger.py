@@ -1,6 +1,6 @@
 """The account of every prompt: which group of samples was ordered, and what became of it.
 
-A group's number is its place in the run's endless stream of prompts (`cluster/prompt_stream.py`), so
+A group's number is its place in the run's endless stream of prompts (`policy.prompts.group_stream`), so
 the account adds up if each number from 0 on stands there once.
 """
 
@@ -24,8 +24,8 @@ OUTCOMES: dict[Outcome, str] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One group. `first_index` is its first sample's; `draws` counts how often it was drawn (more than
-    once if an actor was lost); `why` explains an outcome that is not "trained"."""
+    """One group. `first_index` is its first sample's; `attempts` counts how often it was
+    generated (more than once if a worker was lost); `why` explains an outcome that is not "trained"."""
 
     group: int
     step: int
@@ -33,7 +33,7 @@ class Entry:
     first_index: int
     weights_version: int
     outcome: Outcome
-    draws: int = 1
+    attempts: int = 1
     why: str = ""
 
 

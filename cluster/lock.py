@@ -12,7 +12,7 @@ from policy.errors import UserError
 
 
 @contextmanager
-def only_run(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Holds the directory's lock. Raises UserError, naming the holder, if another run has it. The lock
     goes with the process, however it ends; its file goes when it ends well."""
     new = not folder.parent.exists()

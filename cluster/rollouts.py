@@ -1,252 +1,357 @@
-"""The rollout actors as one thing that never loses an order.
+"""Rollouts: groups of samples that are generated and scored, and never lost.
 
-An order that an actor took down with it is given to another, and comes out the same: tokens are a
-function of the order, not of the actor.
+`request` has the rollout workers generate and the reward worker score, and returns at once; the driver
+moves references only. The reward worker has experts score the first groups while others are still being
+generated. `collect` waits, and makes rewards of the scores when all groups of a request have theirs, so
+that they are comparable.
+
+Generation is deterministic: a sample is a function of its request and the weights, not of the worker.
+So there is one recovery for samples that were lost, whoever lost them and whenever: `ensure` generates
+them again, the same.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Protocol
 
+import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
 
-from actors.foreman import CONCURRENCY, Foreman
-from actors.report import DrawReport
-from actors.rollout import RolloutActor
+from actors.rollout import RolloutStats
 from cluster.config import RunConfig
-from policy.errors import UserError
-from policy.records import Batch, Sample
+from cluster.rollout_workers import RolloutWorkers
+from policy.records import Batch, Group, Prompt, Sample, Scores, Work
 from policy.weights import PublishedWeights
-from policy.work import Work
+from rewards.client import RewardWorker
+from rewards.expert import Failure, GroupResults
+from rewards.rewards import RunningStats, compute_rewards, update_running_stats
 
-log = logging.getLogger(__name__)
 LOST = (RayActorError, GetTimeoutError, ObjectLostError)
-"""The actor died, did not answer in time, or its node took its samples with it."""
+"""The worker died, did not answer in time, or its node took its samples with it."""
 
 
-@dataclass
-class Part:
-    """A batch that was lost on its way and is drawn again; `samples` refers to one list[Sample] a
-    group. It changes hands with every actor that is lost over it; `draws` counts."""
+@dataclass(frozen=True)
+class GeneratedGroup:
+    """A group as it was generated.
 
-    batch: Batch
-    weights: PublishedWeights | None
-    number: int
-    actor: ActorHandle
+    `place` is its place in the request. `attempts` counts how often it was generated: more than once if
+    a worker was lost over it. `tokens` are those of all its samples, both CoTs together.
+    """
+
+    group: Group
+    place: int
+    weights_version: int
+    attempts: int
+    tokens: int
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.group.prompt
+
+
+@dataclass(frozen=True)
+class ScoredGroup(GeneratedGroup):
+    """A group that was generated and scored."""
+
+    scores: Scores
+
+
+@dataclass(eq=False)
+class PendingBatch:
+    """Groups that one worker generates together, in one call.
+
+    `samples` are references, one a group, to its list[Sample]; `stats` refers to the call's
+    RolloutStats. All change when the batch is generated again; `attempts` counts.
+    """
+
+    groups: Batch
+    worker: int
+    handle: ActorHandle
     samples: list[ObjectRef]
-    report: ObjectRef
-    draws: int = 1
+    stats: ObjectRef
+    attempts: int = 1
+
+
+@dataclass(eq=False)
+class PendingRollout:
+    """Groups that are being generated and scored.
+
+    `samples` refers to a list of references, one a group in the request's order, to its list[Sample].
+    `results` refers to a list of GroupResults, one a group, None where its samples were lost.
+    """
+
+    weights: PublishedWeights | None
+    batches: list[PendingBatch]
+    samples: ObjectRef
+    results: ObjectRef
+
+    def batches_of(self, places: Iterable[int]) -> list[PendingBatch]:
+        """Those that hold the groups at some places, each once."""
+        of_place = [batch for batch in self.batches for _ in batch.groups]
+        return list({id(of_place[place]): of_place[place] for place in sorted(places)}.values())
+
+    def sample_refs(self) -> list[ObjectRef]:
+        return [ref for batch in self.batches for ref in batch.samples]
 
 
 @dataclass
-class Drawing:
-    """Batches that some actors draw in turns, called by the foreman: each actor, as it was then, with
-    its number. `samples` refers to a list of references, one a group, to its list[Sample], and
-    `reports` to one of references, one a batch, to a DrawReport. Batches that were lost, by their
-    place, are `parts`."""
+class RolloutBatch:
+    """What came of a request, and what it took.
 
-    batches: Sequence[Batch]
-    weights: PublishedWeights | None
-    actors: Sequence[tuple[int, ActorHandle]]
-    samples: ObjectRef
-    reports: ObjectRef
-    parts: dict[int, Part] = field(default_factory=dict)
+    Times are seconds that the driver waited; but `generate_s` and `pull_s` are the busiest worker's
+    generating and pulling of weights, which may have happened while the driver did something else.
+    """
 
-    def part(self, n: int) -> Part:
-        if n not in self.parts:
-            batch, (number, actor) = self.batches[n], self.actors[n % len(self.actors)]
-            first = sum(map(len, self.batches[:n]))
-            samples = ray.get(self.samples)[first : first + len(batch)]
-            report = ray.get(self.reports)[n]
-            self.parts[n] = Part(batch, self.weights, number, actor, samples, report)
-        return self.parts[n]
+    pending: PendingRollout
+    groups: list[ScoredGroup] = field(default_factory=list)
+    stats: list[RolloutStats] = field(default_factory=list)
+    dropped: list[tuple[GeneratedGroup, str]] = field(default_factory=list)
+    """The groups that have no scores, each with the reason."""
+    left_out: dict[str, Failure] = field(default_factory=dict)
+    """The experts that no reward is made of, each with its first failure."""
+    results: list[GroupResults] = field(default_factory=list)
+    """Of every group, also of those without scores."""
+    generate_s: float = 0.0
+    pull_s: float = 0.0
+    waited_for_samples_s: float = 0.0
+    waited_for_scores_s: float = 0.0
+    replaced: int = 0
+    """Rollout workers that were lost meanwhile."""
 
-    def drawn_by(self, n: int) -> int:
-        """The number of the actor that drew a batch in the end."""
-        return self.parts[n].number if n in self.parts else self.actors[n % len(self.actors)][0]
-
-    def draws(self, n: int) -> int:
-        """How often a batch was drawn."""
-        return self.parts[n].draws if n in self.parts else 1
-
-    def all_samples(self) -> ObjectRef:
-        """`samples`, with those of the parts in their places."""
-        if not self.parts:
-            return self.samples
-        drawn = iter(ray.get(self.samples))
-        whole: list[ObjectRef] = []
-        for n, batch in enumerate(self.batches):
-            first = list(islice(drawn, len(batch)))
-            whole += self.parts[n].samples if n in self.parts else first
-        return ray.put(whole)
+    @property
+    def failures(self) -> list[str]:
+        """The groups that were dropped and why, for people."""
+        return [f"{group.prompt.text!r}: {why}" for group, why in self.dropped]
 
 
-class Rollouts:
-    def __init__(self, config: RunConfig, placement: PlacementGroup):
-        """Starts the actors and waits until each holds the model. Raises UserError if one cannot."""
-        self._config = config
-        self._placement = placement
-        self.actors = [self._start(number) for number in range(config.actors.count)]
-        self._called: tuple[list[int], ObjectRef] | None = None
-        self._foreman = start_foreman()
-        self._latest: ObjectRef | None = None
-        self._loading: dict[int, ObjectRef] = {}
-        self.replaced = 0
-        self.restore: Callable[[PublishedWeights], PublishedWeights] = lambda weights: weights
-        """Makes a version that was broadcast one that can be pulled."""
-        try:
-            ray.get([actor.ready.remote() for actor in self.actors])
-        except RayActorError as error:
-            reason = str(error).strip().splitlines()[-1].removeprefix("policy.errors.UserError: ")
-            raise UserError(f"a rollout actor does not start: {reason}") from error
+class PullableWeights(Protocol):
+    """Where weights that were broadcast can be had by a worker that was not there."""
 
-    def __len__(self) -> int:
-        return len(self.actors)
+    def pullable(self, weights: PublishedWeights) -> PublishedWeights: ...
 
-    def at_work(self) -> list[int]:
-        """The numbers of the actors that hold the model; of all, if none does."""
-        if self._loading:
-            loaded, _ = ray.wait([*self._loading.values()], num_returns=len(self._loading), timeout=0)
-            self._loading = {n: ref for n, ref in self._loading.items() if ref not in loaded}
-        everyone = range(len(self.actors))
-        return [n for n in everyone if n not in self._loading] or list(everyone)
 
-    def to_be_had(self, weights: PublishedWeights | None) -> PublishedWeights | None:
-        """A version that all actors have or can pull. One that was broadcast, actors that have come
-        since were not there for."""
-        if self.replaced and weights is not None and weights.parts is None:
-            return self.restore(weights)
+class RolloutManager:
+    """The rollout workers and the reward worker, as one thing that turns groups into scored groups.
+
+    `running` are the statistics of experts with `normalize: running`: nobody else keeps them.
+    """
+
+    def __init__(self, config: RunConfig, workers: RolloutWorkers, reward_worker: ActorHandle):
+        self.config = config
+        self.workers = workers
+        self.running: dict[str, RunningStats] = {}
+        self.weight_sync: PullableWeights | None = None
+        self._reward_worker = reward_worker
+        self._calls: dict[tuple[int, int], tuple[ActorHandle, object]] = {}
+
+    @classmethod
+    def start(cls, config: RunConfig, placement: PlacementGroup) -> "RolloutManager":
+        """Start the workers and wait until each holds the model. The experts must be running."""
+        workers = RolloutWorkers.placed(config, placement)
+        scorer = ray.remote(RewardWorker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        return cls(config, workers, scorer.remote(config.rewards))
+
+    # --- request ---
+
+    def request(self, groups: Sequence[Group], weights: PublishedWeights | None) -> PendingRollout:
+        """Have groups generated with these weights (None: as loaded) and scored. Returns at once."""
+        # Cut for all workers, ready or not: a log-probability's last bits depend on its batch.
+        batches = cut_in_batches(groups, len(self.workers), self.config.actors.batch_size)
+        weights = self._pullable(weights)
+        work = ray.put(Work.of(batches, weights))
+        ready = self.workers.ready()
+        pending = [
+            self._generate(batch, ready[n % len(ready)], work, n) for n, batch in enumerate(batches)
+        ]
+        samples = ray.put([ref for batch in pending for ref in batch.samples])
+        results = self._reward_worker.score_groups.remote(samples, work)
+        return PendingRollout(weights, pending, samples, results)
+
+    def _generate(self, groups: Batch, number: int, work: ObjectRef, which: int) -> PendingBatch:
+        """Call worker `number` for batch `which` of `work`."""
+        handle = self.workers.handles[number]
+        key = number, len(groups)
+        if self._calls.get(key, (None,))[0] is not handle:  # to make a call's options takes time, too
+            self._calls[key] = handle, handle.generate.options(num_returns=len(groups) + 1)
+        # A call without a second argument costs the driver a third less.
+        arguments = (work,) if which == number else (work, which)
+        *samples, stats = self._calls[key][1].remote(*arguments)
+        return PendingBatch(groups, number, handle, samples, stats)
+
+    def _pullable(self, weights: PublishedWeights | None) -> PublishedWeights | None:
+        """After a failed broadcast, workers that started later pull the weights from the object
+        store."""
+        if self.workers.replaced and weights is not None and weights.parts is None:
+            assert self.weight_sync is not None
+            return self.weight_sync.pullable(weights)
         return weights
 
-    def draw(
-        self, batches: Sequence[Batch], work: ObjectRef, weights: PublishedWeights | None
-    ) -> Drawing:
-        """Have the actors that are at work draw these batches, in turns, with these weights, which are
-        to be had. `work` refers to the Work of both. Returns at once."""
-        numbers = self.at_work()
-        actors = [(n, self.actors[n]) for n in numbers]
-        if self._called is None or self._called[0] != numbers:
-            self._called = numbers, ray.put(actors)
-        samples, reports = self._foreman.draw.options(num_returns=2).remote(
-            [work], list(map(len, batches)), [self._called[1]]
-        )
-        self._latest = samples
-        return Drawing(batches, weights, actors, samples, reports)
+    # --- collect ---
 
-    def wait(self, drawing: Drawing) -> list[DrawReport]:
-        """The batches' reports, when all are drawn, by whomever in the end. Each may take
-        `actors.timeout_s`; an actor that has several has as much longer.
+    def collect(self, pending: PendingRollout, *, learn: bool = True) -> RolloutBatch:
+        """Wait for a request. A group without scores is left out, and told of.
 
-        Raises the last error after `actors.max_redraws` actors were lost over a batch, and what an
-        actor itself raised.
+        The statistics of experts with `normalize: running` grow with every request that is learned
+        from. Elsewhere such experts count on their own scale, so that two evaluations can be compared.
+
+        Raises what a worker itself raised, or the last error after `actors.max_redraws` workers were
+        lost over a batch.
         """
-        self._wait_for_loading(n for n, actor in drawing.actors if actor is self.actors[n])
-        at_once, limit_s = len(drawing.actors), self._config.actors.timeout_s
-        found = ray.get(self._foreman.wait.remote(drawing.reports, at_once, limit_s))
-        late = [n for n, report in enumerate(found) if isinstance(report, ObjectRef)]
-        missing = [n for n in late if not ray.wait([found[n]], timeout=0)[0]]
-        for n in missing:
-            # Of a later turn only what was with the same actors: others may still be drawing theirs.
-            part = drawing.part(n)
-            if n // at_once == missing[0] // at_once or self.actors[part.number] is not part.actor:
-                self.redraw(part, GetTimeoutError(f"not drawn within {limit_s:g} s"))
-        for n in late:
-            found[n] = self.wait_for(drawing.part(n))
-        # What was ordered since is with the actors before anything else is asked of them: weights that
-        # are broadcast may not overtake the foreman.
-        ray.wait([self._latest])
-        return found
+        started, replaced = time.perf_counter(), self.workers.replaced
+        stats = self._wait(pending)
+        generated = time.perf_counter()
+        results = self._results(pending)
+        scored = time.perf_counter()
+        rewards = self.config.rewards
+        if learn:
+            self.running = update_running_stats(self.running, results, rewards)
+        found = compute_rewards(results, rewards, self.running if learn else {})
+        rollout = RolloutBatch(pending, stats=stats, results=results, left_out=found.left_out)
+        for group, scores in zip(_generated(pending, stats), found.scores, strict=True):
+            if isinstance(scores, str):
+                rollout.dropped.append((group, scores))
+            else:
+                rollout.groups.append(ScoredGroup(**vars(group), scores=scores))
+        rollout.waited_for_samples_s = generated - started
+        rollout.waited_for_scores_s = scored - generated
+        rollout.replaced = self.workers.replaced - replaced
+        busy, pulls = np.zeros(len(self.workers)), np.zeros(len(self.workers))
+        for batch, each in zip(pending.batches, stats, strict=True):
+            busy[batch.worker] += each.generate_s
+            pulls[batch.worker] += each.pull_s
+        rollout.generate_s, rollout.pull_s = float(busy.max()), float(pulls.max())
+        return rollout
 
-    def wait_for(self, part: Part) -> DrawReport:
-        """Its report, when it is drawn; `part` has the samples of who drew it in the end. Raises as
-        `wait` does."""
-        while True:
-            self._wait_for_loading([part.number])
-            try:
-                return ray.get(part.report, timeout=self._config.actors.timeout_s)
-            except LOST as error:
-                self.redraw(part, error)
-
-    def samples(self, part: Part) -> list[list[Sample]]:
-        """Of each group of a batch that was drawn; drawn again if they were lost. Raises as `wait`
-        does."""
-        while True:
-            try:
-                return ray.get(part.samples, timeout=self._config.actors.timeout_s)
-            except LOST as error:
-                self.redraw(part, error)
-                self.wait_for(part)
-
-    def redraw_lost(self, part: Part) -> None:
-        """Redraw a batch that was drawn, and whose samples are gone."""
-        why: Exception = RuntimeError("samples were lost before a judgement")
+    def _wait(self, pending: PendingRollout) -> list[RolloutStats]:
+        """Of each batch, when all are generated, by whomever in the end. Each may take
+        `actors.timeout_s`; a worker that has several has as much longer."""
+        limit_s = self.config.actors.timeout_s
+        self.workers.wait_for_loading(batch.worker for batch in pending.batches)
+        for turn in _turns(pending.batches):
+            refs = [batch.stats for batch in turn]
+            _, late = ray.wait(refs, num_returns=len(refs), timeout=limit_s, fetch_local=False)
+            for ref in late:  # a lost worker's later batches fail at once
+                why = GetTimeoutError(f"not generated within {limit_s:g} s")
+                self._generate_again(pending, turn[refs.index(ref)], why)
         try:
-            ray.get(part.samples, timeout=self._config.actors.timeout_s)
-        except LOST as error:
-            why = error
-        self.redraw(part, why)
+            return ray.get([batch.stats for batch in pending.batches], timeout=limit_s)
+        except LOST:
+            return [self._wait_for(pending, batch) for batch in pending.batches]
 
-    def redraw(self, part: Part, why: Exception) -> None:
-        """Give a batch to the next actor that is at work, and replace the one that had it; if only the
-        foreman was lost, with the references, to the same actor. Raises `why` after
-        `actors.max_redraws` times."""
-        if part.draws > self._config.actors.max_redraws:
+    def _wait_for(self, pending: PendingRollout, batch: PendingBatch) -> RolloutStats:
+        while True:
+            self.workers.wait_for_loading([batch.worker])
+            try:
+                return ray.get(batch.stats, timeout=self.config.actors.timeout_s)
+            except LOST as error:
+                self._generate_again(pending, batch, error)
+
+    def _results(self, pending: PendingRollout) -> list[GroupResults]:
+        """Of all groups. Samples that were lost before they were scored are generated and scored
+        again."""
+        results = ray.get(pending.results)
+        while lost := [place for place, found in enumerate(results) if found is None]:
+            batches = self.ensure(pending, lost)
+            work = ray.put(Work.of([batch.groups for batch in batches], pending.weights))
+            refs = ray.put([ref for batch in batches for ref in batch.samples])
+            again = iter(ray.get(self._reward_worker.score_groups.remote(refs, work)))
+            place = 0
+            for batch in pending.batches:
+                if batch in batches:
+                    results[place : place + len(batch.groups)] = islice(again, len(batch.groups))
+                place += len(batch.groups)
+        return results
+
+    # --- lost samples ---
+
+    def ensure(self, pending: PendingRollout, lost: Iterable[int]) -> list[PendingBatch]:
+        """Generate again the groups at these places, whose samples cannot be had, and wait for them.
+        A batch is generated as a whole: a log-probability's last bits depend on it. Returns the
+        batches; `pending` holds their new samples. Raises as `collect` does."""
+        batches, limit_s = pending.batches_of(lost), self.config.actors.timeout_s
+        for batch in batches:
+            # The driver may still have what others have lost.
+            why = _loss_of(batch.samples, limit_s) or ObjectLostError(batch.samples[0].hex(), b"", "")
+            self._generate_again(pending, batch, why)
+        for batch in batches:
+            self._wait_for(pending, batch)
+        pending.samples = ray.put(pending.sample_refs())
+        return batches
+
+    def samples(self, pending: PendingRollout, places: Sequence[int]) -> list[list[Sample]]:
+        """The samples of the groups at some places."""
+        limit_s = self.config.actors.timeout_s
+        while True:
+            refs = pending.sample_refs()
+            try:
+                return ray.get([refs[place] for place in places], timeout=limit_s)
+            except LOST:
+                self.ensure(pending, [n for n in places if _loss_of([refs[n]], limit_s)])
+
+    def _generate_again(self, pending: PendingRollout, batch: PendingBatch, why: Exception) -> None:
+        """Give a batch to the next worker that is ready, and replace the one that had it, unless only
+        the samples were lost. Raises `why` after `actors.max_redraws` times."""
+        if batch.attempts > self.config.actors.max_redraws:
             raise why
-        if not isinstance(why, OwnerDiedError):
-            self._replace(part.number, part.actor, why)
-            others = [n for n in self.at_work() if n != part.number] or [part.number]
-            part.number = min(others, key=lambda n: (n - part.number) % len(self.actors))
-        part.actor = self.actors[part.number]
-        work = Work.of((part.batch,), self.to_be_had(part.weights))
-        draw = part.actor.draw.options(num_returns=len(part.batch) + 1)
-        *part.samples, part.report = draw.remote(work, 0)
-        part.draws += 1
-
-    def _wait_for_loading(self, numbers: Iterable[int]) -> None:
-        """Until these actors hold the model, where there were no others: that takes its time, which is
-        not that of a drawing. One that cannot load it fails its drawing."""
-        if loading := [self._loading.pop(n) for n in numbers if n in self._loading]:
-            limit_s = self._config.ray.start_timeout_s
-            ray.wait(loading, num_returns=len(loading), timeout=limit_s)
-
-    def _replace(self, number: int, lost: ActorHandle, why: Exception) -> None:
-        if self.actors[number] is not lost:
-            return  # another of its drawings told of it before
-        kind = "hangs" if isinstance(why, GetTimeoutError) else "is lost"
-        log.warning("rollout actor %d %s; its groups are drawn again, a new one starts", number, kind)
-        ray.kill(lost)
-        self.actors[number] = self._start(number)
-        self._loading[number] = self.actors[number].ready.remote()
-        self._called = None
-        self.replaced += 1
-
-    def _start(self, number: int) -> ActorHandle:
-        config = self._config.actors
-        place = PlacementGroupSchedulingStrategy(self._placement, number)
-        options = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
-        if config.resources:
-            options["resources"] = config.resources
-        actor = ray.remote(RolloutActor).options(**options, scheduling_strategy=place)
-        return actor.remote(self._config.policy, config, self._config.seed, number)
+        if not isinstance(why, ObjectLostError):
+            self.workers.replace(batch.worker, batch.handle, why)
+        ready = [n for n in self.workers.ready() if n != batch.worker] or [batch.worker]
+        number = min(ready, key=lambda n: (n - batch.worker) % len(self.workers))
+        pending.weights = self._pullable(pending.weights)
+        work = ray.put(Work.of((batch.groups,), pending.weights))
+        again = self._generate(batch.groups, number, work, 0)
+        batch.worker, batch.handle = again.worker, again.handle
+        batch.samples, batch.stats = again.samples, again.stats
+        batch.attempts += 1
 
 
-def start_foreman() -> ActorHandle:
-    """On this node: if that is lost, all is."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(
-        num_cpus=0,
-        max_restarts=-1,
-        max_task_retries=-1,
-        concurrency_groups=CONCURRENCY,
-        scheduling_strategy=here,
-    )
-    return actor(Foreman).remote()
+def _generated(pending: PendingRollout, stats: Sequence[RolloutStats]) -> Iterator[GeneratedGroup]:
+    place = 0
+    for batch, each in zip(pending.batches, stats, strict=True):
+        for group, tokens in zip(batch.groups, each.group_tokens, strict=True):
+            yield GeneratedGroup(group, place, each.weights_version, batch.attempts, tokens)
+            place += 1
+
+
+def _turns(batches: Sequence[PendingBatch]) -> Iterator[list[PendingBatch]]:
+    """The workers' first batches, then their second ones, and so on."""
+    by_worker: dict[int, list[PendingBatch]] = {}
+    for batch in batches:
+        by_worker.setdefault(batch.worker, []).append(batch)
+    for turn in range(max(map(len, by_worker.values()), default=0)):
+        yield [theirs[turn] for theirs in by_worker.values() if turn < len(theirs)]
+
+
+def _loss_of(refs: Sequence[ObjectRef], limit_s: float) -> Exception | None:
+    """The error that getting samples gives, which were there; None if they can be had."""
+    try:
+        ray.get(list(refs), timeout=limit_s)
+    except LOST as error:
+        return error
+    return None
+
+
+def cut_in_batches(groups: Sequence[Group], workers: int, batch_size: int) -> list[Batch]:
+    """Cut groups, in their order, into batches of whole groups, at most `batch_size` samples each; a
+    group that is larger is a batch of its own.
+
+    The workers take the batches in turns, so a round costs as much as its largest batch. There are as
+    few rounds as possible, and the batches of all rounds differ by one group at most.
+    """
+    if not groups:
+        return []
+    rounds = max(1, -(-sum(map(len, groups)) // (workers * batch_size)))
+    while True:
+        number = min(len(groups), rounds * workers)
+        size, larger = divmod(len(groups), number)
+        rest = iter(groups)
+        batches = [tuple(islice(rest, size + (n < larger))) for n in range(number)]
+        if all(len(batch) == 1 or sum(map(len, batch)) <= batch_size for batch in batches):
+            return batches
+        rounds += 1

@@ -1,29 +1,69 @@
-"""A run in progress: where it stands, what it leaves behind, and how it goes back to a checkpoint."""
+"""A run in progress: where it stands, what it leaves behind, how it stops, and how it goes back to a
+checkpoint.
+"""
 
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from cluster.alarms import Alarms
-from cluster.checkpoint import Checkpoint, Keeper, State, newest
+from cluster.checkpoint import (
+    Checkpoint,
+    CheckpointManager,
+    State,
+    fingerprints,
+    newest,
+    truncate_after,
+)
 from cluster.config import RunConfig
-from cluster.console import TrainProgress
-from cluster.crew import Crew
-from cluster.evaluate import Evaluator
-from cluster.evaluation_record import Evaluation, load_evaluation
-from cluster.experience import Harvest, JudgedGroup
-from cluster.fingerprints import fingerprints
 from cluster.ledger import Entry, Ledger
-from cluster.lines import forget_after
-from cluster.recorder import Recorder
-from cluster.stopping import Stopped
-from cluster.wandb_log import WandbLog
+from cluster.rollouts import RolloutBatch, ScoredGroup
+from cluster.watch.console import TrainProgress
+from cluster.watch.evaluation import Evaluation, Evaluator, load_evaluation
+from cluster.watch.recorder import Recorder
+from cluster.watch.reward_warnings import RewardWarnings
+from cluster.watch.wandb_log import WandbLog
+from cluster.workers import Workers
 from policy.errors import UserError
 from policy.weights import PublishedWeights
-from rewards.scale import RunningStats
+from rewards.rewards import RunningStats
+
+EXIT_STATUS = 75
+"""EX_TEMPFAIL of sysexits.h: the same command, given again, goes on."""
+
+
+class Stopped(Exception):
+    """The run stopped as it was asked to, after `step`, of which there is a checkpoint."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
+
+
+class StopSignal:
+    requested = False
+
+
+@contextmanager
+def catch_stop_signals() -> Iterator[StopSignal]:
+    """Inside, SIGTERM (`ray job stop`, Kubernetes) and SIGUSR1 (Slurm) are requests. A second SIGTERM
+    ends the command at once, as Ctrl-C does."""
+    stop = StopSignal()
+
+    def ask(signum, frame) -> None:
+        if stop.requested and signum == signal.SIGTERM:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    before = {which: signal.signal(which, ask) for which in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield stop
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 class LearnerLost(Exception):
@@ -56,15 +96,15 @@ class Run:
     0)."""
 
     config: RunConfig
-    crew: Crew
+    workers: Workers
     progress: TrainProgress
     evaluator: Evaluator
     recorder: Recorder
     ledger: Ledger
-    keeper: Keeper
+    checkpoints: CheckpointManager
     fingerprints: dict[str, str] = field(default_factory=dict)
     wandb: WandbLog | None = None
-    alarms: Alarms = field(default_factory=Alarms)
+    reward_warnings: RewardWarnings = field(default_factory=RewardWarnings)
     step: int = 0
     weights: PublishedWeights | None = None
     skipped: int = 0
@@ -72,18 +112,25 @@ class Run:
 
     @classmethod
     def begin(
-        cls, config: RunConfig, crew: Crew, progress: TrainProgress, evaluator, start: Checkpoint | None
+        cls,
+        config: RunConfig,
+        workers: Workers,
+        progress: TrainProgress,
+        evaluator,
+        start: Checkpoint | None,
     ) -> "Run":
         """In a run directory that is new, or at the checkpoint that the learner was started from."""
-        keeper = Keeper(config.folder / "checkpoints", config.train.keep_checkpoints, progress.say)
+        checkpoints = CheckpointManager(
+            config.folder / "checkpoints", config.train.keep_checkpoints, progress.say
+        )
         wandb = None
         if config.train.wandb:
             wandb = WandbLog(config.train.wandb, config.folder, config.model_dump(mode="json"))
         records = Recorder(config.folder, wandb=wandb), Ledger(config.folder)
         marks = fingerprints(config)
-        run = cls(config, crew, progress, evaluator, *records, keeper, marks, wandb)
+        run = cls(config, workers, progress, evaluator, *records, checkpoints, marks, wandb)
         if start:
-            run.stand_at(start)
+            run.restore(start)
         return run
 
     @property
@@ -92,96 +139,111 @@ class Run:
 
     # --- going back ---
 
-    def go_back(self, lost: LearnerLost) -> None:
+    def rollback(self, lost: LearnerLost) -> None:
         """Rebuild the learner from the newest checkpoint, and stand where it was written. Raises the
         loss if that has not helped at this step before."""
         self.lost_at.append(self.step)
         if self.lost_at.count(self.step) > self.config.train.max_learner_restarts:
             raise lost
         started = time.monotonic()
-        self.keeper.abandon()
-        checkpoint = newest(self.keeper.folder, self.progress.say)
+        self.checkpoints.abandon()
+        checkpoint = newest(self.checkpoints.folder, self.progress.say)
         ranks = self.config.learner.ranks
         with learner_at_work():
-            self.crew.start_learner(checkpoint.resume(ranks) if checkpoint else None)
-        self.stand_at(checkpoint)
+            self.workers.start_learner(checkpoint.resume(ranks) if checkpoint else None)
+        self.restore(checkpoint)
         self.progress.say(
             f"the learner was lost in step {self.lost_at[-1]} ({lost}); it was built again from step"
             f" {self.step} in {time.monotonic() - started:.0f} s"
         )
 
-    def stand_at(self, checkpoint: Checkpoint | None) -> None:
+    def restore(self, checkpoint: Checkpoint | None) -> None:
         """Take the place in the prompts, the weights and the records of a checkpoint that the learner
         holds; of the beginning for None."""
         self.step = checkpoint.state.step if checkpoint else 0
         version = checkpoint.state.weights_version if checkpoint else 0
         stats = checkpoint.state.expert_stats if checkpoint else {}
-        self.crew.experience.running = {name: RunningStats(**kept) for name, kept in stats.items()}
+        self.workers.rollouts.running = {name: RunningStats(**kept) for name, kept in stats.items()}
         self.recorder.close()
         self.ledger.close()
         for name in ("metrics.jsonl", "ledger.jsonl"):
-            forget_after(self.config.folder / name, self.step)
+            truncate_after(self.config.folder / name, self.step)
         self.recorder = Recorder(self.config.folder, next_step=self.step + 1, wandb=self.wandb)
         self.ledger = Ledger(self.config.folder)
         self.skipped = 0
         with learner_at_work():
-            self.weights = self.crew.publish(version)
+            self.weights = self.workers.publish(version)
 
     # --- a step's end ---
 
-    def upkeep_metrics(self) -> dict[str, float]:
-        """What it took to keep going: learners that were built again since this command began, and the
-        last checkpoint."""
-        return {"learner/restarts": float(len(self.lost_at)), **self.keeper.metrics()}
+    def finish_step(
+        self,
+        rollout: RolloutBatch,
+        trained: Sequence[ScoredGroup],
+        metrics: dict[str, float],
+        skipped: bool,
+    ) -> Evaluation | None:
+        """Record a step, and do what is due after it. Returns the evaluation, if there was one.
 
-    def account(self, harvest: Harvest, trained: Sequence[JudgedGroup], skipped: bool) -> None:
+        Raises UserError after too many skipped steps in a row.
+        """
+        metrics["learner/restarts"] = float(len(self.lost_at))
+        metrics |= self.checkpoints.metrics()
+        self.log_groups(rollout, trained, skipped)
+        self.recorder.step(self.step, metrics)
+        warnings = self.reward_warnings.new(metrics)
+        self.progress.step(self.step, metrics, rollout.failures, warnings)
+        self.check_skipped(skipped)
+        return self.run_hooks(rollout)
+
+    def log_groups(self, rollout: RolloutBatch, trained: Sequence[ScoredGroup], skipped: bool) -> None:
         """Put the step's groups into the ledger."""
         first = (self.step - 1) * self.config.train.groups_per_step
         learned = {group.place for group in trained}
-        fates = [(group, "dropped", why) for group, why in harvest.dropped]
-        for group in harvest.groups:
+        fates = [(group, "dropped", why) for group, why in rollout.dropped]
+        for group in rollout.groups:
             fate = "filtered" if group.place not in learned else "skipped" if skipped else "trained"
             fates.append((group, fate, ""))
         entries = [
             Entry(
-                group=first + drawn.place,
+                group=first + each.place,
                 step=self.step,
-                prompt_id=drawn.prompt.id,
-                first_index=drawn.group.first,
-                weights_version=drawn.weights_version,
+                prompt_id=each.prompt.id,
+                first_index=each.group.first,
+                weights_version=each.weights_version,
                 outcome=fate,
-                draws=drawn.draws,
+                attempts=each.attempts,
                 why=why,
             )
-            for drawn, fate, why in fates
+            for each, fate, why in fates
         ]
         self.ledger.add(sorted(entries, key=lambda entry: entry.group))
 
-    def mind(self, skipped: bool) -> None:
+    def check_skipped(self, skipped: bool) -> None:
         """Count steps in a row that changed nothing. Raises UserError when there are too many."""
         self.skipped = self.skipped + 1 if skipped else 0
         if self.skipped >= self.config.train.max_skipped_steps:
             raise UserError(
                 f"the gradient was not finite in {self.skipped} steps in a row, up to step {self.step};"
-                f" the last good checkpoint is in {self.keeper.folder}"
+                f" the last good checkpoint is in {self.checkpoints.folder}"
             )
 
-    def keep(self, harvest: Harvest) -> Evaluation | None:
+    def run_hooks(self, rollout: RolloutBatch) -> Evaluation | None:
         """Gallery, checkpoint and evaluation, when it is time for them; the last step is always one."""
         train, last = self.config.train, self.step == self.config.train.steps
-        if harvest.groups and (last or self.step % train.show_every == 0):
-            shown = harvest.groups[:4]
-            drawn = self.crew.experience.samples(harvest, shown)
+        if rollout.groups and (last or self.step % train.show_every == 0):
+            shown = rollout.groups[:4]
+            generated = self.workers.rollouts.samples(rollout.pending, [g.place for g in shown])
             gallery = [
                 (group.prompt, sample, float(reward))
-                for group, samples in zip(shown, drawn, strict=True)
+                for group, samples in zip(shown, generated, strict=True)
                 for sample, reward in zip(samples, group.scores.rewards, strict=True)
             ]
             self.recorder.samples(self.step, gallery)
         with learner_at_work():
             if last or self.step % train.save_every == 0:
                 self.save()
-            self.keeper.poll(self.crew.learner)
+            self.checkpoints.poll(self.workers.learner)
         return self.evaluate() if last or self.step % self.config.evaluate.every == 0 else None
 
     def save(self) -> None:
@@ -192,19 +254,19 @@ class Run:
             ranks=self.config.learner.ranks,
             config=self.config.model_dump(mode="json"),
             fingerprints=self.fingerprints,
-            expert_stats={k: asdict(v) for k, v in self.crew.experience.running.items()},
+            expert_stats={k: asdict(v) for k, v in self.workers.rollouts.running.items()},
         )
-        self.keeper.begin(self.crew.learner, state)
+        self.checkpoints.begin(self.workers.learner, state)
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written."""
         with learner_at_work():
-            self.keeper.wait(self.crew.learner, pause=lambda: time.sleep(0.05))
+            self.checkpoints.wait(self.workers.learner, pause=lambda: time.sleep(0.05))
 
     def stop(self) -> None:
         """Leave a checkpoint of this step, and raise Stopped."""
         with learner_at_work():
-            if self.keeper.begun != self.step:
+            if self.checkpoints.begun != self.step:
                 self.save()
         self.finish()
         raise Stopped(self.step)
@@ -221,7 +283,7 @@ class Run:
         return self.evaluate()
 
     def evaluate(self) -> Evaluation:
-        found, failures = self.evaluator(self.crew.experience, self.weights, self.step)
+        found, failures = self.evaluator(self.workers.rollouts, self.weights, self.step)
         self.recorder.evaluation(self.step, found)
         self.progress.evaluation(found, failures)
         return found

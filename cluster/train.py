@@ -1,14 +1,16 @@
-"""The loop: sample, judge, compare, learn, publish.
+"""The loop: generate, score, update, sync weights.
 
-The driver moves references and numbers, never tensors. With `max_staleness` 0 drawing waits for the
-newest weights; with S, up to S further steps are being drawn while one is learned from. A learner that
-is lost takes the loop back to the newest checkpoint; everything drawn since is drawn again, the same.
+The driver moves references and numbers, never tensors. With `max_staleness` 0 generating waits for the
+newest weights; with S, up to S further steps are generated while one is learned from. A learner that is
+lost takes the loop back to the newest checkpoint; everything generated since is generated again, the
+same.
 """
 
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,29 +19,21 @@ import torch
 from ray import ObjectRef
 from rich.console import Console
 
+from cluster.checkpoint import where_to_start
 from cluster.config import RunConfig
-from cluster.console import TrainProgress, evaluation_table
-from cluster.crew import start_crew
-from cluster.evaluation_record import Evaluation
-from cluster.experience import Harvest, JudgedGroup
-from cluster.lock import only_run
-from cluster.metrics import (
-    expert_metrics,
-    reward_metrics,
-    rewards_of,
-    sampling_metrics,
-    time_metrics,
-)
-from cluster.placement import total_cpus
-from cluster.preflight import check_inputs, run_folder
-from cluster.prompt_stream import group_stream
-from cluster.report import write_summary
-from cluster.resume import where_to_start
-from cluster.run import LearnerLost, Run, learner_at_work
-from cluster.session import ray_session
-from cluster.stopping import Request, heed
-from learner.group import ScoredGroups
+from cluster.lock import run_lock
+from cluster.ray_session import ray_session, total_cpus
+from cluster.rollouts import PendingRollout, RolloutBatch, ScoredGroup
+from cluster.run import LearnerLost, Run, StopSignal, catch_stop_signals, learner_at_work
+from cluster.validate import run_folder, validate_run
+from cluster.watch.console import TrainProgress, evaluation_table
+from cluster.watch.evaluation import Evaluation
+from cluster.watch.metrics import rewards_of, rollout_metrics, time_metrics
+from cluster.watch.report import write_summary
+from cluster.workers import start_workers
 from learner.advantages import group_advantages
+from learner.group import TrainingGroups
+from policy.prompts import group_stream
 from policy.records import Prompt
 
 
@@ -50,8 +44,8 @@ def train(config: RunConfig, console: Console) -> Path:
     Raises UserError for anything wrong in the configuration before anything starts, and for anything
     that does not start before anything is written.
     """
-    inputs = check_inputs(config)
-    with only_run(config.folder):
+    inputs = validate_run(config)
+    with run_lock(config.folder):
         start = where_to_start(config, console.print)
         done, as_json = (start.state.step if start else 0), config.train.log == "json"
         if start:
@@ -60,81 +54,74 @@ def train(config: RunConfig, console: Console) -> Path:
         resume = start.resume(config.learner.ranks) if start else None
         with (
             ray_session(config.ray, total_cpus(config), console, inputs.store_need(config)),
-            start_crew(config, inputs.all_prompts, console, resume=resume) as crew,
+            start_workers(config, inputs.all_prompts, console, resume=resume) as workers,
             TrainProgress(console, config.train.steps, done, as_json) as progress,
         ):
             run_folder(config, goes_on=start is not None)
-            with closing(Run.begin(config, crew, progress, inputs.evaluator, start)) as run:
-                before, after = learn_to_the_end(run, inputs.prompts)
+            with closing(Run.begin(config, workers, progress, inputs.evaluator, start)) as run:
+                before, after = train_with_recovery(run, inputs.prompts)
         console.print(evaluation_table("held-out prompts", {"before": before, "after": after}))
         for path in write_summary(config.folder, before, after):
             console.print(str(path), highlight=False, soft_wrap=True)
     return config.folder
 
 
-def learn_to_the_end(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
+def train_with_recovery(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
+    """`train_loop`, again from the newest checkpoint whenever the learner is lost."""
     lost = None
-    with heed() as request:
+    with catch_stop_signals() as stop:
         while True:
             try:
                 if lost:
-                    run.go_back(lost)
-                return learn(run, prompts, request)
+                    run.rollback(lost)
+                return train_loop(run, prompts, stop)
             except LearnerLost as error:
                 lost = error
 
 
-def learn(run: Run, prompts: Sequence[Prompt], stop: Request) -> tuple[Evaluation, Evaluation]:
+def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[Evaluation, Evaluation]:
     """All steps that are left. Returns the evaluations before the first and after the last.
 
     Raises LearnerLost, after which the run stands in the middle of a step; and Stopped between two.
     """
-    config, experience, learner = run.config.train, run.crew.experience, run.crew.learner
-    taken = run.step * config.groups_per_step
-    groups = islice(group_stream(prompts, config.group_size, run.config.seed), taken, None)
-    orders: deque = deque()
-    ordered = run.step
+    config, rollouts, learner = run.config.train, run.workers.rollouts, run.workers.learner
+    done = run.step * config.groups_per_step
+    groups = islice(group_stream(prompts, config.group_size, run.config.seed), done, None)
+    requests: deque[PendingRollout] = deque()
+    requested = run.step
     before = after = run.first_evaluation()
     while run.step < config.steps:
         run.step += 1
         started = time.perf_counter()
-        while ordered < min(config.steps, run.step + config.max_staleness):
-            orders.append(experience.order(list(islice(groups, config.groups_per_step)), run.weights))
-            ordered += 1
-        order = orders.popleft()
-        ahead = learner.prepare(order.drawing.samples)  # while groups are drawn and judged
-        harvest = experience.collect(order)
-        metrics = reward_metrics(harvest.groups) | sampling_metrics(harvest, run.version)
-        metrics |= expert_metrics(harvest)
-        worth = those_that_teach(run, harvest.groups)
-        metrics["groups/filtered"] = float(len(harvest.groups) - len(worth))
+        while requested < min(config.steps, run.step + config.max_staleness):
+            next_groups = list(islice(groups, config.groups_per_step))
+            requests.append(rollouts.request(next_groups, run.weights))
+            requested += 1
+        pending = requests.popleft()
+        ahead = learner.prepare(pending.samples)  # while groups are generated and scored
+        rollout = rollouts.collect(pending)
+        kept = filter_zero_variance_groups(run, rollout.groups)
+        metrics = rollout_metrics(rollout, run.version, kept)
         learning = publishing = time.perf_counter()
         skipped = False
-        if worth:
+        if kept:
             with learner_at_work():
-                ranks = learner.step(compare(run, harvest, worth, ahead))
-                metrics |= ray.get(ranks, timeout=run.config.learner.timeout_s)[0]
+                metrics |= update(run, rollout, kept, ahead)
                 publishing = time.perf_counter()
                 skipped = bool(metrics["step/skipped"])
                 if not skipped:
-                    run.weights = run.crew.publish(run.version + 1)
-        done = time.perf_counter()
-        metrics |= time_metrics(
-            harvest, step_s=done - started, learn_s=publishing - learning, publish_s=done - publishing
-        )
-        metrics |= run.upkeep_metrics()
-        run.account(harvest, worth, skipped)
-        run.recorder.step(run.step, metrics)
-        run.progress.step(run.step, metrics, harvest.failures, run.alarms.new(metrics))
-        run.mind(skipped)
-        after = run.keep(harvest) or after
-        if stop.asked and run.step < config.steps:
+                    run.weights = run.workers.publish(run.version + 1)
+        done_at = time.perf_counter()
+        seconds = {"step_s": done_at - started, "learn_s": publishing - learning}
+        metrics |= time_metrics(rollout, **seconds, publish_s=done_at - publishing)
+        after = run.finish_step(rollout, kept, metrics, skipped) or after
+        if stop.requested and run.step < config.steps:
             run.stop()
     run.finish()
     return before, after
 
 
-def those_that_teach(run: Run, groups: Sequence[JudgedGroup]) -> list[JudgedGroup]:
+def filter_zero_variance_groups(run: Run, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
     """A group whose rewards are all equal has nothing to teach but the KL term, and may be left out.
     Raises RuntimeError for one that is staler than was promised."""
     if not groups:
@@ -145,21 +132,25 @@ def those_that_teach(run: Run, groups: Sequence[JudgedGroup]) -> list[JudgedGrou
     rewards = rewards_of(groups)
     differ = (rewards != rewards[:, :1]).any(1)
     keep_all = not run.config.train.filter_equal_groups
-    return [group for group, teaches in zip(groups, differ, strict=True) if teaches or keep_all]
+    return [group for group, differs in zip(groups, differ, strict=True) if differs or keep_all]
 
 
-def compare(
-    run: Run, harvest: Harvest, groups: Sequence[JudgedGroup], ahead: Sequence[ObjectRef]
-) -> ScoredGroups:
-    """Some groups of a harvest with the advantage of each sample over its group, and what the learner
-    prepared."""
-    size, scale = run.config.train.group_size, run.config.learner.advantage_scale
+def update(
+    run: Run, rollout: RolloutBatch, groups: Sequence[ScoredGroup], ahead: Sequence[ObjectRef]
+) -> dict[str, float]:
+    """One optimizer step on some groups of a rollout, and its metrics. Samples that were lost since
+    they were scored are generated again. `ahead` is what the learner has prepared."""
+    learner, size = run.workers.learner, run.config.train.group_size
     rewards = torch.from_numpy(rewards_of(groups)).flatten()
-    advantages = group_advantages(rewards, size, scale=scale).numpy().reshape(-1, size)
-    return ScoredGroups(
-        harvest.drawing.all_samples(),
+    advantages = group_advantages(rewards, size, scale=run.config.learner.advantage_scale)
+    training = TrainingGroups(
+        rollout.pending.samples,
         [group.place for group in groups],
-        advantages,
+        advantages.numpy().reshape(-1, size),
         tokens=[group.tokens for group in groups],
         ahead=ahead,
     )
+    while lost := learner.fetch(training):
+        run.workers.rollouts.ensure(rollout.pending, lost)
+        training = replace(training, samples=rollout.pending.samples)
+    return ray.get(learner.step(training), timeout=run.config.learner.timeout_s)[0]

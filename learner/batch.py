@@ -2,10 +2,13 @@
 
 N samples; P1, P2 the longest semantic-CoT and image prompt, Lc the longest CoT, Ti image tokens.
 Prompts are padded on the left and CoTs on the right, so that what was generated starts at one column.
+
+A rank's samples, cut into pieces that one forward and backward pass can hold.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +29,7 @@ class Batch:
     sampled_logps: Tensor  # float32 [N, Lc + Ti], as the sampler returned them
     guided_logps: Tensor  # float32 [N, Ti], of the guided distribution that was drawn from
     advantages: Tensor  # float32 [N]
-    weights: Tensor  # float32 [N, Lc + Ti], each token's weight in the mean; 0 is padding
+    token_weights: Tensor  # float32 [N, Lc + Ti], each token's weight in the mean; 0 is padding
 
     def to(self, device) -> "Batch":
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -63,14 +66,16 @@ def make_batch(
         sampled_logps=torch.cat([cot_logps, image_logps], 1),
         guided_logps=guided_logps,
         advantages=torch.tensor(advantages, dtype=torch.float32),
-        weights=torch.cat([cot_weight * cot_mask.float(), image_weight * torch.ones(image.shape)], 1),
+        token_weights=torch.cat(
+            [cot_weight * cot_mask.float(), image_weight * torch.ones(image.shape)], 1
+        ),
     )
 
 
 def empty_like(batch: Batch) -> Batch:
     """A batch of one sample that weighs nothing, so that ranks with less work keep step."""
     first = Batch(**{f.name: getattr(batch, f.name)[:1] for f in fields(batch)})
-    return Batch(**{**vars(first), "weights": torch.zeros_like(first.weights)})
+    return Batch(**{**vars(first), "token_weights": torch.zeros_like(first.token_weights)})
 
 
 def _stack(rows: Sequence[np.ndarray]) -> Tensor:
@@ -88,3 +93,50 @@ def _pad(rows, value, left: bool = False) -> tuple[Tensor, Tensor]:
         padded[n, span] = row
         mask[n, span] = True
     return padded, mask
+
+
+Row = tuple[Any, ...]
+"""A sample first, then what goes with it: its advantage, ..."""
+
+
+def by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
+    """Cut into micro-batches of at most `budget` padded tokens each, text and image sequences together.
+
+    Sorted by length first, so that little is padding.
+    """
+    parts: list[list[Row]] = []
+    widest = (0, 0)
+    for row in sorted(rows, key=lambda row: sum(_lengths(row[0]))):
+        wider = tuple(map(max, widest, _lengths(row[0])))
+        if parts and sum(wider) * (len(parts[-1]) + 1) <= budget:
+            parts[-1].append(row)
+            widest = wider
+        else:
+            parts.append([row])
+            widest = _lengths(row[0])
+    return parts
+
+
+def in_parts(rows: Sequence[Row], count: int) -> list[list[Row]]:
+    """Dealt round into exactly `count` micro-batches, or none if there is nothing to deal."""
+    return [list(rows[i::count]) for i in range(count)] if rows else []
+
+
+def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
+    """Numbers of the items for each hand, so that the hands hold about the same: the largest first,
+    each to whoever holds least (Graham's LPT rule: at most a third more than the best there is)."""
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    held = [0] * hands
+    for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        least = held.index(min(held))
+        dealt[least].append(n)
+        held[least] += sizes[n]
+    return dealt
+
+
+def _lengths(sample: Sample) -> tuple[int, int]:
+    """Tokens of its text sequence and of its image sequence."""
+    return (
+        len(sample.cot_prompt_ids) + len(sample.cot_ids),
+        len(sample.image_prompt_ids) + len(sample.image_ids),
+    )

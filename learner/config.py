@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from learner.kernels import check_kernels
+from learner.losses import LOSSES
 from policy.errors import UserError
-from policy.janus import PolicyConfig, empty_janus
-from policy.nodes import CustomResources, Labels
+from policy.model import PolicyConfig, meta_model
+from policy.resources import CustomResources, Labels
 
 
 class LoraSettings(BaseModel):
@@ -47,18 +48,20 @@ class LearnerConfig(BaseModel):
 
     lr: float = Field(1e-6, gt=0)
     """AdamW's learning rate; there is no schedule, unless `deepspeed` has one."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and the second moment."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(1.0, ge=0)
     """0: gradients are not clipped."""
 
-    beta: float = Field(0.01, ge=0)
+    loss: str = "grpo"
+    """One of `learner.losses.LOSSES`."""
+    kl_coef: float = Field(0.01, ge=0)
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
     reference: Literal["copy", "sharded", "offload", "none"] | None = None
     """Where the reference model is: a copy on every rank, sharded over the ranks (ZeRO-3), or in host
-    memory. None: a copy; nowhere if beta is 0; with `lora`, the model with its adapters off."""
+    memory. None: a copy; nowhere if kl_coef is 0; with `lora`, the model with its adapters off."""
     lora: LoraSettings | None = None
     """Train adapters instead of the model."""
     clip_low: float = Field(0.2, ge=0)
@@ -67,7 +70,7 @@ class LearnerConfig(BaseModel):
     """The probability ratio of a token is clipped at 1 + clip_high from above."""
     advantage_scale: Literal["std", "none"] = "std"
     """A reward less its group's mean is divided by the group's standard deviation (std), or kept."""
-    guidance: Literal["conditional", "guided"] = "conditional"
+    train_distribution: Literal["conditional", "guided"] = "conditional"
     """Train the conditional distribution (as published), or the guided one that images were drawn
     from."""
     cot_weight: float = Field(1.0, ge=0)
@@ -102,26 +105,33 @@ class LearnerConfig(BaseModel):
     deepspeed: dict[str, Any] | str | None = None
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
     transport: Literal["auto", "store", "broadcast"] = "auto"
-    """How weights reach the rollout actors: through Ray's object store, or broadcast, by NCCL between
+    """How weights reach the rollout workers: through Ray's object store, or broadcast, by NCCL between
     GPUs (gloo between CPUs). auto: broadcast where each actor and rank has a GPU of its own."""
     bucket_mb: float = Field(64.0, gt=0)
     """Size of a bucket when weights are published."""
     broadcast_timeout_s: float = Field(30.0, gt=0)
-    """How long one bucket may take to all rollout actors, before the broadcast is given up and the
+    """How long one bucket may take to all rollout workers, before the broadcast is given up and the
     object store carries the weights."""
     timeout_s: float = Field(600.0, gt=0)
     """How long a rank waits for the others before it gives them up."""
 
     @model_validator(mode="after")
+    def _loss_is_there(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"learner.loss {self.loss!r} is unknown; there are {', '.join(LOSSES)}")
+        return self
+
+    @model_validator(mode="after")
     def _reference_makes_sense(self):
-        if self.reference == "none" and self.beta > 0:
+        if self.reference == "none" and self.kl_coef > 0:
             raise ValueError(
-                f"learner.beta {self.beta:g} needs a reference model: set beta 0, or reference to copy,"
-                " sharded or offload"
+                f"learner.kl_coef {self.kl_coef:g} needs a reference model: set kl_coef 0, or"
+                " reference to copy, sharded or offload"
             )
-        if self.reference not in (None, "none") and self.beta == 0:
+        if self.reference not in (None, "none") and self.kl_coef == 0:
             raise ValueError(
-                f"learner.beta 0 uses no reference model: leave out learner.reference {self.reference}"
+                "learner.kl_coef 0 uses no reference model: leave out learner.reference"
+                f" {self.reference}"
             )
         if self.reference not in (None, "none") and self.lora:
             raise ValueError(
@@ -133,7 +143,7 @@ class LearnerConfig(BaseModel):
     @property
     def reference_kind(self) -> Literal["copy", "sharded", "offload", "lora-off", "none"]:
         """`reference`, decided."""
-        if self.beta == 0:
+        if self.kl_coef == 0:
             return "none"
         return "lora-off" if self.lora else self.reference or "copy"
 
@@ -185,7 +195,7 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
             " learner.zero_stage below 3 and learner.reference to copy"
         )
     check_kernels(config.kernels)
-    model = empty_janus(policy)
+    model = meta_model(policy)
     if model is None:
         return
     if config.lora:

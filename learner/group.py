@@ -10,17 +10,16 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from learner.batch import deal
 from learner.config import LearnerConfig
-from learner.engine import Resume
-from learner.micro_batches import deal
-from learner.rank import LearnerRank
-from policy.broadcast import Meeting
-from policy.janus import PolicyConfig
-from policy.weights import PublishedWeights
+from learner.deepspeed_engine import Resume
+from learner.worker import LearnerWorker
+from policy.model import PolicyConfig
+from policy.weights import BroadcastRendezvous, PublishedWeights
 
 
 @dataclass(frozen=True)
-class ScoredGroups:
+class TrainingGroups:
     """Groups to learn from. `samples` refers to a list of references, one a group that was drawn, to
     its list[Sample]; `places` are the places in it of those to learn from, and `advantages`, float32
     [len(places), G], those of their samples."""
@@ -33,15 +32,28 @@ class ScoredGroups:
     ahead: Sequence[ObjectRef] = ()
     """What `LearnerGroup.prepare` gave for `samples`."""
 
+    def shares(self, workers: int) -> list[list[int]]:
+        """Which of the groups each worker learns from: so that all get about as many tokens."""
+        return deal(self.tokens or [1] * len(self.places), workers)
+
     @classmethod
-    def of(cls, samples: Sequence[ObjectRef], advantages: np.ndarray) -> "ScoredGroups":
+    def of(cls, samples: Sequence[ObjectRef], advantages: np.ndarray) -> "TrainingGroups":
         """Of all these groups: a reference to a list[Sample] for each."""
         return cls(ray.put(list(samples)), range(len(samples)), advantages)
 
 
 class LearnerGroup:
-    def __init__(
-        self,
+    """The workers of one learner as a whole: what the driver talks to."""
+
+    def __init__(self, config: LearnerConfig, ranks: Sequence[ActorHandle]):
+        """`ranks`: the workers, which are set up already."""
+        self.config = config
+        self.ranks = list(ranks)
+        self.trained_parameters = 0
+
+    @classmethod
+    def start(
+        cls,
         policy: PolicyConfig,
         config: LearnerConfig,
         *,
@@ -50,11 +62,10 @@ class LearnerGroup:
         placement: PlacementGroup | None = None,
         first_bundle: int = 0,
         resume: Resume | None = None,
-    ):
-        """Starts the ranks and waits until all hold the model, or with `resume` a checkpoint's."""
-        self.config = config
-        actor = ray.remote(LearnerRank)
-        self.ranks = []
+    ) -> "LearnerGroup":
+        """Start the workers and wait until all hold the model, or with `resume` a checkpoint's."""
+        actor = ray.remote(LearnerWorker)
+        ranks = []
         for rank in range(config.ranks):
             strategy = "DEFAULT"
             if placement is not None:
@@ -64,34 +75,44 @@ class LearnerGroup:
                 "num_gpus": config.num_gpus,
                 "scheduling_strategy": strategy,
             }
-            self.ranks.append(actor.options(**options).remote(rank, config.ranks))
-        where = ray.get(self.ranks[0].rendezvous.remote())
-        setups = [
-            r.setup.remote(policy, config, temperature, guidance, where, resume) for r in self.ranks
-        ]
-        self.trained_parameters: int = ray.get(setups)[0]
+            ranks.append(actor.options(**options).remote(rank, config.ranks))
+        where = ray.get(ranks[0].rendezvous.remote())
+        setups = [r.setup.remote(policy, config, temperature, guidance, where, resume) for r in ranks]
+        group = cls(config, ranks)
+        group.trained_parameters = ray.get(setups)[0]
+        return group
 
     def prepare(self, samples: ObjectRef) -> list[ObjectRef]:
         """Begin with what a step on these groups will need and does not depend on their scores: the
-        reference's log-probabilities. `samples` is as in ScoredGroups, and need not be there yet; of
-        the groups some may be lost, or be left out of the step. Goes into ScoredGroups as it is. A
+        reference's log-probabilities. `samples` is as in TrainingGroups, and need not be there yet; of
+        the groups some may be lost, or be left out of the step. Goes into TrainingGroups as it is. A
         rank that fails or hangs over it does so in the step."""
         if self.config.reference_kind == "none":
             return []
         return [rank.prepare.remote([samples]) for rank in self.ranks]
 
-    def step(self, groups: ScoredGroups, micro_batches: int | None = None) -> list[ObjectRef]:
-        """Begin one update, the groups dealt to the ranks. One reference a rank: the step is done when
-        all are, and each gives the metrics of the whole step."""
-        tokens = groups.tokens or [1] * len(groups.places)
+    def fetch(self, groups: TrainingGroups) -> list[int]:
+        """Have every worker fetch its share of the samples for the step that follows. Returns the
+        places of those that cannot be had, for the caller to generate them again: nothing was learned
+        yet."""
+        fetching = [
+            rank.fetch.remote(groups.samples, [groups.places[n] for n in mine])
+            for rank, mine in zip(self.ranks, groups.shares(len(self.ranks)), strict=True)
+        ]
+        lost = ray.get(fetching, timeout=self.config.timeout_s)
+        return sorted(place for places in lost for place in places)
+
+    def step(self, groups: TrainingGroups, micro_batches: int | None = None) -> list[ObjectRef]:
+        """Begin one update, the groups dealt to the workers. One reference a worker: the step is done
+        when all are, and each gives the metrics of the whole step."""
         steps = []
-        for rank, mine in zip(self.ranks, deal(tokens, len(self.ranks)), strict=True):
+        for rank, mine in zip(self.ranks, groups.shares(len(self.ranks)), strict=True):
             places, advantages = [groups.places[n] for n in mine], groups.advantages[mine]
             work = groups.samples, places, advantages, micro_batches, groups.ahead
             steps.append(rank.step.remote(*work))
         return steps
 
-    def publish(self, version: int, timeline: int = 0) -> PublishedWeights:
+    def publish(self, version: int, incarnation: int = 0) -> PublishedWeights:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.
 
         The references are this process's, so the weights outlive the ranks that made them. Raises
@@ -100,13 +121,13 @@ class LearnerGroup:
         ends = [stream.completed() for stream in streams]  # to read along is to wait for every bucket
         ray.get(ends, timeout=self.config.timeout_s)
         manifest_and_buckets = list(streams[0])
-        return PublishedWeights(version, ray.put(manifest_and_buckets), timeline)
+        return PublishedWeights(version, ray.put(manifest_and_buckets), incarnation)
 
     def join_broadcast(self, actors: Sequence[ActorHandle]) -> None:
-        """Connect rank 0 with these rollout actors, as receivers of all versions to come."""
+        """Connect rank 0 with these rollout workers, as receivers of all versions to come."""
         where, manifest = ray.get([self.ranks[0].rendezvous.remote(), self.ranks[0].manifest.remote()])
         limits = self.config.timeout_s, self.config.broadcast_timeout_s
-        meeting = Meeting(where.host, where.port, 1 + len(actors), *limits)
+        meeting = BroadcastRendezvous(where.host, where.port, 1 + len(actors), *limits)
         joining = [a.join_broadcast.remote(meeting, n, manifest) for n, a in enumerate(actors, 1)]
         joining.append(self.ranks[0].join_broadcast.remote(meeting))
         ray.get(joining, timeout=self.config.timeout_s)

@@ -82,7 +82,7 @@ def rank_bytes(
         buffers += 2 * size.largest * width  # a module in use, and the one fetched ahead
     activations = activation_bytes(model.config.text_config, width, config.gradient_checkpointing)
     tokens = max(config.micro_batch_tokens, sample_tokens)
-    if config.guidance == "guided":
+    if config.train_distribution == "guided":
         tokens *= 2  # at most: the unconditional rows of the images on top
     backward = {
         "activations": activations(tokens),

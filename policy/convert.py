@@ -13,12 +13,11 @@ from pathlib import Path
 from torch import Tensor
 
 from policy import original_config
-from policy.checkpoint import Checkpoint, open_checkpoint, original_shapes
 from policy.errors import UserError
-from policy.key_map import UNUSED_BY_TRANSFORMERS
-from policy.location import Layout, model_folder
+from policy.hub import Layout, model_folder
+from policy.janus_checkpoint import ModelCheckpoint, open_checkpoint, original_shapes, save_tokenizer
+from policy.janus_layout import UNUSED_BY_TRANSFORMERS
 from policy.shards import Shards, write_shards
-from policy.tokenizer import save_tokenizer
 from policy.weights import TensorSpec
 
 KEPT = "original"
@@ -67,7 +66,9 @@ def _check_target(target: Path) -> None:
         raise UserError(f"{target}: is there already; give a new directory, or an empty one")
 
 
-def _write_transformers(source: Checkpoint, part: Path, target: Path, shard_bytes: int) -> Converted:
+def _write_transformers(
+    source: ModelCheckpoint, part: Path, target: Path, shard_bytes: int
+) -> Converted:
     found = source.shards.specs
     specs = [
         TensorSpec(name, source.shapes[name], found[pair.original].dtype)
@@ -90,7 +91,7 @@ def _write_transformers(source: Checkpoint, part: Path, target: Path, shard_byte
     return Converted(target, len(specs), sum(spec.nbytes for spec in specs), tuple(files))
 
 
-def _write_original(source: Checkpoint, part: Path, target: Path, shard_bytes: int) -> Converted:
+def _write_original(source: ModelCheckpoint, part: Path, target: Path, shard_bytes: int) -> Converted:
     kept = source.folder / KEPT
     unused = Shards(kept) if any(kept.glob("*.safetensors")) else None
     shapes = original_shapes(source.shapes)
@@ -123,7 +124,7 @@ def _write_original(source: Checkpoint, part: Path, target: Path, shard_bytes: i
     return Converted(target, len(specs) + len(extra), nbytes, tuple(files))
 
 
-def _original_config(source: Checkpoint, dtype: str) -> dict:
+def _original_config(source: ModelCheckpoint, dtype: str) -> dict:
     """The config as it once was, if it still describes this model; else one of our own."""
     config = original_config.to_original(source.config, dtype)
     once = source.folder / KEPT / "config.json"

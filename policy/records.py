@@ -1,9 +1,16 @@
-"""The records that travel between actors, experts and learner: frozen, numpy on the wire."""
+"""The records that travel between actors, experts and learner: frozen, numpy on the wire.
 
-from collections.abc import Iterator
+An order on its way: one object for the rollout workers and the judge alike. It never leaves the run's
+cluster, whose processes unpickle each other's objects in any case.
+"""
+
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from policy.weights import PublishedWeights
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRequest:
     """An order for one sample. `index` counts the samples of this prompt over the whole run, so a
     prompt that comes round again gets new samples, and a lost sample can be drawn again anywhere."""
 
@@ -58,8 +65,8 @@ class Group:
     size: int
     first: int = 0
 
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(self.prompt, self.first + n) for n in range(self.size))
+    def __iter__(self) -> Iterator[SampleRequest]:
+        return (SampleRequest(self.prompt, self.first + n) for n in range(self.size))
 
     def __len__(self) -> int:
         return self.size
@@ -112,8 +119,8 @@ class Scores:
 
     `values` is float32 [N, E] in the experts' own scale, NaN where an expert does not apply to the
     prompt. `rewards` is float32 [N], the ensemble's weighted mean of what applies. `passed` is bool
-    [N]: every expert that applies reached its pass mark. For people to look at: `evidence[n][e]` is a
-    line (counts, answers), "" where there is nothing, and `boxes[n][e]` what the expert found where.
+    [N]: every expert that applies reached its pass mark. For people to look at: `explanation[n][e]` is
+    a line (counts, answers), "" where there is nothing, and `boxes[n][e]` what the expert found where.
     """
 
     sample_ids: tuple[str, ...]
@@ -121,7 +128,7 @@ class Scores:
     values: np.ndarray = field(repr=False)
     rewards: np.ndarray = field(repr=False)
     passed: np.ndarray = field(repr=False)
-    evidence: tuple[tuple[str, ...], ...] = field(repr=False, default=())
+    explanation: tuple[tuple[str, ...], ...] = field(repr=False, default=())
     boxes: tuple[tuple[tuple[Box, ...], ...], ...] = field(repr=False, default=())
 
     def part(self, begin: int, end: int) -> "Scores":
@@ -133,6 +140,31 @@ class Scores:
             self.values[rows],
             self.rewards[rows],
             self.passed[rows],
-            self.evidence[rows],
+            self.explanation[rows],
             self.boxes[rows],
         )
+
+
+SHARE = 32
+"""So many batches are pickled as one. All as one would be hundreds for every actor to unpickle, and
+each on its own takes the driver twice as long; Ray's own pickling of records, three times."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Batches to be drawn with these weights (None: those that the actors were loaded with)."""
+
+    weights: PublishedWeights | None
+    shares: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], weights: PublishedWeights | None) -> "Work":
+        starts = range(0, len(batches), SHARE)
+        return cls(weights, tuple(pickle.dumps(batches[n : n + SHARE]) for n in starts))
+
+    def batch(self, number: int) -> Batch:
+        return pickle.loads(self.shares[number // SHARE])[number % SHARE]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for share in self.shares:
+            yield from pickle.loads(share)

@@ -2,13 +2,23 @@
 
 A bucket is a uint8 array, so any dtype travels (numpy has no bfloat16) and Ray's object store can
 map it into every reader's memory without a copy.
+
+Weights from one sender to many receivers at once: a broadcast in a process group of its own.
+
+NCCL from GPU memory to GPU memory, gloo between CPUs. The group has its own store, so it stands beside
+any other group of a process (DeepSpeed's), and both samplers are fed alike.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -35,8 +45,8 @@ class PublishedWeights:
 
     version: int
     parts: object | None = None
-    timeline: int = 0
-    """A run that goes back to a checkpoint counts versions again, on a new timeline."""
+    incarnation: int = 0
+    """A run that goes back to a checkpoint counts versions again, on a new incarnation."""
 
 
 Manifest = tuple[tuple[TensorSpec, ...], ...]
@@ -84,3 +94,115 @@ def _views(manifest: Manifest, buckets: Sequence[np.ndarray]) -> Iterator[tuple[
                 raw[:] = bucket[offset : offset + spec.nbytes]
             yield spec.name, tensor
             offset += spec.nbytes
+
+
+@dataclass(frozen=True)
+class BroadcastRendezvous:
+    """Where the members of a broadcast meet: an address on the sender's machine. `world` counts the
+    sender and all receivers. They have `timeout_s` to meet, and `bucket_timeout_s` for each bucket."""
+
+    host: str
+    port: int
+    world: int
+    timeout_s: float
+    bucket_timeout_s: float
+
+
+class Broadcast:
+    """One member. The sender has rank 0. Building it waits until all are there; after an error the
+    group is of no more use."""
+
+    def __init__(self, meeting: BroadcastRendezvous, rank: int, device: str):
+        self._device = torch.device(device)
+        self._limit_s = meeting.bucket_timeout_s
+        timeout = timedelta(seconds=meeting.timeout_s)
+        store = dist.TCPStore(
+            meeting.host, meeting.port, meeting.world, is_master=rank == 0, timeout=timeout
+        )
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = timeout
+            with _errors_spare_the_process():
+                self._group = dist.ProcessGroupNCCL(store, rank, meeting.world, options)
+        else:
+            self._group = dist.ProcessGroupGloo(store, rank, meeting.world, timeout)
+        hello = torch.zeros(1, dtype=torch.uint8, device=self._device)
+        self._pass(hello, meeting.timeout_s)  # connects, or raises
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        """One bucket, in the manifest's order. Raises RuntimeError if a receiver is lost, or has not
+        taken it within `bucket_timeout_s`."""
+        flat = [t.detach().to(self._device).contiguous().view(-1).view(torch.uint8) for t in tensors]
+        self._pass(torch.cat(flat), self._limit_s)
+
+    def receive(self, manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the manifest, bucket after bucket as they arrive. A tensor is good until the
+        next one is asked for. Raises RuntimeError if the sender is lost, or a bucket has not come
+        within `bucket_timeout_s`."""
+        for specs in manifest:
+            flat = torch.empty(sum(s.nbytes for s in specs), dtype=torch.uint8, device=self._device)
+            self._pass(flat, self._limit_s)
+            offset = 0
+            for spec in specs:
+                dtype, piece = getattr(torch, spec.dtype), flat[offset : offset + spec.nbytes]
+                if offset % dtype.itemsize:
+                    piece = piece.clone()  # a view would not be aligned
+                yield spec.name, piece.view(dtype).view(spec.shape)
+                offset += spec.nbytes
+
+    def _pass(self, flat: Tensor, limit_s: float) -> None:
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = 0, 0
+        with _abort_after(limit_s, self._group.abort):
+            work = self._group.broadcast([flat], options)
+            if self._device.type == "cuda":
+                work.wait()
+                torch.cuda.synchronize(self._device)  # the bucket's memory may be used again
+            else:
+                work.wait(timedelta(seconds=limit_s))  # gloo's abort ends nothing that has begun
+
+
+@contextmanager
+def _abort_after(limit_s: float, abort: Callable[[], None]) -> Iterator[None]:
+    """Raises RuntimeError if what is inside takes longer. A lost receiver leaves NCCL's sender in a
+    kernel that never ends, and no error: only to abort the group, from another thread, ends it."""
+    late = threading.Event()
+
+    def strike() -> None:
+        late.set()
+        abort()
+
+    watchdog = threading.Timer(limit_s, strike)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not late.is_set():
+            raise
+        raise RuntimeError(_too_late(limit_s)) from error
+    finally:
+        watchdog.cancel()
+    if late.is_set():
+        raise RuntimeError(_too_late(limit_s))
+
+
+def _too_late(limit_s: float) -> str:
+    return f"a bucket of weights was not with all members of the broadcast within {limit_s:g} s"
+
+
+@contextmanager
+def _errors_spare_the_process() -> Iterator[None]:
+    """For a group that is made inside, NCCL's own watchdog notes an error, an abort too, and leaves the
+    process alone. It reads the variable when the group is made, and by default ends the process."""
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

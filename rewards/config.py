@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from policy.nodes import CustomResources, Labels
+from policy.resources import CustomResources, Labels
 
 ExpertName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 

@@ -21,8 +21,19 @@ import numpy as np
 from policy.errors import UserError
 from policy.records import ObjectCount, SpatialInfo
 from rewards import detection_released as released
-from rewards.boxes import XYXY, Detection, center, gap, iou, nms, to_xyxy
-from rewards.nouns import Variant, phrase_spans, plain_noun, same_noun
+from rewards.matching import (
+    XYXY,
+    Detection,
+    Variant,
+    center,
+    gap,
+    iou,
+    nms,
+    phrase_spans,
+    plain_noun,
+    same_noun,
+    to_xyxy,
+)
 
 __all__ = [
     "Detection",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from policy.records import ObjectCount, SpatialInfo
-from rewards.boxes import Detection, center, nms, overlap, to_xyxy
+from rewards.matching import Detection, center, nms, overlap, to_xyxy
 
 _NEAR = ("next to", "on side of", "near")
 # "above" and "on top of" are missing: they always give 0.

@@ -1,31 +1,47 @@
-"""What a vision expert is: one class, one question, any number of images at a time."""
+"""What a vision expert is: one class, one question, any number of images at a time.
 
+How an expert is asked: only where it applies, and what it says is checked before it counts.
+
+What comes of asking experts: by_expert, or failures that say why.
+
+From a name in the configuration to an expert's class, and what can be checked of it before anything
+starts.
+"""
+
+import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 
+from policy.errors import UserError
 from policy.records import Box, Prompt
+from rewards.config import ExpertConfig, RewardsConfig
+from rewards.middleware import token_digest
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ExpertScores:
     """One expert's answer on N images: float32 [N], and for people a line and boxes on each."""
 
     values: np.ndarray
-    evidence: tuple[str, ...] = field(default=())
+    explanation: tuple[str, ...] = field(default=())
     boxes: tuple[tuple[Box, ...], ...] = field(default=())
 
 
 class Expert(ABC):
-    """Judges images against their prompts. Subclass it in any module and name it in the config.
+    """Scores images against their prompts. Subclass it in any module and name it in the config.
 
     The constructor takes the `options` of its config entry as keyword arguments and may be slow: it
     runs once a replica. An expert keeps no state between calls, so any replica may answer.
     """
 
-    pass_mark: float = 0.5
+    pass_threshold: float = 0.5
     """Score from which a sample counts as right in this respect ("strict accuracy")."""
 
     def applies(self, prompt: Prompt) -> bool:
@@ -37,8 +53,166 @@ class Expert(ABC):
         return [self.applies(prompt) for prompt in prompts]
 
     @abstractmethod
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
-        """Judge N images, uint8 [H, W, 3] each, all of prompts that the expert applies to.
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
+        """Score N images, uint8 [H, W, 3] each, all of prompts that the expert applies to.
 
         A score that cannot be given must raise: a made-up one would be learned from.
         """
+
+
+class SamplesLost(RuntimeError):
+    """The samples to be scored are gone, with the process or the node that held them."""
+
+
+class InvalidScore(RuntimeError):
+    """An expert gave something that is no finite number."""
+
+
+def score_checked(
+    name: str, expert: Expert, images: Sequence[np.ndarray], prompts: Sequence[Prompt]
+) -> ExpertScores:
+    """What an expert says of N images whose prompts it applies to, with a line and boxes for each.
+
+    Raises InvalidScore for NaN or infinity, and RuntimeError for another number of answers than N.
+    """
+    answer = expert.score(images, prompts)
+    values = np.asarray(answer.values, np.float32)
+    lines = answer.explanation or ("",) * len(images)
+    boxes = answer.boxes or ((),) * len(images)
+    if values.shape != (len(images),) or len(lines) != len(images) or len(boxes) != len(images):
+        what = (
+            f"values of shape {values.shape}, {len(lines)} explanations and {len(boxes)} lists of boxes"
+        )
+        raise RuntimeError(f"expert {name} gave {what} for {len(images)} images")
+    for value, prompt in zip(values, prompts, strict=True):
+        if not np.isfinite(value):
+            raise InvalidScore(f"expert {name} gave {value} for prompt {prompt.text!r}")
+    return ExpertScores(values, tuple(lines), tuple(map(tuple, boxes)))
+
+
+def scatter(scores: ExpertScores | None, applies: Sequence[bool]) -> ExpertScores:
+    """A scores of those that an expert applies to (None: there were none) as one of all N: NaN, ""
+    and no boxes for the others."""
+    values = np.full(len(applies), np.nan, np.float32)
+    explanation, boxes = [""] * len(applies), [()] * len(applies)
+    for row, n in enumerate(np.flatnonzero(applies)):
+        values[n] = scores.values[row]
+        explanation[n], boxes[n] = scores.explanation[row], scores.boxes[row]
+    return ExpertScores(values, tuple(explanation), tuple(boxes))
+
+
+def concat(parts: Sequence[ExpertScores]) -> ExpertScores:
+    """Judgements of consecutive images as one; "" and no boxes where a part has none to show."""
+    explanation, boxes = [], []
+    for part in parts:
+        count = len(part.values)
+        explanation += part.explanation or ("",) * count
+        boxes += part.boxes or ((),) * count
+    return ExpertScores(
+        np.concatenate([part.values for part in parts]), tuple(explanation), tuple(boxes)
+    )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An expert gave no answer after all tries; `reason` is the last failure, in words."""
+
+    expert: str
+    tries: int
+    reason: str
+    not_a_score: bool = False
+    """The last failure was a score that is no finite number."""
+
+    def __str__(self) -> str:
+        return f"expert {self.expert} failed {self.tries} times, at last with: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ExpertResult:
+    """What came of asking one expert about a group: a scores or a failure, after `retries`, in
+    `seconds` with all of them. A scores comes with the expert's pass mark."""
+
+    outcome: ExpertScores | Failure
+    seconds: float
+    retries: int = 0
+    pass_threshold: float = math.nan
+
+    @property
+    def failed(self) -> bool:
+        return isinstance(self.outcome, Failure)
+
+
+@dataclass(frozen=True)
+class GroupResults:
+    """Of all experts, by name, on the samples of one group."""
+
+    sample_ids: tuple[str, ...]
+    by_expert: dict[str, ExpertResult] = field(repr=False)
+
+
+def split_use(use: str) -> tuple[str, str]:
+    """Module and class of "package.module:Class". Raises UserError for anything else."""
+    module_name, colon, class_name = use.partition(":")
+    if not (colon and class_name.isidentifier() and all(map(str.isidentifier, module_name.split(".")))):
+        raise UserError(f"{use!r} does not name an expert: write package.module:Class")
+    return module_name, class_name
+
+
+def load_expert_class(use: str) -> type[Expert]:
+    """The class that "package.module:Class" names. Raises UserError with one line on what is wrong."""
+    module_name, class_name = split_use(use)
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(f"{use}: there is no module {error.name!r} on the Python path") from error
+        raise UserError(f"{use}: {module_name} needs a module that is missing: {error.name}") from error
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"{use}: {module_name} cannot be imported: {error}") from error
+
+    found = getattr(module, class_name, None)
+    if found is None:
+        experts = [name for name, value in vars(module).items() if _is_expert(value)]
+        near = get_close_matches(class_name, experts, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{use}: {module_name} has no class {class_name}{hint}")
+    if not _is_expert(found):
+        raise UserError(f"{use}: {class_name} is not a subclass of rewards.expert.Expert")
+    if missing := sorted(found.__abstractmethods__):
+        raise UserError(f"{use}: {class_name} does not define {', '.join(missing)}")
+    return found
+
+
+def _is_expert(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Expert)
+
+
+def constructor_options(entry: ExpertConfig) -> dict[str, Any]:
+    """The keyword arguments of an expert: its options, and where and in which numbers it runs."""
+    placed = {"device": entry.device, "dtype": entry.dtype}
+    placed = {name: value for name, value in placed.items() if value is not None}
+    if twice := placed.keys() & entry.options.keys():
+        raise UserError(f"{min(twice)} is set, and again in options: set it once")
+    return {**entry.options, **placed}
+
+
+def check_experts(config: RewardsConfig) -> None:
+    """Load every class and hold its options against its constructor, but build nothing; look for the
+    gateway's token.
+
+    For a driver that must refuse a bad config before it starts. An expert with packages of its own can
+    only be loaded where these are; of it the name alone is checked. Raises UserError naming the expert.
+    """
+    if config.gateway is not None:
+        token_digest(config.gateway)
+    for name, entry in config.experts.items():
+        try:
+            if entry.has_own_packages:
+                split_use(entry.use)
+                constructor_options(entry)
+            else:
+                found = load_expert_class(entry.use)
+                inspect.signature(found).bind(**constructor_options(entry))
+        except (UserError, TypeError) as error:
+            what = f"options: {error}" if isinstance(error, TypeError) else str(error)
+            raise UserError(f"rewards.experts.{name}: {what}") from error

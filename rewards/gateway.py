@@ -10,8 +10,8 @@
 | `GET /docs` | this interface, to read and to try |
 
 Nothing that arrives is trusted: a token is asked for, and bodies are cut off at their limit while they
-are read (rewards/doors.py); an image's size is known before a pixel of it is decoded, and only PNG,
-JPEG and WebP are decoded at all (rewards/intake.py).
+are read (rewards/middleware.py); an image's size is known before a pixel of it is decoded, and only
+PNG, JPEG and WebP are decoded at all (rewards/schemas.py).
 """
 
 import asyncio
@@ -26,10 +26,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from policy.errors import UserError
+from rewards.client import ExpertClient
 from rewards.config import RewardsConfig
-from rewards.doors import CountReplies, LimitBody, LimitConcurrency, RequireToken, token_digest
-from rewards.exposition import exposition
-from rewards.intake import (
+from rewards.middleware import CountReplies, LimitBody, LimitConcurrency, RequireToken, token_digest
+from rewards.responses import AppliesReply, ExpertState, Refusal, ScoreReply, State, score_reply
+from rewards.schemas import (
     FORM_SCHEMA,
     AppliesBody,
     ScoreBody,
@@ -39,11 +40,8 @@ from rewards.intake import (
     read_prompt,
     read_request,
 )
-from rewards.panel import Panel
-from rewards.replies import AppliesReply, ExpertState, Refusal, ScoreReply, State, score_reply
-from rewards.serving import GATEWAY_APP
-from rewards.startup import QUIET, start_serve, wait_until_running
-from rewards.status import ExpertStatus, expert_statuses
+from rewards.serving import GATEWAY_APP, QUIET, start_serve, wait_until_running
+from rewards.status import ExpertStatus, expert_statuses, exposition
 
 _REFUSALS = {
     401: {"model": Refusal, "description": "The bearer token is missing or wrong"},
@@ -73,13 +71,13 @@ def expert_states(config: RewardsConfig, *, ask: bool = True) -> list[ExpertStat
     states = []
     for name, entry in config.experts.items():
         status = found.get(name, absent)
-        marks = [stats.pass_mark for stats in status.stats]
+        marks = [stats.pass_threshold for stats in status.stats]
         states.append(
             ExpertState(
                 name=name,
                 use=entry.use,
                 weight=entry.weight,
-                pass_mark=marks[0] if marks else None,
+                pass_threshold=marks[0] if marks else None,
                 replicas=entry.autoscale.min if entry.autoscale else entry.replicas,
                 running=status.running,
                 status=status.status,
@@ -98,7 +96,7 @@ def _names(config: RewardsConfig, asked: tuple[str, ...] | list[str] | None) -> 
 def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
     """The interface itself; `config.gateway` must be set. `digest`: of the token to ask for."""
     limits = config.gateway
-    panel = Panel(config)
+    panel = ExpertClient(config)
     replies: Counter[int] = Counter()
     app = FastAPI(title="bicot experts", description="Vision experts judge images by their prompts.")
     app.add_middleware(
@@ -127,8 +125,8 @@ def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
         names = _names(config, asked.experts)
         images = await asyncio.to_thread(read_images, asked.files, limits.max_pixels)
         shared = await asyncio.to_thread(ray.put, images)
-        opinions = await panel.judge_images([shared], [asked.prompt] * len(images), names)
-        return score_reply(config, asked.prompt.id, opinions, len(images))
+        results = await panel.score_images([shared], [asked.prompt] * len(images), names)
+        return score_reply(config, asked.prompt.id, results, len(images))
 
     @app.post(
         "/v1/applies",

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from policy.prompts import prompt_row
 from policy.records import Box, Prompt
-from rewards.expert import Expert, Judgement
-from rewards.replies import AppliesReply, ExpertState, ScoreReply
+from rewards.expert import Expert, ExpertScores
+from rewards.responses import AppliesReply, ExpertState, ScoreReply
 
 _COME_BACK = (429, 503)
 _LONGEST_PAUSE_S = 30.0
@@ -54,7 +54,7 @@ class RemoteExpert(Expert):
             headers["Authorization"] = f"Bearer {token}"
         self._expert, self._retries = expert, retries
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
-        self.pass_mark = self._look_up()
+        self.pass_threshold = self._look_up()
 
     def applies(self, prompt: Prompt) -> bool:
         return self.applies_to([prompt])[0]
@@ -73,9 +73,9 @@ class RemoteExpert(Expert):
             answers |= dict(zip(some, given, strict=True))
         return [answers[prompt] for prompt in prompts]
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         """One request for each run of images with the same prompt."""
-        values, evidence, boxes = [], [], []
+        values, explanation, boxes = [], [], []
         for prompt, run in groupby(zip(prompts, images, strict=True), key=lambda pair: pair[0]):
             files = [("image", (f"{n}.png", _png(image))) for n, (_, image) in enumerate(run)]
             form = {"prompt": dumps(prompt_row(prompt)), "experts": self._expert}
@@ -88,9 +88,9 @@ class RemoteExpert(Expert):
                     why = (said and said.error) or "it does not apply"
                     raise RemoteExpertError(f"{self} gave no score for {prompt.text!r}: {why}")
                 values.append(said.score)
-                evidence.append(said.evidence)
+                explanation.append(said.explanation)
                 boxes.append(tuple(Box(b.label, b.score, b.xyxy) for b in said.boxes))
-        return Judgement(np.array(values, np.float32), tuple(evidence), tuple(boxes))
+        return ExpertScores(np.array(values, np.float32), tuple(explanation), tuple(boxes))
 
     def __str__(self) -> str:
         return f"expert {self._expert} at {self._http.base_url}"
@@ -100,7 +100,7 @@ class RemoteExpert(Expert):
         states = {state.name: state for state in (ExpertState.model_validate(row) for row in rows)}
         if self._expert not in states:
             raise RemoteExpertError(f"there is no {self}; there are {', '.join(states)}")
-        mark = states[self._expert].pass_mark
+        mark = states[self._expert].pass_threshold
         if mark is None:
             raise RemoteExpertError(f"{self} is {states[self._expert].status}, not RUNNING")
         return mark

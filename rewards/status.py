@@ -1,8 +1,16 @@
-"""How the experts are that run on a cluster, from any process that is connected to it."""
+"""How the experts are that run on a cluster, from any process that is connected to it.
 
+What the replicas and the gateway counted, in Prometheus' text format.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import ray
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private.common import DeploymentID
@@ -11,7 +19,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from policy.errors import UserError
-from rewards.meter import ReplicaStats, latency
+from rewards.replica import BUCKETS_S, ReplicaStats, latency
 from rewards.serving import EXPERT_PREFIX, app_name
 
 _ANSWER_S = 5.0  # how long a replica may take to say how it is
@@ -92,3 +100,47 @@ def scale_expert(name: str, replicas: int) -> None:
     if not ray.get(controller.get_external_scaler_enabled.remote(app)):
         raise UserError(f"expert {name} has `autoscale` set: it scales by itself, between its bounds")
     ray.get(controller.update_deployment_replicas.remote(DeploymentID(name, app), replicas))
+
+
+_COUNTERS = {
+    "requests": "requests that came in",
+    "images": "images that were scored",
+    "failures": "requests without an answer",
+}
+
+
+def exposition(experts: Sequence[ExpertStatus], replies: Mapping[int, int]) -> bytes:
+    """Counters and latencies of every replica since it started; replies of the gateway by status."""
+    registry = CollectorRegistry()
+    registry.register(_Once(experts, Counter(replies)))
+    return generate_latest(registry)
+
+
+class _Once:
+    """The client library's interface for numbers that are counted elsewhere."""
+
+    def __init__(self, experts: Sequence[ExpertStatus], replies: Mapping[int, int]):
+        self._experts, self._replies = experts, replies
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("expert", "replica")
+        each = [((e.name, s.replica), s) for e in self._experts for s in e.stats]
+        for name, what in _COUNTERS.items():
+            family = CounterMetricFamily(f"bicot_expert_{name}", what, labels=labels)
+            for key, stats in each:
+                family.add_metric(key, getattr(stats, name))
+            yield family
+        held = GaugeMetricFamily("bicot_expert_held", "requests waiting or being scored", labels=labels)
+        took = HistogramMetricFamily("bicot_expert_latency_seconds", "of an answer", labels=labels)
+        ends = [*map(str, BUCKETS_S), "+Inf"]
+        for key, stats in each:
+            held.add_metric(key, stats.held)
+            counts = list(zip(ends, accumulate(stats.buckets), strict=True))
+            took.add_metric(key, counts, stats.seconds)
+        running = GaugeMetricFamily("bicot_expert_replicas", "that run", labels=("expert",))
+        for expert in self._experts:
+            running.add_metric((expert.name,), expert.running)
+        replies = CounterMetricFamily("bicot_gateway_replies", "by HTTP status", labels=("status",))
+        for status, count in sorted(self._replies.items()):
+            replies.add_metric((str(status),), count)
+        yield from (held, took, running, replies)

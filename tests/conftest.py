@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, settings
 
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
-from cluster.session import WORKER_ENV
+from cluster.ray_session import WORKER_ENV
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
-from policy.janus import Janus, PolicyConfig, load_janus
+from policy.model import Janus, PolicyConfig, load_janus
 from policy.prompts import read_prompts
-from policy.records import Draw, Prompt, Sample
+from policy.records import Prompt, Sample, SampleRequest
 
 pytest_plugins = ["tests.roomy"]
 
@@ -64,7 +64,7 @@ def sampling() -> SamplingConfig:
 def samples(policy_config, prompts, sampling) -> list[Sample]:
     """Two samples each of four prompts, drawn once for all tests that only read them."""
     sampler = TorchSampler(load_janus(policy_config), sampling, run_seed=0)
-    return sampler.draw([Draw(p, i) for p in prompts[:4] for i in range(2)])
+    return sampler.generate([SampleRequest(p, i) for p in prompts[:4] for i in range(2)])
 
 
 @pytest.fixture(scope="session")

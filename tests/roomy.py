@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
-from policy.janus import PolicyConfig
+from policy.model import PolicyConfig
 from policy.prompts import plain_prompt
-from policy.records import Draw
+from policy.records import SampleRequest
 
 TEMPLATES = Path(__file__).parents[1] / "examples" / "shapes" / "templates"
 WORDS = ["a", "red", "circle", "and", "two", "blue", "squares", "left", "of", "a", "green", "triangle"]
@@ -28,9 +28,13 @@ def roomy_policy(tmp_path_factory) -> PolicyConfig:
 
 
 @pytest.fixture(scope="session")
-def varied_orders() -> list[Draw]:
+def varied_orders() -> list[SampleRequest]:
     """64 orders: 32 prompts of 1 to 80 words, two samples each."""
     lengths = [1 + round(n * 79 / 31) for n in range(32)]
     texts = [" ".join(WORDS[(n + i) % len(WORDS)] for i in range(n)) for n in lengths]
     # Long and short ones mixed, as in a real batch.
-    return [Draw(plain_prompt(text), i) for text in texts[::2] + texts[1::2][::-1] for i in range(2)]
+    return [
+        SampleRequest(plain_prompt(text), i)
+        for text in texts[::2] + texts[1::2][::-1]
+        for i in range(2)
+    ]

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.gpu.__main__ import PARTS
 from benchmarks.gpu.predicted import PREDICTIONS, prediction
 from benchmarks.gpu.setting import Lengths, Setting, made_up_tokenizer
-from policy.templates import load_templates
+from policy.prompts import load_templates
 from tests.conftest import ROOT
 
 GAPS = {"gap_mean", "gap_max", "gap_share"}

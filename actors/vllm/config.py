@@ -1,4 +1,4 @@
-"""Settings of the vLLM engine inside one rollout actor."""
+"""Settings of the vLLM engine inside one rollout worker."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

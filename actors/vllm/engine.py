@@ -11,8 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.vllm.config import VLLMConfig
-from actors.vllm.drawing import Drawn
-from actors.vllm.lane import Lane, Plan
+from actors.vllm.guided_sampling import Drawn, PairedRow, Plan
 from actors.vllm.launch import engine_config, executor_class
 from actors.vllm.scheduler import blocks
 from policy.errors import UserError
@@ -78,10 +77,10 @@ class Engine:
         self._on_workers("begin_plan", plan)
         for sample, request in enumerate(requests):
             if request.negative is None:
-                self._add(Lane(sample, "alone", plan.phase, request.key), request.prompt)
+                self._add(PairedRow(sample, "alone", plan.phase, request.key), request.prompt)
             else:
-                self._add(Lane(sample, "cond", plan.phase, request.key), request.prompt)
-                self._add(Lane(sample, "uncond", plan.phase, request.key), request.negative)
+                self._add(PairedRow(sample, "cond", plan.phase, request.key), request.prompt)
+                self._add(PairedRow(sample, "uncond", plan.phase, request.key), request.negative)
 
     def step(self) -> None:
         """One forward pass over whatever runs together."""
@@ -146,11 +145,11 @@ class Engine:
 
     # --- helpers ---
 
-    def _add(self, lane: Lane, prompt: list[int]) -> None:
+    def _add(self, lane: PairedRow, prompt: list[int]) -> None:
         name = f"{lane.sample}-{lane.role}"
         stop = self._plan.stop_id
         params = SamplingParams(
-            temperature=0.0,  # the Drawer draws; vLLM only takes the likeliest
+            temperature=0.0,  # the PairSampler draws; vLLM only takes the likeliest
             max_tokens=self._plan.max_tokens,
             stop_token_ids=None if stop is None else [stop],
             ignore_eos=True,

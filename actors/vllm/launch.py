@@ -14,8 +14,8 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.executor import Executor
 
 from actors.vllm.config import VLLMConfig
+from actors.vllm.guided_sampling import PairProcessorV1, PairProcessorV2
 from actors.vllm.model import joint_config, register
-from actors.vllm.processors import PairProcessorV1, PairProcessorV2
 from actors.vllm.scheduler import AsyncPairScheduler, PairScheduler, blocks
 from policy.errors import UserError
 

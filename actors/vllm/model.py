@@ -23,8 +23,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.llama import LlamaModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 
-from actors.vllm.lane import Phase
-from policy.heads import head_logits
+from actors.vllm.guided_sampling import Phase
+from policy.model import head_logits
 
 ARCHITECTURE = "BicotJanusForCausalLM"
 

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from actors.sampler import SamplingConfig
-from actors.two_phase import Cots, Images, TwoPhaseSampler
+from actors.sampler import Cots, Images, SamplingConfig, TwoPhaseSampler
 from actors.vllm.config import VLLMConfig
 from actors.vllm.engine import Engine, Request
-from actors.vllm.lane import Plan
-from policy.janus import Janus
+from actors.vllm.guided_sampling import Plan
+from policy.model import Janus
 
 
 class VLLMSampler(TwoPhaseSampler):
@@ -35,7 +34,7 @@ class VLLMSampler(TwoPhaseSampler):
         model.to(self.device)
 
     @torch.no_grad()
-    def replace(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def load_parameters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         decoder = dict(self.janus.model.named_parameters())
 
         def in_passing() -> Iterator[tuple[str, Tensor]]:
@@ -46,7 +45,7 @@ class VLLMSampler(TwoPhaseSampler):
 
         self.engine.load_weights(in_passing())
 
-    def write_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
+    def generate_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
         plan = Plan(
             "cot",
             temperature=self.config.temperature,
@@ -58,7 +57,7 @@ class VLLMSampler(TwoPhaseSampler):
         drawn = self.engine.run(plan, requests)
         return Cots([d.tokens for d in drawn], [d.logps for d in drawn])
 
-    def draw_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
+    def generate_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
         plan = Plan(
             "image",
             temperature=self.config.temperature,

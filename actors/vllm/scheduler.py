@@ -14,7 +14,7 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from actors.vllm.lane import LockstepError, lane_of
+from actors.vllm.guided_sampling import LockstepError, paired_row_of
 
 
 def blocks(tokens: int, block_size: int) -> int:
@@ -98,14 +98,14 @@ def _by_sample(requests: Iterable[Request]) -> list[list[Request]]:
     for request in requests:
         samples.setdefault(_name(request), []).append(request)
     for name, rows in samples.items():
-        lanes = [lane_of(r.sampling_params) for r in rows]
+        lanes = [paired_row_of(r.sampling_params) for r in rows]
         if any(lane and lane.role != "alone" for lane in lanes) and len(rows) != 2:
             raise LockstepError(f"only one row of a pair is left: sample {name}")
     return list(samples.values())
 
 
 def _name(request: Request) -> object:
-    lane = lane_of(request.sampling_params)
+    lane = paired_row_of(request.sampling_params)
     return lane.sample if lane else request.request_id
 
 

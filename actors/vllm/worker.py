@@ -8,16 +8,14 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from actors.vllm.drawing import Drawer, Drawn
-from actors.vllm.lane import Plan
+from actors.vllm.guided_sampling import Drawn, PairProcessorV1, PairProcessorV2, PairSampler, Plan
 from actors.vllm.model import register
-from actors.vllm.processors import PairProcessorV1, PairProcessorV2
 
 register()
 
 
 class JanusWorker:
-    """Mixed into vLLM's own worker class. All workers hold the same drawer."""
+    """Mixed into vLLM's own worker class. All workers hold the same pair_sampler."""
 
     def begin_plan(self, plan: Plan) -> None:
         self.get_model().phase = plan.phase
@@ -33,8 +31,8 @@ class JanusWorker:
         loaded = model.load_weights(iter(named))
         return {name for name, _ in model.named_parameters()} - loaded
 
-    def _drawer(self) -> Drawer:
+    def _drawer(self) -> PairSampler:
         runner = self.model_runner
         v2 = hasattr(runner, "sampler") and hasattr(runner.sampler, "logits_processors")
         found = runner.sampler.logits_processors if v2 else runner.input_batch.logitsprocs.all
-        return next(p.drawer for p in found if isinstance(p, PairProcessorV1 | PairProcessorV2))
+        return next(p.pair_sampler for p in found if isinstance(p, PairProcessorV1 | PairProcessorV2))

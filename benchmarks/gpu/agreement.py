@@ -14,12 +14,12 @@ from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.setting import DEVICE, ON_GPU, Setting, shapes_policy
 from learner.batch import make_batch
 from learner.logprobs import JanusLogps
-from policy.janus import load_janus
+from policy.model import load_janus
 from policy.prompts import plain_prompt
-from policy.records import Draw, Sample
+from policy.records import Sample, SampleRequest
 
 WORDS = ("two red circles", "a blue square left of a red circle", "three black triangles")
-ORDERS = [Draw(plain_prompt(WORDS[n % 3]), n) for n in range(48)]
+ORDERS = [SampleRequest(plain_prompt(WORDS[n % 3]), n) for n in range(48)]
 SAMPLING = SamplingConfig(guidance=1.5, max_cot_tokens=32)
 
 
@@ -27,17 +27,17 @@ def right(setting: Setting, figures: Figures, case: str) -> None:
     """The torch sampler; `case` is the dtype."""
     full_float32()
     sampler = TorchSampler(load_janus(shapes_policy(case), DEVICE), SAMPLING, 0)
-    samples = sampler.draw(ORDERS)
+    samples = sampler.generate(ORDERS)
     if case == "float32":
         on_cpu = samples
         if ON_GPU:
-            on_cpu = TorchSampler(load_janus(shapes_policy(case)), SAMPLING, 0).draw(ORDERS)
+            on_cpu = TorchSampler(load_janus(shapes_policy(case)), SAMPLING, 0).generate(ORDERS)
         against = "the CPU" if ON_GPU else "itself, for there is no GPU here"
         compare(figures, on_cpu, samples, dtype=case, against=against)
     check_sampler(figures, sampler, samples, "torch", case)
     if case == "bfloat16":
         config = SAMPLING.model_copy(update={"guidance": setting.guidance})
-        strongly = TorchSampler(sampler.janus, config, 0).draw(ORDERS)
+        strongly = TorchSampler(sampler.janus, config, 0).generate(ORDERS)
         gaps(figures, strongly, setting.guidance, only="guided", sampler="torch", dtype=case)
 
 
@@ -47,8 +47,8 @@ def check_sampler(
     """What holds of every sampler: the learner agrees; the same again; alone as in a batch."""
     where = {"sampler": name, "dtype": dtype}
     gaps(figures, samples, SAMPLING.guidance, **where)
-    compare(figures, samples, sampler.draw(ORDERS), against="the same batch again", **where)
-    alone = [sample for order in ORDERS[:4] for sample in sampler.draw([order])]
+    compare(figures, samples, sampler.generate(ORDERS), against="the same batch again", **where)
+    alone = [sample for order in ORDERS[:4] for sample in sampler.generate([order])]
     compare(figures, samples[:4], alone, against="the sample alone", **where)
 
 

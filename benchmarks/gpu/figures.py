@@ -50,8 +50,8 @@ class Figures:
         )
 
     def add_factor(self, factor: str, value: float) -> None:
-        """A factor of the speed model, as `bicot plan --figures` reads it; on GPUs alone, and for the
-        model's published shapes."""
+        """A factor of the speed model, as `bicot estimate --figures` reads it; on GPUs alone, and for
+        the model's published shapes."""
         if self._conditions.get("gpu") and self._conditions.get("model") != "tiny":
             self.add(factor, value)
 

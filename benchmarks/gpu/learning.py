@@ -17,13 +17,13 @@ from benchmarks.gpu.plain_ray import Reference, plain_ray
 from benchmarks.gpu.setting import DEVICE, ON_GPU, Setting
 from learner.config import LearnerConfig
 from learner.memory import rank_bytes
-from policy.janus import load_janus
+from policy.model import load_janus
 from policy.weights import unpack
 
 VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "recomputed": ({"gradient_checkpointing": True}, 5),
-    "no reference": ({"gradient_checkpointing": True, "beta": 0.0}, 4),
-    "kept": ({"beta": 0.0, "micro_batch_tokens": 4096}, 3),
+    "no reference": ({"gradient_checkpointing": True, "kl_coef": 0.0}, 4),
+    "kept": ({"kl_coef": 0.0, "micro_batch_tokens": 4096}, 3),
 }
 """Settings, and passes of the trunk over every token: forward, two of backward, the layers computed
 again, the reference."""
@@ -69,7 +69,7 @@ def learn(setting: Setting, figures: Figures, case: str) -> None:
 
 def publish(setting: Setting, figures: Figures, case: str) -> None:
     """Pack the trained weights into buckets on the host, and load these into a sampler."""
-    config = _config(beta=0.0)
+    config = _config(kl_coef=0.0)
     rank = _rank(setting, figures, config)
     policy = setting.on_disk(_layers(setting, config))
     parts: list = []
@@ -102,12 +102,12 @@ def _config(**changes) -> LearnerConfig:
 def _rank(setting: Setting, figures: Figures, config: LearnerConfig, **where):
     """A rank with its engine, the only one of its group."""
     plain_ray()
-    from learner.rank import LearnerRank
+    from learner.worker import LearnerWorker
 
     layers = _layers(setting, config)
     policy = setting.on_disk(layers)
     fresh_memory()
-    rank = LearnerRank(0, 1)
+    rank = LearnerWorker(0, 1)
 
     def setup() -> None:
         rank.setup(policy, config, 1.0, setting.guidance, rank.rendezvous())
@@ -120,7 +120,7 @@ def _rank(setting: Setting, figures: Figures, config: LearnerConfig, **where):
 
 
 def _layers(setting: Setting, config: LearnerConfig) -> int:
-    """Those that were asked for; else as many as fit, by the estimate of `bicot plan`."""
+    """Those that were asked for; else as many as fit, by the estimate of `bicot estimate`."""
     whole = setting.config().text_config.num_hidden_layers
     if setting.layers or not ON_GPU:
         return whole

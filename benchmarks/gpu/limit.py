@@ -10,7 +10,7 @@ from transformers import JanusConfig
 
 from benchmarks.gpu.measure import parameters
 from benchmarks.gpu.setting import Setting
-from policy.janus import Janus
+from policy.model import Janus
 
 
 def kv_bytes(config: JanusConfig, width: int) -> int:

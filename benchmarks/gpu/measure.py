@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.setting import DEVICE, ON_GPU
-from cluster.gpus import Gpu, gpu_of_device
+from cluster.estimate.hardware import Gpu, gpu_of_device
 
 
 def this_gpu() -> Gpu | None:

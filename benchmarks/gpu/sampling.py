@@ -19,9 +19,9 @@ from benchmarks.gpu.measure import (
     traced,
 )
 from benchmarks.gpu.setting import DEVICE, GROUP, ON_GPU, Setting, with_short_images
-from benchmarks.rollout import PlainLoop
-from cluster.speed import decoder_flops
-from policy.janus import Janus
+from benchmarks.rollout import TransformersBaseline
+from cluster.estimate.speed import decoder_flops
+from policy.model import Janus
 
 
 def torch_sampler(setting: Setting, figures: Figures, case: str) -> None:
@@ -57,7 +57,7 @@ def single_steps(setting: Setting, figures: Figures, janus: Janus, pairs: int) -
         sampler = TorchSampler(with_short_images(janus, tokens), _sampling(setting), 0)
 
         def draw(sampler=sampler) -> None:
-            sampler.draw_images(prompts, keys)
+            sampler.generate_images(prompts, keys)
 
         draw()
         launched = min(seconds_to_launch(draw) for _ in range(3))
@@ -76,9 +76,9 @@ def single_steps(setting: Setting, figures: Figures, janus: Janus, pairs: int) -
 
 def text(setting: Setting, figures: Figures, sampler: TorchSampler, rows: int) -> None:
     prompts, keys = setting.cot_prompts(rows), setting.keys(rows, "cot")
-    sampler.write_cots(prompts, keys)
-    written = sampler.write_cots(prompts, keys)
-    taken = seconds(lambda: sampler.write_cots(prompts, keys))
+    sampler.generate_cots(prompts, keys)
+    written = sampler.generate_cots(prompts, keys)
+    taken = seconds(lambda: sampler.generate_cots(prompts, keys))
     steps = max(map(len, written.ids))
     figures.add("text_step_ms", 1e3 * taken / steps, "ms", rows=rows)
 
@@ -88,9 +88,9 @@ def images(
 ) -> None:
     """Whole images, their pixels left out."""
     prompts, keys = setting.image_prompts(pairs), setting.keys(pairs, "image")
-    sampler.draw_images(prompts, keys)
+    sampler.generate_images(prompts, keys)
     fresh_memory()
-    taken = seconds(lambda: sampler.draw_images(prompts, keys))
+    taken = seconds(lambda: sampler.generate_images(prompts, keys))
     limit = step_bytes(sampler.janus, setting, "image", pairs) / bytes_s
     step = taken / sampler.janus.image_tokens
     figures.add("step_ms", 1e3 * step, "ms", pairs=pairs)
@@ -105,10 +105,10 @@ def against_the_plain_loop(
 ) -> None:
     """Whole samples: CoT, image and pixels, by transformers alone in the published code's manner."""
     orders = setting.orders(pairs)
-    plain = PlainLoop(sampler.janus, sampler.config)
+    plain = TransformersBaseline(sampler.janus, sampler.config)
     slow = seconds(lambda: plain.draw([order.prompt.text for order in orders]))
     drawn = []
-    fast = seconds(lambda: drawn.extend(sampler.draw(orders)))
+    fast = seconds(lambda: drawn.extend(sampler.generate(orders)))
     cot = sum(len(sample.cot_ids) for sample in drawn) / pairs
     prompt = sum(len(sample.image_prompt_ids) for sample in drawn) / pairs
     figures.add("sample_cot_tokens", cot, "tokens", pairs=pairs)

@@ -12,13 +12,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
 
-from actors.noise import stream_key
+from actors.token_choice import stream_key
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from policy.errors import UserError
-from policy.janus import Janus, PolicyConfig
-from policy.prompts import plain_prompt
-from policy.records import Draw, Sample
-from policy.templates import load_templates
+from policy.model import Janus, PolicyConfig
+from policy.prompts import load_templates, plain_prompt
+from policy.records import Sample, SampleRequest
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda:0" if ON_GPU else "cpu"
@@ -138,11 +137,11 @@ class Setting:
     def keys(self, count: int, phase: str) -> list[int]:
         return [stream_key(0, f"p{n // GROUP}", n % GROUP, phase) for n in range(count)]
 
-    def orders(self, count: int) -> list[Draw]:
+    def orders(self, count: int) -> list[SampleRequest]:
         """Prompts in words. With the made-up tokenizer their CoTs are as long in the image's prompt as
         when they were drawn."""
         text = " ".join(WORDS.split()[: max(2, self.lengths.words - 7)])
-        return [Draw(plain_prompt(f"{text} {n // GROUP}"), n % GROUP) for n in range(count)]
+        return [SampleRequest(plain_prompt(f"{text} {n // GROUP}"), n % GROUP) for n in range(count)]
 
     def scored_samples(self, groups: int) -> tuple[list[list[Sample]], np.ndarray]:
         """Groups in a real run's lengths, with ids and log-probabilities of no meaning; advantages."""

@@ -11,9 +11,9 @@ from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.limit import step_bytes
 from benchmarks.gpu.measure import copy_bytes_s, fresh_memory, seconds, this_gpu
 from benchmarks.gpu.setting import DEVICE, GROUP, ON_GPU, Setting, shapes_policy
-from cluster.efficiency import FACTORS
+from cluster.estimate.hardware import FACTORS
 from policy.errors import UserError
-from policy.janus import Janus, load_janus
+from policy.model import Janus, load_janus
 
 
 def speed(setting: Setting, figures: Figures, case: str) -> None:
@@ -47,8 +47,8 @@ def agrees(setting: Setting, figures: Figures, case: str) -> None:
     small = {"kv_cache_mb": 64 if not ON_GPU else 512, "gpu_memory_utilization": 0.2}
     policy = shapes_policy(case)
     sampler = start(figures, load_janus(policy), SAMPLING, case, enforce_eager=setting.eager, **small)
-    samples = sampler.draw(ORDERS)
-    wanted = TorchSampler(load_janus(policy, DEVICE), SAMPLING, 0).draw(ORDERS)
+    samples = sampler.generate(ORDERS)
+    wanted = TorchSampler(load_janus(policy, DEVICE), SAMPLING, 0).generate(ORDERS)
     compare(figures, wanted, samples, dtype=case, against="the torch sampler")
     check_sampler(figures, sampler, samples, "vllm", case)
 
@@ -82,9 +82,9 @@ def start(figures: Figures, janus: Janus, sampling: SamplingConfig, case: str, *
 
 def text(setting: Setting, figures: Figures, sampler, rows: int) -> None:
     prompts, keys = setting.cot_prompts(rows), setting.keys(rows, "cot")
-    sampler.write_cots(prompts, keys)
+    sampler.generate_cots(prompts, keys)
     written = []
-    taken = seconds(lambda: written.append(sampler.write_cots(prompts, keys)))
+    taken = seconds(lambda: written.append(sampler.generate_cots(prompts, keys)))
     steps = max(map(len, written[0].ids))
     figures.add("text_step_ms", 1e3 * taken / steps, "ms", rows=rows)
 
@@ -93,8 +93,8 @@ def images(
     setting: Setting, figures: Figures, sampler, pairs: int, limit: float, bytes_s: float
 ) -> None:
     prompts, keys = setting.image_prompts(pairs), setting.keys(pairs, "image")
-    sampler.draw_images(prompts, keys)
-    taken = seconds(lambda: sampler.draw_images(prompts, keys))
+    sampler.generate_images(prompts, keys)
+    taken = seconds(lambda: sampler.generate_images(prompts, keys))
     step = taken / sampler.janus.image_tokens
     figures.add("step_ms", 1e3 * step, "ms", pairs=pairs)
     figures.add("images_s", pairs / taken, "images/s", pairs=pairs)
@@ -110,11 +110,11 @@ def new_weights(setting: Setting, figures: Figures, sampler, trained: dict[str, 
     """Replaced under the running engine, CUDA graphs and all: other weights draw other tokens, and the
     old ones the old tokens."""
     prompts, keys = setting.cot_prompts(GROUP), setting.keys(GROUP, "cot")
-    before = sampler.write_cots(prompts, keys).ids
+    before = sampler.generate_cots(prompts, keys).ids
     sampler.load_weights(1, {name: -tensor for name, tensor in trained.items()}.items())
-    other = sampler.write_cots(prompts, keys).ids
+    other = sampler.generate_cots(prompts, keys).ids
     taken = seconds(lambda: sampler.load_weights(2, trained.items()))
-    again = sampler.write_cots(prompts, keys).ids
+    again = sampler.generate_cots(prompts, keys).ids
     gb = sum(tensor.nbytes for tensor in trained.values()) / 1e9
     figures.add("load_s", taken, "s")
     figures.add("load_gb_s", gb / taken, "GB/s")

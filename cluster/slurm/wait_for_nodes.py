@@ -12,7 +12,7 @@ import time
 
 import ray
 
-from cluster.session import check_answers
+from cluster.ray_session import check_answers
 from policy.errors import UserError
 
 

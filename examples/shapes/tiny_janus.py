@@ -12,8 +12,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from examples.shapes.experts import COLORS, SHAPES
 from examples.shapes.world import COLUMNS, NUMBERS, RELATIONS, ROWS, SIZE
-from rewards.shapes import COLORS, SHAPES
 
 PATCH = 4
 GRID = SIZE // PATCH

@@ -35,9 +35,9 @@ from examples.shapes.world import (
 )
 from learner.batch import make_batch
 from learner.logprobs import JanusLogps
-from policy.janus import Janus
+from policy.model import Janus
+from policy.prompts import load_templates
 from policy.records import Sample
-from policy.templates import load_templates
 
 HERE = Path(__file__).parent
 KINDS = {"single": 0.1, "count": 0.2, "two": 0.2, "mixed": 0.2, "spatial": 0.3}

@@ -12,9 +12,9 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageDraw
 
+from examples.shapes.experts import COLORS, GROUND, SHAPES
 from policy.prompts import prompt_id
 from policy.records import ObjectCount, Prompt, SpatialInfo
-from rewards.shapes import COLORS, GROUND, SHAPES
 
 SIZE = 24
 CELL = 8
@@ -149,7 +149,7 @@ def read_plan(text: str) -> Plan | None:
     return plan
 
 
-def plan_is_right(prompt: Prompt, text: str) -> bool:
+def cot_is_right(prompt: Prompt, text: str) -> bool:
     """Whether drawing this plan faithfully would satisfy the prompt: the right objects, as many as
     asked, each on a place of its own, standing as the prompt says."""
     plan = read_plan(text)

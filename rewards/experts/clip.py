@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from policy.location import model_file, model_folder
+from policy.hub import model_file, model_folder
 from policy.records import Prompt
-from rewards.expert import Expert, Judgement
-from rewards.experts.loading import (
+from rewards.expert import Expert, ExpertScores
+from rewards.experts.common import Device, Dtype, batches, pad_to_square, pictures
+from rewards.experts.open_clip_layout import config_of, to_transformers
+from rewards.experts.published_weights import (
     Placement,
     build_model,
     load_model,
@@ -32,9 +34,6 @@ from rewards.experts.loading import (
     read_config,
     read_tensors,
 )
-from rewards.experts.open_clip_layout import config_of, to_transformers
-from rewards.experts.pictures import pictures, squared
-from rewards.experts.runtime import Device, Dtype, batches
 
 Unit = Literal["cosine", "logit"]
 _VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -60,7 +59,7 @@ class _Clip(Expert):
         self._model = self._load(path)
         self._batch_size = batch_size
         self._unit = float(self._model.logit_scale.float().exp()) if unit == "logit" else 1.0
-        self.pass_mark = self.pass_cosine * self._unit
+        self.pass_threshold = self.pass_cosine * self._unit
 
     def _load(self, path: str) -> CLIPModel:
         folder = model_folder(path)
@@ -71,13 +70,13 @@ class _Clip(Expert):
         return self._image_processor(pictures(images), return_tensors="pt").pixel_values
 
     @torch.inference_mode()
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         texts = list(dict.fromkeys(prompt.text for prompt in prompts))
         of_texts = torch.cat([self._embed_texts(some) for some in batches(texts, self._batch_size)])
         of_images = torch.cat([self._embed_images(some) for some in batches(images, self._batch_size)])
         rows = torch.tensor([texts.index(prompt.text) for prompt in prompts])
         cosines = (of_images * of_texts[rows]).sum(-1).cpu().numpy()
-        return Judgement(self._unit * cosines, tuple(f"cosine {c:.4f}" for c in cosines))
+        return ExpertScores(self._unit * cosines, tuple(f"cosine {c:.4f}" for c in cosines))
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
         """float32 [N, D], of length 1."""
@@ -155,5 +154,5 @@ class HPSv2(_Clip):
         return build_model(CLIPModel, config, tensors, self._place, path)
 
     def _pixels(self, images: Sequence[np.ndarray]) -> Tensor:
-        whole = [squared(image, (0, 0, 0)) for image in pictures(images)]
+        whole = [pad_to_square(image, (0, 0, 0)) for image in pictures(images)]
         return self._image_processor(whole, return_tensors="pt").pixel_values

@@ -17,12 +17,11 @@ import numpy as np
 from torch import Tensor
 
 from policy.records import Box, Prompt
-from rewards.boxes import Detection, to_xyxy
 from rewards.detection import count_score, existence_score, knows_relation, spatial_score
-from rewards.expert import Expert, Judgement
-from rewards.experts.loading import Placement, load_part
-from rewards.experts.runtime import batches
-from rewards.nouns import Variant, same_noun
+from rewards.expert import Expert, ExpertScores
+from rewards.experts.common import batches
+from rewards.experts.published_weights import Placement, load_part
+from rewards.matching import Detection, Variant, same_noun, to_xyxy
 
 T = TypeVar("T")
 Question = Literal["spatial", "count", "existence"]
@@ -32,7 +31,7 @@ _OF_TASK: dict[str, Question] = {"spatial": "spatial", "numeracy": "count"}
 class Detector(Expert):
     """What `detect` finds, scored by rewards/detection.py."""
 
-    pass_mark = 0.999  # every object there, counted right, and in its place
+    pass_threshold = 0.999  # every object there, counted right, and in its place
 
     def __init__(self, variant: Variant = "paper"):
         self._variant = variant
@@ -44,7 +43,7 @@ class Detector(Expert):
         """Look for the nouns of image n in image n; a detection's phrase is one of them."""
 
     def question(self, prompt: Prompt) -> Question | None:
-        """What is to be judged of the prompt's images; None: nothing."""
+        """What is to be scored of the prompt's images; None: nothing."""
         if self._variant == "released":
             asked = _OF_TASK.get(prompt.task_type, "existence")
         elif prompt.spatial_info:
@@ -75,7 +74,7 @@ class Detector(Expert):
     def applies(self, prompt: Prompt) -> bool:
         return self.question(prompt) is not None
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         wanted = [self.nouns(prompt) for prompt in prompts]
         found = self.detect(images, wanted)
         values = [self._grade(d, prompt) for d, prompt in zip(found, prompts, strict=True)]
@@ -84,7 +83,7 @@ class Detector(Expert):
             for d, prompt, nouns in zip(found, prompts, wanted, strict=True)
         ]
         boxes = tuple(tuple(Box(d.phrase, d.score, to_xyxy(d.box)) for d in some) for some in found)
-        return Judgement(np.array(values, np.float32), tuple(lines), boxes)
+        return ExpertScores(np.array(values, np.float32), tuple(lines), boxes)
 
     def _grade(self, found: Sequence[Detection], prompt: Prompt) -> float:
         asked = self.question(prompt)

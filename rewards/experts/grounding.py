@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from policy.errors import UserError
-from policy.location import model_file, model_folder
-from rewards.boxes import Detection
+from policy.hub import model_file, model_folder
+from rewards.experts.common import Device, Dtype, batches
 from rewards.experts.detector import (
     Detector,
     chances,
@@ -25,10 +25,8 @@ from rewards.experts.detector import (
     pixels,
     same_size_batches,
 )
-from rewards.experts.grounding_config import config_of
-from rewards.experts.grounding_layout import to_transformers
-from rewards.experts.grounding_positions import use_published_positions
-from rewards.experts.loading import (
+from rewards.experts.grounding_checkpoint import config_of, to_transformers, use_published_positions
+from rewards.experts.published_weights import (
     Placement,
     build_model,
     load_model,
@@ -36,8 +34,7 @@ from rewards.experts.loading import (
     read_config,
     read_tensors,
 )
-from rewards.experts.runtime import Device, Dtype, batches
-from rewards.nouns import Variant, phrase_spans, plain_noun
+from rewards.matching import Detection, Variant, phrase_spans, plain_noun
 
 _BERT = "google-bert/bert-base-uncased"
 

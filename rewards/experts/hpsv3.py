@@ -18,10 +18,21 @@ from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
 
 from policy.errors import UserError
-from policy.location import model_file, model_folder
+from policy.hub import model_file, model_folder
 from policy.records import Prompt
-from rewards.expert import Expert, Judgement
-from rewards.experts.loading import (
+from rewards.expert import Expert, ExpertScores
+from rewards.experts.common import (
+    IMAGE,
+    PROMPT,
+    Device,
+    Dtype,
+    batches,
+    last_hidden,
+    pictures,
+    read_template,
+    split_at_image,
+)
+from rewards.experts.published_weights import (
     Placement,
     build_model,
     listed,
@@ -31,10 +42,6 @@ from rewards.experts.loading import (
     read_tensors,
     token_id,
 )
-from rewards.experts.pictures import pictures
-from rewards.experts.reading import last_hidden
-from rewards.experts.runtime import Device, Dtype, batches
-from rewards.experts.templates import IMAGE, PROMPT, halves, read_template
 
 _REWARD = "<|Reward|>"
 _PIXELS = 256 * 28 * 28
@@ -45,7 +52,7 @@ _UNUSED = ("lm_head.weight",)
 class HPSv3(Expert):
     """The published file, and the tokenizer and config of the model that it was trained from."""
 
-    pass_mark = 8.0
+    pass_threshold = 8.0
 
     def __init__(
         self,
@@ -59,7 +66,9 @@ class HPSv3(Expert):
         """`pixels`: to how many each image is scaled, about; the published model knows no other."""
         self._place = Placement.pick(device, dtype)
         self._batch_size = batch_size
-        self._before, self._after = halves(read_template(None, "hpsv3.txt", PROMPT, IMAGE, _REWARD))
+        self._before, self._after = split_at_image(
+            read_template(None, "hpsv3.txt", PROMPT, IMAGE, _REWARD)
+        )
         folder = model_folder(base, weights=False)
         read_config(folder, "qwen2_vl")
         config = load_part(Qwen2VLConfig.from_pretrained, folder, "config")
@@ -79,16 +88,16 @@ class HPSv3(Expert):
         self._head = head.to(self._place.device)  # float32, as published
 
     @torch.inference_mode()
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         pairs = list(zip(images, prompts, strict=True))
         found = torch.cat(
             [self._judged(*zip(*some, strict=True)) for some in batches(pairs, self._batch_size)]
         )
         mu, log_sigma = found.cpu().numpy().T
         lines = (f"mu {m:.2f}, sigma {s:.2f}" for m, s in zip(mu, np.exp(log_sigma), strict=True))
-        return Judgement(mu, tuple(lines))
+        return ExpertScores(mu, tuple(lines))
 
-    def _judged(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Tensor:
+    def _read_scored(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Tensor:
         """mu and log sigma, float32 [N, 2]."""
         inputs = self._image_processor(pictures(images), return_tensors="pt").to(self._place.device)
         seen = self._model.get_image_features(

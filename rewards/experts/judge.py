@@ -17,9 +17,9 @@ import numpy as np
 
 from policy.errors import UserError
 from policy.records import Prompt
-from rewards.expert import Expert, Judgement
+from rewards.expert import Expert, ExpertScores
 from rewards.experts.chat import Chat, ChatError, Choice, Token
-from rewards.experts.templates import PROMPT, read_template
+from rewards.experts.common import PROMPT, read_template
 
 Answer = Literal["auto", "yes_no", "grade"]
 _YES_NO = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 20}
@@ -104,14 +104,14 @@ class VlmJudge(Expert):
                 return False
             raise UserError(f"the judge does not answer: {error}") from None
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge")
         try:
             values = list(pool.map(self._judge, images, prompts))
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure the rest need not be asked
         word = "yes" if self._answer == "yes_no" else "grade"
-        return Judgement(
+        return ExpertScores(
             np.array(values, np.float32), tuple(f"{word}: {value:.3f}" for value in values)
         )
 

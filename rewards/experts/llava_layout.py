@@ -13,7 +13,7 @@ from transformers import LlavaOnevisionConfig, Qwen2Config
 
 from policy.errors import UserError
 from policy.shards import Shards
-from rewards.experts.loading import listed, renamed
+from rewards.experts.published_weights import listed, renamed
 
 MODEL_TYPES = ("llava", "llava_qwen")
 _TOWER = "model.vision_tower.vision_tower.vision_model."

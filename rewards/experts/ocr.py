@@ -14,7 +14,7 @@ import numpy as np
 
 from policy.errors import UserError
 from policy.records import Box, Prompt
-from rewards.expert import Expert, Judgement
+from rewards.expert import Expert, ExpertScores
 
 # An apostrophe inside or behind a word neither opens nor closes a quotation.
 _QUOTATION = re.compile(
@@ -36,7 +36,7 @@ def _letters(text: str) -> str:
 class Ocr(Expert):
     """All that is read in an image, from the top left on, against all that its prompt quotes."""
 
-    pass_mark = 0.9
+    pass_threshold = 0.9
 
     def __init__(self, threads: int = 1, min_confidence: float = 0.5):
         """`threads`: how many CPU threads read; `min_confidence`: from which a line counts as read."""
@@ -61,13 +61,13 @@ class Ocr(Expert):
     def applies(self, prompt: Prompt) -> bool:
         return bool(quoted(prompt.text))
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         boxes = [self._read(image) for image in images]
         read = [" ".join(box.label for box in some) for some in boxes]
         wanted = [" ".join(quoted(prompt.text)) for prompt in prompts]
         values = [self._similarity(_letters(a), _letters(b)) for a, b in zip(read, wanted, strict=True)]
         lines = tuple(f"read: {text}" if text else "nothing to read" for text in read)
-        return Judgement(np.array(values, np.float32), lines, tuple(boxes))
+        return ExpertScores(np.array(values, np.float32), lines, tuple(boxes))
 
     def _read(self, image: np.ndarray) -> tuple[Box, ...]:
         height, width = image.shape[:2]

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPConfig
 
 from policy.errors import UserError
-from rewards.experts.loading import listed, renamed, thirds
+from rewards.experts.published_weights import listed, renamed, split_qkv
 
 _BLOCK = r"transformer\.resblocks\.(\d+)\."
 _LAYER = r"encoder.layers.\1."
@@ -51,7 +51,7 @@ def to_transformers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Ten
             continue
         if new := renamed(name, _RULES):
             whole = tensor.T.contiguous() if name in _TRANSPOSED else tensor
-            found.update(thirds(new, whole, ("q_proj", "k_proj", "v_proj")))
+            found.update(split_qkv(new, whole, ("q_proj", "k_proj", "v_proj")))
         else:
             unknown.append(name)
     if unknown:

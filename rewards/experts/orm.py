@@ -14,12 +14,25 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration, SiglipImageProcessorPil
 
-from policy.location import model_folder
+from policy.hub import model_folder
 from policy.records import Prompt
 from policy.shards import Shards
-from rewards.expert import Expert, Judgement
+from rewards.expert import Expert, ExpertScores
 from rewards.experts import llava_layout
-from rewards.experts.loading import (
+from rewards.experts.common import (
+    IMAGE,
+    PROMPT,
+    Device,
+    Dtype,
+    batches,
+    last_hidden,
+    pad_to_square,
+    pictures,
+    read_template,
+    split_at_image,
+    yes_share,
+)
+from rewards.experts.published_weights import (
     Placement,
     build_model,
     load_model,
@@ -27,10 +40,6 @@ from rewards.experts.loading import (
     read_config,
     token_id,
 )
-from rewards.experts.pictures import pictures, squared
-from rewards.experts.reading import last_hidden, yes_share
-from rewards.experts.runtime import Device, Dtype, batches
-from rewards.experts.templates import IMAGE, PROMPT, halves, read_template
 
 _GREY = (127, 127, 127)
 
@@ -51,7 +60,7 @@ class Orm(Expert):
         template: str | None = None,
     ):
         """`template`: a file with the conversation, up to the answer, with {prompt} and <image>."""
-        self._head, self._tail = halves(read_template(template, "orm.txt", PROMPT, IMAGE))
+        self._head, self._tail = split_at_image(read_template(template, "orm.txt", PROMPT, IMAGE))
         self._place = Placement.pick(device, dtype)
         self._batch_size = batch_size
         folder = model_folder(path)
@@ -72,13 +81,13 @@ class Orm(Expert):
         return build_model(model_class, config, tensors, self._place, str(folder))
 
     @torch.inference_mode()
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         pairs = list(zip(images, prompts, strict=True))
         yes = torch.cat(
             [self._answers(*zip(*some, strict=True)) for some in batches(pairs, self._batch_size)]
         )
         values = yes.cpu().numpy()
-        return Judgement(values, tuple(f"yes: {p:.3f}" for p in values))
+        return ExpertScores(values, tuple(f"yes: {p:.3f}" for p in values))
 
     def _answers(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Tensor:
         head = self._embedded(self._head)
@@ -94,7 +103,7 @@ class Orm(Expert):
 
     def _seen(self, images: Sequence[np.ndarray]) -> Tensor:
         """What the language model reads of each image: [N, patches + 1, D], a newline at the end."""
-        whole = [squared(image, _GREY) for image in pictures(images)]
+        whole = [pad_to_square(image, _GREY) for image in pictures(images)]
         pixels = self._image_processor(whole, return_tensors="pt").pixel_values
         model = self._model.model
         tower = model.vision_tower(

@@ -21,10 +21,11 @@ from transformers import (
 )
 
 from policy.errors import UserError
-from policy.location import model_folder
+from policy.hub import model_folder
 from policy.records import Prompt
-from rewards.expert import Expert, Judgement
-from rewards.experts.loading import (
+from rewards.expert import Expert, ExpertScores
+from rewards.experts.common import Device, Dtype, batches, pictures, yes_share
+from rewards.experts.published_weights import (
     Placement,
     load_model,
     load_part,
@@ -32,9 +33,6 @@ from rewards.experts.loading import (
     read_config,
     token_id,
 )
-from rewards.experts.pictures import pictures
-from rewards.experts.reading import yes_share
-from rewards.experts.runtime import Device, Dtype, batches
 
 _PHRASE = "{phrase}"
 
@@ -65,7 +63,7 @@ class _Vqa(Expert):
         return bool(prompt.attr_nouns)
 
     @torch.inference_mode()
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         phrases = [phrase for prompt in prompts for phrase in prompt.attr_nouns]
         owners = [n for n, prompt in enumerate(prompts) for _ in prompt.attr_nouns]
         yes = np.concatenate(
@@ -80,7 +78,7 @@ class _Vqa(Expert):
             "; ".join(f"{phrase}: {p:.2f}" for phrase, p in zip(phrases[span], yes[span], strict=True))
             for span in spans
         ]
-        return Judgement(np.array([yes[span].mean() for span in spans], np.float32), tuple(lines))
+        return ExpertScores(np.array([yes[span].mean() for span in spans], np.float32), tuple(lines))
 
     def _batched(
         self, owners: list[int], phrases: list[str]

@@ -19,11 +19,9 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcReque
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from actors.noise import choose_tokens
-from actors.vllm.drawing import Drawn
+from actors.token_choice import choose_tokens
 from actors.vllm.engine import Request
-from actors.vllm.lane import Plan
-from actors.vllm.processors import PairProcessorV2
+from actors.vllm.guided_sampling import Drawn, PairProcessorV2, Plan
 from actors.vllm.worker import JanusWorker
 
 BLOCK, LAYERS, HEADS, HEAD_SIZE = 32, 2, 4, 32

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 COMPARE = """
 import json, torch
 from actors import choice_kernel
-from actors.noise import choose_tokens
+from actors.token_choice import choose_tokens
 
 generator = torch.Generator().manual_seed(0)
 found = []

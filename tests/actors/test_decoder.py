@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaModel
 
-from actors.decoder import LockstepDecoder, Trunk
+from actors.kv_decoder import FusedLlama, LockstepDecoder
 
 
 def llama_of(kv_heads: int = 4, layers: int = 3) -> LlamaModel:
@@ -39,7 +39,7 @@ def test_stepping_equals_transformers_own_forward(kv_heads, new):
     spread = [2, 0, 1, 1, 3, 0]
     generated = generated[[0, 1, 2, 3, 0, 1]]
     decoder, first = LockstepDecoder.prefill(
-        Trunk(llama), llama.embed_tokens(prompts), torch.tensor(lengths), torch.tensor(spread), new
+        FusedLlama(llama), llama.embed_tokens(prompts), torch.tensor(lengths), torch.tensor(spread), new
     )
     states = [first]
     states += [decoder.step(llama.embed_tokens(generated[:, i : i + 1])) for i in range(new)]
@@ -60,7 +60,7 @@ def test_rows_that_are_dropped_half_way_change_nothing_for_the_others():
 
     def states(drop_at: int | None) -> torch.Tensor:
         decoder, _ = LockstepDecoder.prefill(
-            Trunk(llama), llama.embed_tokens(prompts), torch.full((5,), 8), torch.arange(5), 140
+            FusedLlama(llama), llama.embed_tokens(prompts), torch.full((5,), 8), torch.arange(5), 140
         )
         found, tokens = [], generated
         for i in range(140):
@@ -78,7 +78,7 @@ def test_the_model_and_its_joined_projections_are_in_memory_once():
     llama = llama_of()
     names = [name for name, _ in llama.named_parameters()]
     nbytes = sum(p.nbytes for p in llama.parameters())
-    trunk = Trunk(llama)
+    trunk = FusedLlama(llama)
     tensors = [*llama.parameters(), *trunk.qkv, *trunk.gate_up]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     assert sum(storages.values()) == nbytes
@@ -120,7 +120,7 @@ class PeakBytes(TorchDispatchMode):
 def test_the_cache_is_never_in_memory_twice():
     """With one prompt a row, as for images: spreading prompts over rows copies a layer at a time."""
     llama, batch, width, new = llama_of(layers=12), 24, 40, 80
-    trunk, prompts = Trunk(llama), torch.randint(0, 50, (batch, width))
+    trunk, prompts = FusedLlama(llama), torch.randint(0, 50, (batch, width))
     cache = 2 * 12 * batch * 64 * (width + new) * 4  # keys and values of 12 layers, float32
     with PeakBytes() as used, torch.no_grad():
         embedded = llama.embed_tokens(prompts)

@@ -3,9 +3,9 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-import actors.make
+import actors.rollout
 from actors.config import ActorsConfig
-from actors.make import choose_sampler, make_sampler
+from actors.rollout import choose_sampler, make_sampler
 from actors.torch_sampler import TorchSampler
 from actors.vllm.config import VLLMConfig
 from policy.errors import UserError

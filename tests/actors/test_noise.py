@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.noise import choose_tokens, exponential_noise, stream_key, token_logps
+from actors.token_choice import choose_tokens, exponential_noise, stream_key, token_logps
 
 keys = st.integers(0, 2**32 - 1)
 
@@ -66,7 +66,7 @@ def test_the_winner_of_many_rows_is_each_token_equally_often():
     ):
         winners = choose_tokens(torch.zeros(60_000, 30), streams, positions, 1.0).tokens
         counts = torch.bincount(winners, minlength=30).double()
-        assert ((counts - 2000) ** 2 / 2000).sum() < 60  # chi squared, 29 degrees of freedom
+        assert ((counts - 2000) ** 2 / 2000).sum() < 60  # chi pad_to_square, 29 degrees of freedom
 
 
 @pytest.mark.parametrize("vocabulary", [4, 5000])

@@ -1,4 +1,4 @@
-"""The rollout actor in a process of its own, with weights from the object store."""
+"""The rollout worker in a process of its own, with weights from the object store."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,18 @@ import ray
 import torch
 
 from actors.config import ActorsConfig
-from actors.rollout import RolloutActor
+from actors.rollout import RolloutWorker
 from actors.torch_sampler import TorchSampler
-from policy.janus import load_janus
-from policy.records import Group
+from policy.model import load_janus
+from policy.records import Group, Work
 from policy.weights import PublishedWeights, TensorSpec, pack, plan_buckets
-from policy.work import Work
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture
 def actor(policy_config, sampling):
-    handle = ray.remote(RolloutActor).options(num_cpus=0.5)
+    handle = ray.remote(RolloutWorker).options(num_cpus=0.5)
     handle = handle.remote(policy_config, ActorsConfig(sampling=sampling), 0)
     yield handle
     ray.kill(handle)
@@ -30,7 +29,7 @@ def groups(prompts):
 
 
 def draw(actor, groups, weights):
-    refs = actor.draw.options(num_returns=len(groups) + 1).remote(Work.of([groups], weights))
+    refs = actor.generate.options(num_returns=len(groups) + 1).remote(Work.of([groups], weights))
     *drawn, report = ray.get(refs)
     return drawn, report
 
@@ -68,7 +67,7 @@ def test_a_pulled_version_draws_what_a_sampler_with_those_weights_draws(
     janus = load_janus(policy_config)
     expected = TorchSampler(janus, sampling, run_seed=0)
     expected.load_weights(5, changed.items())
-    wanted = expected.draw([order for group in groups for order in group])
+    wanted = expected.generate([order for group in groups for order in group])
     got = [sample for group in drawn for sample in group]
     assert {s.weights_version for s in got} == {5}
     for a, b in zip(got, wanted, strict=True):

@@ -11,7 +11,7 @@ from actors.torch_sampler import TorchSampler
 from learner.batch import make_batch
 from learner.logprobs import JanusLogps
 from policy.errors import UserError
-from policy.records import Draw
+from policy.records import SampleRequest
 
 
 def drawn(sample):
@@ -21,26 +21,26 @@ def drawn(sample):
 
 @pytest.fixture
 def orders(prompts):
-    return [Draw(prompt, index) for prompt in prompts for index in range(2)]
+    return [SampleRequest(prompt, index) for prompt in prompts for index in range(2)]
 
 
 def test_no_sample_depends_on_its_batch_mates(janus, sampling, orders):
     sampler = TorchSampler(janus, sampling, run_seed=0)
-    together = sampler.draw(orders)
+    together = sampler.generate(orders)
     assert len({len(s.cot_prompt_ids) for s in together}) > 1
     assert len({len(s.image_prompt_ids) for s in together}) > 1
     for order, sample in list(zip(orders, together, strict=True))[::5]:
-        (alone,) = sampler.draw([order])
+        (alone,) = sampler.generate([order])
         assert drawn(alone) == drawn(sample)
         np.testing.assert_allclose(alone.image_logps, sample.image_logps, atol=1e-5)
-    shuffled = sampler.draw(orders[::-1])
+    shuffled = sampler.generate(orders[::-1])
     assert [drawn(s) for s in shuffled[::-1]] == [drawn(s) for s in together]
 
 
 def test_tokens_depend_on_seed_prompt_and_index_alone(janus, sampling, orders):
-    once = TorchSampler(janus, sampling, run_seed=0).draw(orders)
-    again = TorchSampler(janus, sampling, run_seed=0).draw(orders)
-    other = TorchSampler(janus, sampling, run_seed=1).draw(orders)
+    once = TorchSampler(janus, sampling, run_seed=0).generate(orders)
+    again = TorchSampler(janus, sampling, run_seed=0).generate(orders)
+    other = TorchSampler(janus, sampling, run_seed=1).generate(orders)
     assert [drawn(s) for s in once] == [drawn(s) for s in again]
     assert all(a.image_ids.tolist() != b.image_ids.tolist() for a, b in zip(once, other, strict=True))
     pairs = zip(once[::2], once[1::2], strict=True)
@@ -52,7 +52,7 @@ def test_tokens_depend_on_seed_prompt_and_index_alone(janus, sampling, orders):
 def test_logps_are_those_of_a_teacher_forced_forward(janus, orders, temperature, guidance):
     """Conditional and guided, over the whole vocabulary, at the configured temperature."""
     config = SamplingConfig(guidance=guidance, temperature=temperature, max_cot_tokens=12)
-    samples = TorchSampler(janus, config, run_seed=0).draw(orders)
+    samples = TorchSampler(janus, config, run_seed=0).generate(orders)
     batch = make_batch(samples, [0.0] * len(samples), pad_id=janus.pad_id)
     with torch.no_grad():
         logps = JanusLogps(janus, temperature=temperature, guidance=guidance)(batch)
@@ -66,7 +66,7 @@ def test_logps_are_those_of_a_teacher_forced_forward(janus, orders, temperature,
 
 
 def test_a_cot_ends_at_its_end_token_or_is_cut_at_the_front(janus, sampling, orders):
-    samples = TorchSampler(janus, sampling, run_seed=0).draw(orders)
+    samples = TorchSampler(janus, sampling, run_seed=0).generate(orders)
     for sample in samples:
         ids = sample.cot_ids.tolist()
         assert janus.eos_id not in ids[:-1]
@@ -76,29 +76,29 @@ def test_a_cot_ends_at_its_end_token_or_is_cut_at_the_front(janus, sampling, ord
             assert len(ids) == sampling.max_cot_tokens
     assert {s.finish_reason for s in samples} == {"stop", "length"}
     config = SamplingConfig(guidance=2.0, max_cot_tokens=sampling.max_cot_tokens + 6)
-    for short, long in zip(samples, TorchSampler(janus, config, 0).draw(orders), strict=True):
+    for short, long in zip(samples, TorchSampler(janus, config, 0).generate(orders), strict=True):
         assert long.cot_ids[: len(short.cot_ids)].tolist() == short.cot_ids.tolist()
 
 
 def test_greedy_takes_the_likeliest_tokens(janus, prompts):
     config = SamplingConfig(guidance=2.0, temperature=0.0, max_cot_tokens=12)
     sampler = TorchSampler(janus, config, run_seed=0)
-    one, other = sampler.draw([Draw(prompts[0], 0), Draw(prompts[0], 5)])
+    one, other = sampler.generate([SampleRequest(prompts[0], 0), SampleRequest(prompts[0], 5)])
     assert one.cot_ids.tolist() == other.cot_ids.tolist()
     assert one.image_ids.tolist() == other.image_ids.tolist()
 
 
 def test_loaded_weights_change_samples_and_wrong_ones_change_nothing(janus, sampling, orders):
     sampler = TorchSampler(janus, sampling, run_seed=0)
-    before = [drawn(s) for s in sampler.draw(orders)]
+    before = [drawn(s) for s in sampler.generate(orders)]
     name, parameter = "lm_head.weight", janus.model.lm_head.weight.detach().clone()
     for wrong in ([("nobody.weight", parameter)], [(name, parameter[:2])]):
         with pytest.raises(ValueError, match="do not belong to this model"):
             sampler.load_weights(7, [(name, parameter * 0), *wrong])
-    assert [drawn(s) for s in sampler.draw(orders)] == before
+    assert [drawn(s) for s in sampler.generate(orders)] == before
     assert sampler.weights_version == 0
     sampler.load_weights(8, [(name, parameter.flip(0))])
-    after = sampler.draw(orders)
+    after = sampler.generate(orders)
     assert [drawn(s) for s in after] != before
     assert {s.weights_version for s in after} == {8}
 
@@ -106,4 +106,6 @@ def test_loaded_weights_change_samples_and_wrong_ones_change_nothing(janus, samp
 def test_a_prompt_longer_than_the_context_is_an_error(janus, sampling, prompts):
     long = dataclasses.replace(prompts[0], text=" ".join(["red"] * 200))
     with pytest.raises(UserError, match="do not fit the model's context of 128"):
-        TorchSampler(janus, sampling, run_seed=0).draw([Draw(prompts[1], 0), Draw(long, 0)])
+        TorchSampler(janus, sampling, run_seed=0).generate(
+            [SampleRequest(prompts[1], 0), SampleRequest(long, 0)]
+        )

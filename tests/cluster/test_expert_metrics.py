@@ -1,25 +1,24 @@
 import numpy as np
 import pytest
 
-from cluster.alarms import Alarms
-from cluster.experience import Harvest
-from cluster.metrics import expert_metrics
-from rewards.expert import Judgement
-from rewards.opinions import Failure, Opinion, Opinions
+from cluster.rollouts import RolloutBatch
+from cluster.watch.metrics import expert_metrics
+from cluster.watch.reward_warnings import RewardWarnings
+from rewards.expert import ExpertResult, ExpertScores, Failure, GroupResults
 
 NAN = float("nan")
 
 
-def harvest(*groups: dict[str, list[float] | Failure], left_out=()) -> Harvest:
-    return Harvest(
-        drawing=None,
-        opinions=[
-            Opinions(
+def rollout(*groups: dict[str, list[float] | Failure], left_out=()) -> RolloutBatch:
+    return RolloutBatch(
+        pending=None,
+        results=[
+            GroupResults(
                 ("p/0", "p/1"),
                 {
-                    name: Opinion(said, 0.5, retries=2)
+                    name: ExpertResult(said, 0.5, retries=2)
                     if isinstance(said, Failure)
-                    else Opinion(Judgement(np.array(said, np.float32)), 0.1)
+                    else ExpertResult(ExpertScores(np.array(said, np.float32)), 0.1)
                     for name, said in group.items()
                 },
             )
@@ -31,7 +30,7 @@ def harvest(*groups: dict[str, list[float] | Failure], left_out=()) -> Harvest:
 
 def test_each_expert_is_counted_over_all_groups():
     gone = Failure("a", 3, "OSError: gone")
-    metrics = expert_metrics(harvest({"a": [0, 1], "b": [NAN, 0.5]}, {"a": gone, "b": [0.5, 0.5]}))
+    metrics = expert_metrics(rollout({"a": [0, 1], "b": [NAN, 0.5]}, {"a": gone, "b": [0.5, 0.5]}))
     assert metrics["expert/a/min"] == 0
     assert metrics["expert/a/max"] == 1
     assert metrics["expert/a/std"] == 0.5
@@ -45,22 +44,27 @@ def test_each_expert_is_counted_over_all_groups():
 
 
 def test_an_expert_that_said_nothing_has_no_statistics():
-    metrics = expert_metrics(harvest({"a": Failure("a", 1, "nan", not_a_score=True)}, left_out=["a"]))
+    metrics = expert_metrics(rollout({"a": Failure("a", 1, "nan", not_a_score=True)}, left_out=["a"]))
     assert metrics["expert/a/not_finite"] == metrics["expert/a/left_out"] == 1
     assert "expert/a/std" not in metrics
     assert "expert/a/applied" not in metrics
-    assert expert_metrics(Harvest(drawing=None)) == {}
+    assert expert_metrics(RolloutBatch(pending=None)) == {}
 
 
 def test_an_alarm_is_told_of_once_a_spell():
-    alarms = Alarms()
-    constant = expert_metrics(harvest({"a": [1, 1], "b": [0, 1]}))
-    varied = expert_metrics(harvest({"a": [0, 1], "b": [0, 1]}))
-    absent = expert_metrics(harvest({"a": [NAN, NAN], "b": [0, 1]}))
-    (line,) = alarms.new(constant)
+    reward_warnings = RewardWarnings()
+    constant = expert_metrics(rollout({"a": [1, 1], "b": [0, 1]}))
+    varied = expert_metrics(rollout({"a": [0, 1], "b": [0, 1]}))
+    absent = expert_metrics(rollout({"a": [NAN, NAN], "b": [0, 1]}))
+    (line,) = reward_warnings.new(constant)
     assert line.startswith("expert a gave every image of the step the same score")
-    assert alarms.new(constant) == alarms.new(absent) == alarms.new(constant) == []
-    assert alarms.new(varied) == []
-    assert len(alarms.new(constant)) == 1
-    wrong = expert_metrics(harvest({"a": Failure("a", 1, "nan", not_a_score=True), "b": [0, 1]}))
-    assert alarms.new(wrong) == ["expert a gave NaN or infinity instead of a score"]
+    assert (
+        reward_warnings.new(constant)
+        == reward_warnings.new(absent)
+        == reward_warnings.new(constant)
+        == []
+    )
+    assert reward_warnings.new(varied) == []
+    assert len(reward_warnings.new(constant)) == 1
+    wrong = expert_metrics(rollout({"a": Failure("a", 1, "nan", not_a_score=True), "b": [0, 1]}))
+    assert reward_warnings.new(wrong) == ["expert a gave NaN or infinity instead of a score"]

@@ -29,19 +29,19 @@ def test_a_run_in_trouble_ends_as_one_in_peace(peace, tmp_path):
     """Every kind of process is killed or stopped once."""
     run = LiveRun(tmp_path / "rough", 30)
     run.reach(2)
-    run.strike("ray::RolloutActor")
+    run.strike("ray::RolloutWorker")
     run.reach(5)
-    run.strike("ray::RolloutActor", signal.SIGSTOP)
+    run.strike("ray::RolloutWorker", signal.SIGSTOP)
     run.reach(8)
     run.strike("ray::ServeReplica:expert_objects")
     run.reach(10)
     run.strike("ray::ServeController")
     run.reach(13)
-    run.strike("ray::LearnerRank")
+    run.strike("ray::LearnerWorker")
     run.reach(17)
-    run.strike("ray::LearnerRank", signal.SIGSTOP)
+    run.strike("ray::LearnerWorker", signal.SIGSTOP)
     run.reach(22)
-    run.strike("ray::Judge")
+    run.strike("ray::RewardWorker")
     run.reach(24)
     run.strike("ray::Foreman")
     run.reach(26)
@@ -63,7 +63,7 @@ def test_a_run_in_trouble_ends_as_one_in_peace(peace, tmp_path):
 
 @pytest.mark.timeout(400)
 def test_a_node_is_lost_with_all_that_ran_on_it(peace, tmp_path):
-    """A rollout actor, perhaps with replicas of experts beside it."""
+    """A rollout worker, perhaps with replicas of experts beside it."""
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 4, "resources": {"learner": 2}, "include_dashboard": False},

@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from cluster.recorder import gauge_name
+from cluster.watch.recorder import gauge_name
 from tests.cluster.commands import TRAIN, a_few, wait_for
 from tests.cluster.head import ray_head
 from tests.conftest import ROOT

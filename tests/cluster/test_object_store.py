@@ -9,12 +9,18 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.config import RayConfig, load_config
-from cluster.object_store import FLOOR_MB, MB, StoreNeed, asked_of_cluster, store_need, store_size
-from cluster.plan import image_side, model_shapes, published_bytes
+from cluster.estimate.gpu_memory import image_side, model_shapes, published_bytes
+from cluster.estimate.store_memory import (
+    FLOOR_MB,
+    MB,
+    StoreNeed,
+    asked_of_cluster,
+    store_need,
+    store_size,
+)
 from learner.config import LearnerConfig, LoraSettings
-from learner.engine import freeze
-from learner.export import exports
-from learner.lora import add_adapters
+from learner.deepspeed_engine import freeze
+from learner.lora import add_adapters, exports
 from tests.cluster.commands import environment
 from tests.conftest import ROOT, SHAPES
 
@@ -27,7 +33,7 @@ LARGE = StoreNeed(versions=2, version_bytes=400e6, samples=100, sample_bytes=1e6
 def test_a_version_is_as_large_as_what_a_rank_publishes(janus, policy_config, lora):
     config = load_config(SHAPES / "train.yaml")
     config = config.model_copy(
-        update={"policy": policy_config, "learner": LearnerConfig(lora=lora, beta=0)}
+        update={"policy": policy_config, "learner": LearnerConfig(lora=lora, kl_coef=0)}
     )
     if lora:
         add_adapters(janus, lora)
@@ -101,8 +107,8 @@ SESSION = """
     import ray
     from rich.console import Console
     from cluster.config import RayConfig
-    from cluster.object_store import StoreNeed
-    from cluster.session import largest_store_mb, ray_session
+    from cluster.estimate.store_memory import StoreNeed
+    from cluster.ray_session import largest_store_mb, ray_session
 
     need = StoreNeed(versions=2, version_bytes=400e6)
     with ray_session(RayConfig(dashboard=False), 1, Console(), need):

@@ -7,17 +7,17 @@ import ray
 import torch
 from typer.testing import CliRunner
 
-from actors.decoder import LockstepDecoder, Trunk
+from actors.kv_decoder import FusedLlama, LockstepDecoder
 from cluster.cli import app
 from cluster.config import load_config
-from cluster.plan import DECODED_TOGETHER, cache_bytes, model_shapes, needs
+from cluster.estimate.gpu_memory import DECODED_TOGETHER, cache_bytes, model_shapes, needs
 from learner.batch import make_batch
 from learner.config import LearnerConfig
 from learner.logprobs import JanusLogps
 from learner.memory import activation_bytes, rank_bytes, sizes, step_bytes
-from learner.rank import LearnerRank
+from learner.worker import LearnerWorker
 from policy.errors import UserError
-from policy.janus import Janus, PolicyConfig
+from policy.model import Janus, PolicyConfig
 from tests.conftest import ROOT, SHAPES
 from tests.learner.test_group import ADVANTAGES, scored
 
@@ -25,7 +25,7 @@ SEVEN_B = ROOT / "examples" / "janus_pro" / "train.yaml"
 ONE_B = ROOT / "examples" / "janus_pro" / "train_1b.yaml"
 
 
-class Weighed(LearnerRank):
+class Weighed(LearnerWorker):
     """A rank that says what it holds, in bytes, also in the middle of the optimizer's step."""
 
     def setup(self, *arguments):
@@ -65,7 +65,7 @@ class Weighed(LearnerRank):
 @pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (3, "bfloat16")])
 def test_a_real_engine_holds_what_was_foretold(policy_config, samples, stage, dtype):
     policy = policy_config.model_copy(update={"dtype": dtype})
-    config = LearnerConfig(ranks=2, zero_stage=stage, num_cpus=0.5, beta=0, timeout_s=60)
+    config = LearnerConfig(ranks=2, zero_stage=stage, num_cpus=0.5, kl_coef=0, timeout_s=60)
     ranks = [ray.remote(Weighed).options(num_cpus=0.5).remote(n, 2) for n in range(2)]
     where = ray.get(ranks[0].rendezvous.remote())
     ray.get([r.setup.remote(policy, config, 1.0, 2.0, where) for r in ranks])
@@ -93,7 +93,7 @@ def test_the_cache_holds_what_was_foretold(janus, dtype):
     llama = janus.model.model.language_model
     prompts = torch.zeros(3, 9, llama.config.hidden_size, dtype=getattr(torch, dtype))
     decoder, _ = LockstepDecoder.prefill(
-        Trunk(llama), prompts, torch.tensor([5, 9, 7]), torch.arange(3), new_tokens=36
+        FusedLlama(llama), prompts, torch.tensor([5, 9, 7]), torch.arange(3), new_tokens=36
     )
     measured = sum(cache.nbytes for cache in (*decoder._keys, *decoder._values))
     width = getattr(torch, dtype).itemsize

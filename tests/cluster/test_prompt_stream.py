@@ -3,7 +3,7 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.prompt_stream import group_stream
+from cluster.train import group_stream
 from policy.prompts import plain_prompt
 
 

@@ -1,4 +1,4 @@
-"""Weights from a real learner to real rollout actors, by broadcast and through the store."""
+"""Weights from a real learner to real rollout workers, by broadcast and through the store."""
 
 from importlib.util import find_spec
 
@@ -7,15 +7,15 @@ import pytest
 import ray
 
 from actors.config import ActorsConfig
-from actors.rollout import RolloutActor
+from actors.rollout import RolloutWorker
 from actors.sampler import SamplingConfig
 from actors.vllm.config import VLLMConfig
 from cluster.config import RunConfig
-from cluster.publish import Publisher, wants_broadcast
+from cluster.weight_sync import WeightSync, wants_broadcast
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup, ScoredGroups
+from learner.group import LearnerGroup, TrainingGroups
 from policy.errors import UserError
-from policy.records import Draw
+from policy.records import SampleRequest
 from tests.actors.test_rollout import draw
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -37,7 +37,7 @@ def config(policy, **learner) -> RunConfig:
 def actors(roomy_policy):
     settings = VLLMConfig(kv_cache_mb=8)
     handles = [
-        ray.remote(RolloutActor)
+        ray.remote(RolloutWorker)
         .options(num_cpus=0.5)
         .remote(roomy_policy, ActorsConfig(sampler=name, sampling=SAMPLING, vllm=settings), 0)
         for name in SAMPLERS
@@ -58,12 +58,12 @@ def test_a_broadcast_brings_what_the_store_brings_and_a_lost_actor_ends_it(
 ):
     run = config(roomy_policy, transport="broadcast", ranks=2, zero_stage=3)
     run.learner.deepspeed = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-    learner = LearnerGroup(roomy_policy, run.learner, temperature=1.0, guidance=2.0)
-    publish = Publisher(run, learner, actors)
+    learner = LearnerGroup.start(roomy_policy, run.learner, temperature=1.0, guidance=2.0)
+    publish = WeightSync(run, learner, actors)
     assert publish.broadcasts
-    groups = [[Draw(p, n) for n in range(2)] for p in prompts[:2]]
+    groups = [[SampleRequest(p, n) for n in range(2)] for p in prompts[:2]]
     before, _ = draw(actors[0], groups, None)
-    learn = ScoredGroups.of(list(map(ray.put, before)), np.array([[1, -1]] * 2, np.float32))
+    learn = TrainingGroups.of(list(map(ray.put, before)), np.array([[1, -1]] * 2, np.float32))
     ray.get(learner.step(learn))
 
     sent = publish(1)
@@ -72,7 +72,7 @@ def test_a_broadcast_brings_what_the_store_brings_and_a_lost_actor_ends_it(
     assert found[0] == found[1]
     assert found[0][1] != [s.image_ids.tolist() for group in before for s in group]
 
-    late = ray.remote(RolloutActor).options(num_cpus=0.5)
+    late = ray.remote(RolloutWorker).options(num_cpus=0.5)
     late = late.remote(roomy_policy, ActorsConfig(sampler="torch", sampling=SAMPLING), 0)
     with pytest.raises(ray.exceptions.RayTaskError, match="was broadcast"):
         draw(late, groups, sent)

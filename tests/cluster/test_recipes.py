@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pytest
 
 from cluster.config import RunConfig, load_config
-from cluster.object_store import MB, MEMORY_SHARE, store_need
-from cluster.placement import Role, missing, roles
-from cluster.plan import model_shapes
+from cluster.estimate.gpu_memory import model_shapes
+from cluster.estimate.store_memory import MB, MEMORY_SHARE, store_need
+from cluster.ray_session import Role, missing, roles
 from learner.memory import sizes
 from tests.cluster.kustomize import render
 from tests.conftest import ROOT
@@ -165,7 +165,7 @@ def test_every_role_finds_room_and_the_gpus_are_those_that_are_named(recipe):
 
 def host_bytes(config: RunConfig, role: Role) -> float:
     """What one process holds in host memory, about: a rank its share of a checkpoint that is being
-    written, a rollout actor the model that it loads, and 4 GiB of libraries each."""
+    written, a rollout worker the model that it loads, and 4 GiB of libraries each."""
     model = model_shapes(config.policy)
     size, width = sizes(model, config.learner), 2 if config.policy.dtype != "float32" else 4
     shares = {"learner": (12 * size.trained + width * size.total) / config.learner.ranks}

@@ -11,9 +11,9 @@ import ray
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cluster.evaluation_record import Evaluation, Judged, load_evaluation
-from cluster.pictures import before_after, grid, reward_curve
-from cluster.recorder import Recorder, gauge_name
+from cluster.watch.evaluation import Evaluation, ScoredSample, load_evaluation
+from cluster.watch.plots import before_after, grid, reward_curve
+from cluster.watch.recorder import Recorder, gauge_name
 from policy.errors import UserError
 from policy.records import ObjectCount, Prompt, Sample, SpatialInfo
 
@@ -35,10 +35,10 @@ def sample(prompt: Prompt, index: int, shade: int, cot_tokens: int = 4) -> Sampl
     return Sample(prompt.id, index, 7, 3, ids, ids, plan, ids, ids, *[logps] * 3, image, "stop")
 
 
-def judged(prompt=PROMPT, index=0, shade=0, reward=1.0, passed=True, plan=True, tokens=4, **scores):
-    evidence = {name: f"saw {name}" for name in scores}
+def scored(prompt=PROMPT, index=0, shade=0, reward=1.0, passed=True, plan=True, tokens=4, **scores):
+    explanation = {name: f"saw {name}" for name in scores}
     drawn = sample(prompt, index, shade, tokens)
-    return Judged(prompt, drawn, reward, passed, plan, scores, evidence)
+    return ScoredSample(prompt, drawn, reward, passed, plan, scores, explanation)
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def evaluation() -> Evaluation:
         100,
         42,
         (
-            judged(index=0, shade=0, reward=1.0, objects=1.0, relation=0.8),
-            judged(index=1, shade=51, reward=0.5, passed=False, tokens=8, objects=0.6, relation=0.4),
-            judged(index=2, shade=255, reward=0.0, passed=False, plan=False, objects=0.2, relation=0.0),
-            judged(OTHER, shade=9, reward=0.7, passed=True, plan=False, objects=1.0),
+            scored(index=0, shade=0, reward=1.0, objects=1.0, relation=0.8),
+            scored(index=1, shade=51, reward=0.5, passed=False, tokens=8, objects=0.6, relation=0.4),
+            scored(index=2, shade=255, reward=0.0, passed=False, plan=False, objects=0.2, relation=0.0),
+            scored(OTHER, shade=9, reward=0.7, passed=True, plan=False, objects=1.0),
         ),
     )
 
@@ -76,7 +76,7 @@ def test_evaluation_metrics_are_the_means_one_gets_by_hand(evaluation):
     assert metrics == {
         "eval/reward": pytest.approx(2.2 / 4),
         "eval/strict_accuracy": 0.5,
-        "eval/plan_accuracy": 0.5,
+        "eval/cot_accuracy": 0.5,
         "eval/cot_tokens": 5.0,
         "eval/diversity": pytest.approx((0.2 + 1.0 + 0.8) / 3),  # a single sample is left out
         "eval/objects": pytest.approx(2.8 / 4),
@@ -85,7 +85,7 @@ def test_evaluation_metrics_are_the_means_one_gets_by_hand(evaluation):
 
 
 def test_what_nothing_can_be_said_on_is_absent():
-    metrics = Evaluation(0, 0, (judged(plan=None),)).metrics()
+    metrics = Evaluation(0, 0, (scored(plan=None),)).metrics()
     assert set(metrics) == {"eval/reward", "eval/strict_accuracy", "eval/cot_tokens"}
 
 
@@ -93,9 +93,9 @@ def test_evaluations_that_mean_nothing_are_refused():
     with pytest.raises(UserError, match="step 5 holds no sample"):
         Evaluation(5, 0, ())
     with pytest.raises(UserError, match="may not be named 'diversity'"):
-        Evaluation(5, 0, (judged(diversity=1.0),))
+        Evaluation(5, 0, (scored(diversity=1.0),))
     with pytest.raises(ValueError, match="objects of sample p0/0 is nan"):
-        judged(objects=float("nan"))
+        scored(objects=float("nan"))
 
 
 # --- the recorder --------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ def test_an_evaluation_comes_back_as_it_was(tmp_path, evaluation):
     again = load_evaluation(folder)
     assert again.metrics() == evaluation.metrics()
     assert (again.step, again.weights_version) == (100, 42)
-    for a, b in zip(again.judged, evaluation.judged, strict=True):
-        assert (a.prompt, a.scores, a.evidence) == (b.prompt, b.scores, b.evidence)
+    for a, b in zip(again.scored, evaluation.scored, strict=True):
+        assert (a.prompt, a.scores, a.explanation) == (b.prompt, b.scores, b.explanation)
         assert (a.sample.id, a.sample.cot_text) == (b.sample.id, b.sample.cot_text)
         assert np.array_equal(a.sample.image, b.sample.image)
 
@@ -238,13 +238,13 @@ def test_captions_make_room_for_themselves():
 
 
 def test_before_and_after_frame_what_passed(evaluation):
-    later = Evaluation(200, 80, tuple(judged(j.prompt, j.sample.index) for j in evaluation.judged))
+    later = Evaluation(200, 80, tuple(scored(j.prompt, j.sample.index) for j in evaluation.scored))
     colors = {color for _, color in before_after(evaluation, later).getcolors(1 << 20)}
     assert {(34, 160, 90), (222, 70, 70)} <= colors
     colors = {color for _, color in before_after(later, later).getcolors(1 << 20)}
     assert (222, 70, 70) not in colors
 
-    stranger = Evaluation(0, 0, (judged(Prompt("p9", "a cat", "other")),))
+    stranger = Evaluation(0, 0, (scored(Prompt("p9", "a cat", "other")),))
     with pytest.raises(UserError, match="no prompt in common"):
         before_after(stranger, later)
 

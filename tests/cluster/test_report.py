@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from cluster.curves import charts, read_metrics, series, short, smooth, thin, ticks
-from cluster.evaluation_record import Evaluation, Judged
-from cluster.recorder import Recorder
-from cluster.report import changes, data_uri, spread_with_ends, write_report, write_summary
+from cluster.watch.curves import charts, read_metrics, series, short, smooth, thin, ticks
+from cluster.watch.evaluation import Evaluation, ScoredSample
+from cluster.watch.recorder import Recorder
+from cluster.watch.report import changes, data_uri, spread_with_ends, write_report, write_summary
 from policy.errors import UserError
 from policy.records import Prompt, Sample
 
@@ -19,12 +19,12 @@ ATTACK = "<script>alert(1)</script>"
 def evaluation(step: int, reward: float, prompts: int = 3, **scores: float) -> Evaluation:
     ids, logps, image = np.arange(5), [np.zeros(5, np.float32)] * 3, np.zeros((24, 24, 3), np.uint8)
 
-    def one(n: int) -> Judged:
+    def one(n: int) -> ScoredSample:
         prompt = Prompt(f"p{n}", f"{ATTACK} number {n}", "color")
         plan = f"plan {ATTACK}"
         sample = Sample(prompt.id, 0, 1, step, ids, ids, plan, ids, ids, *logps, image, "stop")
-        evidence = dict.fromkeys(scores, f'"{ATTACK}')
-        return Judged(prompt, sample, reward, reward > 0.5, True, scores, evidence)
+        explanation = dict.fromkeys(scores, f'"{ATTACK}')
+        return ScoredSample(prompt, sample, reward, reward > 0.5, True, scores, explanation)
 
     return Evaluation(step, step, tuple(one(n) for n in range(prompts)))
 

@@ -2,21 +2,21 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, ObjectLostError
 from ray.util import remove_placement_group
 
 from cluster.config import load_config
-from cluster.experience import DrawnGroup, Experience, Harvest, cut_in_batches
-from cluster.placement import reserve, roles
-from cluster.rollouts import Rollouts
+from cluster.ray_session import reserve, roles
+from cluster.rollout_workers import RolloutWorkers
+from cluster.rollouts import RolloutManager, cut_in_batches
 from policy.errors import UserError
 from policy.prompts import read_prompts
 from policy.records import Group, Prompt
-from policy.work import Work
 from tests.cluster.commands import TRAIN
 from tests.conftest import ROOT
 
@@ -25,8 +25,8 @@ def groups_of(sizes):
     return [Group(Prompt(f"p{n}", "a red circle", "object"), size) for n, size in enumerate(sizes)]
 
 
-def test_three_actors_share_sixteen_groups_in_one_round():
-    """Cut by samples, they were 5, 5, 5 and 1, and one actor drew twice."""
+def test_three_workers_share_sixteen_groups_in_one_round():
+    """Cut by samples, they were 5, 5, 5 and 1, and one worker generated twice."""
     assert list(map(len, cut_in_batches(groups_of([8] * 16), 3, 48))) == [6, 5, 5]
 
 
@@ -51,113 +51,144 @@ def test_no_groups_make_no_batches(actors):
     assert cut_in_batches([], actors, 8) == []
 
 
-def test_an_actor_that_cannot_start_says_why(local_ray):
+def test_a_worker_that_cannot_start_says_why(local_ray):
     config = load_config(ROOT / TRAIN, ["policy.path=/nowhere", "actors.num_cpus=0.1"])
     place = reserve(roles(config)[0], config.ray)
     try:
         with pytest.raises(
-            UserError, match=r"actor does not start: /nowhere: no such model directory$"
+            UserError, match=r"worker does not start: /nowhere: no such model directory$"
         ):
-            Rollouts(config, place)
+            RolloutWorkers.placed(config, place)
     finally:
         remove_placement_group(place)
 
 
+class Scorer:
+    """Stands for the reward worker: says whether it could have each group's samples."""
+
+    def score_groups(self, samples, work):
+        found = []
+        for ref in samples:
+            try:
+                found.append([sample.id for sample in ray.get(ref)])
+            except ObjectLostError:
+                found.append(None)
+        return found
+
+
 @pytest.fixture
-def experience(local_ray):
-    config = load_config(ROOT / TRAIN, ["actors.num_cpus=0.1", "actors.count=2"])
+def rollouts(local_ray):
+    """Two workers and four groups, which make batches of two, two, and so on, of different sizes."""
+    config = load_config(ROOT / TRAIN, ["actors.num_cpus=0.1", "actors.count=2", "actors.batch_size=3"])
     place = reserve(roles(config)[0], config.ray)
-    yield Experience(config, place)
+    scorer = ray.remote(num_cpus=0)(Scorer).remote()
+    yield RolloutManager(config, RolloutWorkers.placed(config, place), scorer)
     remove_placement_group(place)
 
 
 @pytest.fixture
-def rollouts(experience):
-    return experience.rollouts
-
-
-@pytest.fixture
-def batches():
-    """More than there are actors, and of different sizes."""
+def groups():
+    """Three batches of two workers, of different sizes."""
     a, b, c, d = read_prompts(load_config(ROOT / TRAIN).train.prompts)[:4]
-    return [(Group(a, 2),), (Group(b, 2), Group(c, 3)), (Group(d, 2),)]
+    return [Group(a, 2), Group(b, 2), Group(c, 3), Group(d, 2)]
 
 
-def order(rollouts, batches):
-    return rollouts.draw(batches, ray.put(Work.of(batches, None)), None)
-
-
-def images(samples):
-    return [[(s.id, s.image_ids.tolist()) for s in group] for group in ray.get(list(samples))]
-
-
-def kill_the_foreman(rollouts):
-    pid = ray.get(rollouts._foreman.__ray_call__.remote(lambda foreman: os.getpid()))
-    os.kill(pid, signal.SIGKILL)
-
-
-def test_batches_are_drawn_in_their_order(rollouts, batches):
-    drawing = order(rollouts, batches)
-    reports = rollouts.wait(drawing)
-    drawn = images(ray.get(drawing.all_samples()))
-    wanted = [[draw.sample_id for draw in group] for batch in batches for group in batch]
-    assert [[name for name, _ in group] for group in drawn] == wanted
-    assert [report.samples for report in reports] == [2, 5, 2]
-
-
-def test_a_lost_foreman_costs_no_actor_and_changes_no_image(rollouts, batches):
-    peace = order(rollouts, batches)
-    rollouts.wait(peace)
-    wanted = images(ray.get(peace.all_samples()))
-
-    lost = order(rollouts, batches)
-    ray.wait([lost.samples])
-    kill_the_foreman(rollouts)
-    rollouts.wait(lost)
-    assert images(ray.get(lost.all_samples())) == wanted
-    assert {lost.draws(n) for n in range(3)} == {2}
-
-    drawn = order(rollouts, batches)
-    rollouts.wait(drawn)
-    kill_the_foreman(rollouts)
-    part = drawn.part(1)
-    rollouts.redraw_lost(part)
-    assert rollouts.wait_for(part).samples == 5
-    assert images(part.samples) == wanted[1:3]
-    assert rollouts.replaced == 0
-
-
-def test_a_new_actor_is_given_no_work_before_it_holds_the_model(rollouts, batches):
-    lost = order(rollouts, batches)
-    rollouts.redraw(lost.part(0), GetTimeoutError())
-    assert rollouts.at_work() == [1]
-    meanwhile = order(rollouts, batches)
-    rollouts.wait(lost)
-    rollouts.wait(meanwhile)
-    while rollouts.at_work() == [1]:
-        time.sleep(0.1)
-    after = order(rollouts, batches)
-    rollouts.wait(after)
-    assert {meanwhile.drawn_by(n) for n in range(3)} == {1}
-    assert {after.drawn_by(n) for n in range(3)} == {0, 1}
-    drawn = [images(ray.get(each.all_samples())) for each in (lost, meanwhile, after)]
-    assert drawn[0] == drawn[1] == drawn[2]
-
-
-def test_samples_that_were_lost_since_are_drawn_again(experience, batches):
-    rollouts = experience.rollouts
-    peace, lost = order(rollouts, batches), order(rollouts, batches)
-    rollouts.wait(peace)
-    rollouts.wait(lost)
-    groups = [group for batch in batches for group in batch]
-    some = [DrawnGroup(groups[place], place, 0, 1, 2) for place in (3, 1)]
-    wanted = experience.samples(Harvest(peace), some)
-    assert [[s.id for s in group] for group in wanted] == [[d.sample_id for d in g.group] for g in some]
-    assert {peace.draws(n) for n in range(3)} == {1}
-
-    kill_the_foreman(rollouts)
-    drawn = experience.samples(Harvest(lost), some)
-    assert {lost.draws(n) for n in range(3)} == {2}
-    assert [[s.image_ids.tolist() for s in group] for group in drawn] == [
-        [s.image_ids.tolist() for s in group] for group in wanted
+def generated(rollouts, pending, places=range(4)):
+    """Ids and image tokens of some groups, when all are generated."""
+    rollouts._wait(pending)
+    return [
+        [(s.id, s.image_ids.tolist()) for s in group]
+        for group in rollouts.samples(pending, list(places))
     ]
+
+
+class Holder:
+    def put(self):
+        return [ray.put(np.zeros(2**18))]  # too large to travel inside the reference
+
+
+def lose(pending, place):
+    """Put a reference in a group's place whose object is gone, with the process that held it."""
+    holder = ray.remote(num_cpus=0)(Holder).remote()
+    [ref] = ray.get(holder.put.remote())
+    ray.kill(holder)
+    with pytest.raises(ObjectLostError):
+        while True:  # the news of its end takes a moment
+            ray.get(ref)
+            time.sleep(0.05)
+    for batch in pending.batches:
+        if place < len(batch.samples):
+            batch.samples[place] = ref
+            return
+        place -= len(batch.samples)
+
+
+def test_groups_come_in_their_order(rollouts, groups):
+    pending = rollouts.request(groups, None)
+    stats = rollouts._wait(pending)
+    wanted = [[request.sample_id for request in group] for group in groups]
+    assert [[name for name, _ in group] for group in generated(rollouts, pending)] == wanted
+    assert [[g.prompt.id for g in batch.groups] for batch in pending.batches] == [
+        [g.prompt.id] for g in groups
+    ]
+    assert [each.samples for each in stats] == [2, 2, 3, 2]
+    assert [batch.worker for batch in pending.batches] == [0, 1, 0, 1]
+
+
+def test_a_killed_worker_is_replaced_and_its_groups_come_out_the_same(rollouts, groups):
+    peace = generated(rollouts, rollouts.request(groups, None))
+    before = list(rollouts.workers.handles)
+    pid = ray.get(before[0].__ray_call__.remote(lambda worker: os.getpid()))
+    os.kill(pid, signal.SIGSTOP)
+    pending = rollouts.request(groups, None)
+    os.kill(pid, signal.SIGKILL)
+    assert generated(rollouts, pending) == peace
+    assert rollouts.workers.replaced == 1
+    assert rollouts.workers.handles[0] is not before[0]
+    assert [batch.attempts for batch in pending.batches] == [2, 1, 2, 1]
+    assert {batch.worker for batch in pending.batches} == {1}
+
+
+def test_a_new_worker_is_given_no_work_before_it_holds_the_model(rollouts, groups):
+    rollouts.workers.replace(0, rollouts.workers.handles[0], GetTimeoutError())
+    assert rollouts.workers.ready() == [1]
+    meanwhile = rollouts.request(groups, None)
+    assert {batch.worker for batch in meanwhile.batches} == {1}
+    found = generated(rollouts, meanwhile)
+    while rollouts.workers.ready() == [1]:
+        time.sleep(0.1)
+    after = rollouts.request(groups, None)
+    assert {batch.worker for batch in after.batches} == {0, 1}
+    assert generated(rollouts, after) == found
+
+
+def test_samples_that_were_lost_are_generated_again(rollouts, groups):
+    """Before they were scored, and after; the workers are well, and stay."""
+    peace = generated(rollouts, rollouts.request(groups, None))
+    pending = rollouts.request(groups, None)
+    rollouts._wait(pending)
+    ray.get(pending.results)
+    lose(pending, 2)
+    assert generated(rollouts, pending, [3, 2]) == [peace[3], peace[2]]
+    assert [batch.attempts for batch in pending.batches] == [1, 1, 2, 1]
+
+    lose(pending, 0)
+    rollouts.ensure(pending, [0])
+    assert [batch.attempts for batch in pending.batches] == [2, 1, 2, 1]
+    assert ray.get(pending.samples) == pending.sample_refs()
+    assert generated(rollouts, pending) == peace
+
+    pending.results = ray.put([None, ["scored"], ["scored"], None])  # lost to the reward worker
+    lose(pending, 3)
+    ids = [[name for name, _ in group] for group in peace]
+    assert rollouts._results(pending) == [ids[0], ["scored"], ["scored"], ids[3]]
+    assert rollouts.workers.replaced == 0
+
+
+def test_a_group_that_is_lost_too_often_ends_the_run(rollouts, groups):
+    pending = rollouts.request(groups, None)
+    rollouts._wait(pending)
+    rollouts.config.actors.max_redraws = 1
+    rollouts.ensure(pending, [0])
+    with pytest.raises(ObjectLostError):
+        rollouts.ensure(pending, [0])

@@ -13,13 +13,12 @@ from typer.testing import CliRunner
 from benchmarks.expected import ideas, published, steps_so_far, today
 from cluster.cli import app
 from cluster.config import load_config
-from cluster.efficiency import FACTORS, Efficiency, read_figures
-from cluster.gpus import GPUS, gpu_of_device
-from cluster.lengths import lengths_of
-from cluster.period import Times
-from cluster.plan import model_shapes, published_bytes
-from cluster.speed import SpeedModel, decoder_flops
-from cluster.split import gpus_of, splits
+from cluster.estimate.gpu_memory import model_shapes, published_bytes
+from cluster.estimate.hardware import FACTORS, GPUS, Efficiency, gpu_of_device, read_figures
+from cluster.estimate.speed import SpeedModel, decoder_flops
+from cluster.estimate.split import gpus_of, splits
+from cluster.estimate.step_times import Times
+from cluster.estimate.workload import lengths_of
 from policy.errors import UserError
 from tests.conftest import ROOT, SHAPES
 
@@ -80,7 +79,7 @@ def test_parts_that_were_predicted_as_ranges(seven_b):
     [
         ([], 5),
         (["learner.gradient_checkpointing=false"], 4),
-        (["learner.beta=0", "learner.reference=null"], 4),
+        (["learner.kl_coef=0", "learner.reference=null"], 4),
         (["learner.lora={}", "learner.reference=null"], 4),
     ],
 )

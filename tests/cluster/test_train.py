@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cluster.checkpoint import newest
 from cluster.config import load_config
 from cluster.ledger import faults, read_ledger
-from cluster.preflight import run_folder
-from policy.janus import load_janus
+from cluster.validate import run_folder
+from policy.model import load_janus
 from tests.cluster.commands import TRAIN, a_few, bicot
 from tests.conftest import ROOT
 
@@ -56,7 +56,7 @@ def test_metrics_have_a_line_a_step_and_a_line_an_evaluation(sync_run):
     evaluations = [line for line in lines if "eval/reward" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert [line["step"] for line in evaluations] == [0, 2, 4]
-    names = ("reward", "strict_accuracy", "plan_accuracy", "diversity", "objects", "count", "relation")
+    names = ("reward", "strict_accuracy", "cot_accuracy", "diversity", "objects", "count", "relation")
     for line in evaluations:
         assert all(0 <= line[f"eval/{name}"] <= 1 for name in names)
     for line in steps:
@@ -189,7 +189,7 @@ def test_gradients_that_are_not_finite_stop_the_run_with_what_was_good(sync_run,
         "train.max_skipped_steps=2",
         "train.groups_per_step=2",
         "learner.ranks=1",
-        "learner.beta=1e38",
+        "learner.kl_coef=1e38",
         f"evaluate.prompts={folder.parent / 'heldout.jsonl'}",
         f"runs_dir={tmp_path}",
     )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.recorder import Recorder
-from cluster.wandb_log import WandbConfig, WandbLog
+from cluster.watch.recorder import Recorder
+from cluster.watch.wandb_log import WandbConfig, WandbLog
 from policy.errors import UserError
 
 wandb = pytest.importorskip("wandb", reason="wandb is an extra")

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.shapes import make_prompts
+from examples.shapes.experts import CountExpert, ObjectsExpert, RelationExpert, detect
 from examples.shapes.tiny_janus import build_tokenizer
 from examples.shapes.warmup import Codes
 from examples.shapes.world import (
@@ -14,16 +15,15 @@ from examples.shapes.world import (
     Placed,
     all_prompts,
     corrupt,
+    cot_is_right,
     is_held_out,
     make_plan,
-    plan_is_right,
     plan_text,
     read_plan,
     render,
 )
-from policy.janus import PolicyConfig, load_janus
+from policy.model import PolicyConfig, load_janus
 from policy.prompts import read_prompts
-from rewards.shapes import CountExpert, ObjectsExpert, RelationExpert, detect
 from tests.conftest import SHAPES
 
 EXPERTS = [ObjectsExpert(), CountExpert(), RelationExpert()]
@@ -34,7 +34,7 @@ cells = st.lists(st.sampled_from(list(product(range(3), range(3)))), unique=True
 def accepted(prompt, image):
     """Every expert that applies gives its pass mark."""
     asked = [expert for expert in EXPERTS if expert.applies(prompt)]
-    return all(e.score([image], [prompt]).values[0] >= e.pass_mark for e in asked)
+    return all(e.score([image], [prompt]).values[0] >= e.pass_threshold for e in asked)
 
 
 @st.composite
@@ -66,12 +66,12 @@ def test_words_that_are_no_plan_are_none(text):
 def test_a_plan_is_right_exactly_when_its_drawing_satisfies_the_experts(prompt, seed, errors):
     rng = random.Random(seed)
     plan = make_plan(prompt, rng)
-    assert plan_is_right(prompt, plan_text(plan))
+    assert cot_is_right(prompt, plan_text(plan))
     assert accepted(prompt, render(plan))
     wrong = corrupt(plan, errors, rng)
     apart = len({(p.row, p.column) for p in wrong}) == len(wrong)
     if apart:  # objects drawn over each other may still look right
-        assert plan_is_right(prompt, plan_text(wrong)) == accepted(prompt, render(wrong))
+        assert cot_is_right(prompt, plan_text(wrong)) == accepted(prompt, render(wrong))
 
 
 def test_noise_blank_and_another_prompts_image_are_not_accepted():

@@ -26,7 +26,7 @@ def break_reference(learner: LearnerGroup) -> None:
     [
         {"ranks": 1},
         {"ranks": 2, "zero_stage": 3, "reference": "sharded", "micro_batch_tokens": 300},
-        {"ranks": 2, "zero_stage": 3, "lora": LORA, "guidance": "guided", "lr": 5e-2},
+        {"ranks": 2, "zero_stage": 3, "lora": LORA, "train_distribution": "guided", "lr": 5e-2},
     ],
     ids=["copy", "sharded", "lora off"],
 )
@@ -73,7 +73,7 @@ def test_a_group_that_is_lost_holds_nothing_up(samples, start, groups, reference
 
 
 def test_without_a_reference_nothing_is_prepared(start, groups):  # noqa: F811
-    assert start(beta=0).prepare(groups.samples) == []
+    assert start(kl_coef=0).prepare(groups.samples) == []
 
 
 def test_a_rank_that_dies_over_it_fails_the_step(start, groups):  # noqa: F811

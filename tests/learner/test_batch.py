@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.batch import empty_like, make_batch
-from learner.micro_batches import by_tokens, deal
+from learner.batch import by_tokens, deal, empty_like, make_batch
 
 
 def test_prompts_are_padded_left_and_cots_right(samples):
@@ -17,7 +16,7 @@ def test_prompts_are_padded_left_and_cots_right(samples):
         assert batch.cot_mask[n].sum() == len(sample.cot_ids)
         assert batch.image_prompt_mask[n].sum() == len(sample.image_prompt_ids)
         assert batch.image[n].tolist() == sample.image_ids.tolist()
-        weights = batch.weights[n]
+        weights = batch.token_weights[n]
         split = batch.cot.shape[1]
         assert weights[:split].tolist() == [3.0 * m for m in batch.cot_mask[n].tolist()]
         assert set(weights[split:].tolist()) == {0.5}
@@ -28,7 +27,7 @@ def test_prompts_are_padded_left_and_cots_right(samples):
 def test_an_empty_batch_weighs_nothing(samples):
     batch = empty_like(make_batch(samples, [1.0] * len(samples), pad_id=0))
     assert len(batch) == 1
-    assert batch.weights.abs().sum() == 0
+    assert batch.token_weights.abs().sum() == 0
 
 
 def test_micro_batches_keep_the_token_budget_and_lose_nothing(samples):

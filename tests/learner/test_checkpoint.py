@@ -6,9 +6,9 @@ import pytest
 import ray
 import torch
 
-from learner.convert import to_universal
-from learner.engine import Resume
-from policy.janus import load_janus
+from learner.async_checkpoint import to_universal
+from learner.deepspeed_engine import Resume
+from policy.model import load_janus
 from tests.learner.test_group import groups, save, start, weights_of  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.usefixtures("local_ray")

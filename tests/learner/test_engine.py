@@ -10,7 +10,7 @@ FAULTS = """
 import ctypes, resource, sys
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page is one fault for 512
 import torch
-from learner.engine import keep_freed_memory
+from learner.deepspeed_engine import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 for _ in range(6):  # the heap needs a few to find its shape

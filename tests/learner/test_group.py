@@ -12,10 +12,10 @@ import torch
 
 from learner.batch import make_batch
 from learner.config import LearnerConfig
-from learner.group import LearnerGroup, ScoredGroups
-from learner.grpo import bicot_loss
+from learner.group import LearnerGroup, TrainingGroups
 from learner.logprobs import JanusLogps
-from policy.janus import load_janus
+from learner.losses import bicot_loss
+from policy.model import load_janus
 from policy.weights import unpack
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -33,7 +33,7 @@ def settings(**changes):
 def scored(samples, advantages):
     """Groups of two, in the object store."""
     refs = [ray.put(samples[n : n + 2]) for n in range(0, len(samples), 2)]
-    return ScoredGroups.of(refs, advantages)
+    return TrainingGroups.of(refs, advantages)
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def start(policy_config):
 
     def begin(resume=None, **changes):
         config = settings(**changes)
-        learner = LearnerGroup(policy_config, config, temperature=1.0, guidance=2.0, resume=resume)
+        learner = LearnerGroup.start(
+            policy_config, config, temperature=1.0, guidance=2.0, resume=resume
+        )
         started.append(learner)
         return learner
 
@@ -81,7 +83,9 @@ def plain_training(policy_config, samples, config):
     for name in config.freeze:
         janus.model.get_submodule(name).requires_grad_(False)
     trained = {n: p for n, p in janus.model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), config.lr, betas=config.betas, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        trained.values(), config.lr, betas=config.adam_betas, weight_decay=0.0
+    )
     batch = make_batch(
         samples,
         ADVANTAGES.ravel().tolist(),
@@ -99,8 +103,8 @@ def plain_training(policy_config, samples, config):
             batch.sampled_logps,
             torch.cat([ref.cot, ref.image], 1),
             batch.advantages,
-            batch.weights,
-            beta=config.beta,
+            batch.token_weights,
+            beta=config.kl_coef,
         )
         optimizer.zero_grad()
         (loss.sum / loss.count).backward()
@@ -168,10 +172,10 @@ def test_the_phases_are_told_apart(groups, start):
 
 def test_guided_training_is_on_policy_for_the_guided_distribution(groups, start):
     """The first ratio is 1 only if the learner computes what the sampler drew from."""
-    plain = start(ranks=1, guidance="guided")
+    plain = start(ranks=1, train_distribution="guided")
     frugal = start(
         ranks=2,
-        guidance="guided",
+        train_distribution="guided",
         zero_stage=3,
         logprob_chunk_tokens=5,
         gradient_checkpointing=True,
@@ -186,7 +190,7 @@ def test_guided_training_is_on_policy_for_the_guided_distribution(groups, start)
 
 
 def test_no_kl_weight_means_no_kl(groups, start):
-    learner = start(ranks=1, beta=0.0)
+    learner = start(ranks=1, kl_coef=0.0)
     metrics = [ray.get(learner.step(groups))[0] for _ in range(2)][-1]
     assert metrics["kl/cot"] == metrics["kl/image"] == 0
 
@@ -229,7 +233,7 @@ def test_deepspeeds_own_scheduler_and_optimizer_are_used(groups, start):
 
 def test_bfloat16_trains(samples, policy_config, groups):
     config = policy_config.model_copy(update={"dtype": "bfloat16"})
-    learner = LearnerGroup(config, settings(ranks=1), temperature=1.0, guidance=2.0)
+    learner = LearnerGroup.start(config, settings(ranks=1), temperature=1.0, guidance=2.0)
     losses = [ray.get(learner.step(groups))[0]["loss"] for _ in range(3)]
     trained = weights_of(learner)
     learner.stop()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from learner.advantages import group_advantages
-from learner.grpo import bicot_loss
+from learner.losses import bicot_loss
 from tests.conftest import shared_file
 
 finite = st.floats(-100, 100, width=32)

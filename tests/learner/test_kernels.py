@@ -11,7 +11,7 @@ from learner.batch import make_batch
 from learner.config import LearnerConfig, check_learner
 from learner.logprobs import JanusLogps
 from policy.errors import UserError
-from policy.janus import load_janus
+from policy.model import load_janus
 
 
 def test_kernels_that_are_not_installed_are_refused(policy_config, monkeypatch):

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
 from learner.batch import make_batch
-from learner.logprobs import JanusLogps
-from learner.token_logps import TokenLogps
-from policy.janus import load_janus
+from learner.logprobs import JanusLogps, TokenLogps
+from policy.model import load_janus
 
 
 def plain_logps(head, hidden, ids, temperature, guidance, unconditional):

@@ -8,13 +8,12 @@ import torch
 from actors.torch_sampler import TorchSampler
 from learner.batch import make_batch
 from learner.config import LoraSettings
-from learner.export import exports
 from learner.group import LearnerGroup
 from learner.logprobs import JanusLogps
-from learner.lora import adapters_off, add_adapters, lora_layers
+from learner.lora import adapters_off, add_adapters, exports, lora_layers
 from policy.errors import UserError
-from policy.janus import load_janus
-from policy.records import Draw
+from policy.model import load_janus
+from policy.records import SampleRequest
 from policy.weights import unpack
 from tests.learner.test_group import ADVANTAGES, save, scored, settings
 
@@ -75,7 +74,7 @@ def train(policy, samples, folder, **changes):
     """Three steps; metrics, published weights, and the first metrics of a step on fresh samples."""
     groups = scored(samples, ADVANTAGES)
     config = settings(lora=LORA, lr=5e-2, **changes)
-    learner = LearnerGroup(policy, config, temperature=1.0, guidance=2.0)
+    learner = LearnerGroup.start(policy, config, temperature=1.0, guidance=2.0)
     metrics = [ray.get(learner.step(groups))[0] for _ in range(3)]
     published = learner.publish(1)
     manifest, *buckets = ray.get(ray.get(published.parts))
@@ -106,11 +105,13 @@ def test_samplers_and_files_get_merged_weights_at_every_stage(
         # A sampler with these weights draws what the learner finds to be exactly on-policy.
         sampler = TorchSampler(load_janus(policy_config), sampling, run_seed=3)
         sampler.load_weights(1, tensors.items())
-        fresh = sampler.draw([Draw(p, i) for p in prompts[:2] for i in range(2)])
+        fresh = sampler.generate([SampleRequest(p, i) for p in prompts[:2] for i in range(2)])
         saved = load_janus(policy_config.model_copy(update={"path": str(folder)}))
         batch = make_batch(fresh, [0.0] * 4, pad_id=saved.pad_id)
         np.testing.assert_allclose(
-            logps_of(saved, fresh)[batch.weights > 0], batch.sampled_logps[batch.weights > 0], atol=1e-5
+            logps_of(saved, fresh)[batch.token_weights > 0],
+            batch.sampled_logps[batch.token_weights > 0],
+            atol=1e-5,
         )
         again = scored(fresh, np.array([[1, -1]] * 2, np.float32))
         then = ray.get(learner.step(again))[0]

@@ -6,10 +6,10 @@ import ray
 import torch
 
 from learner.batch import make_batch
+from learner.deepspeed_engine import offload
 from learner.group import LearnerGroup
 from learner.logprobs import JanusLogps
-from learner.reference import offload
-from policy.janus import load_janus
+from policy.model import load_janus
 from tests.learner.test_group import ADVANTAGES, scored, settings
 
 
@@ -21,7 +21,7 @@ def test_every_kind_of_reference_gives_the_same_kl(policy_config, samples, dtype
 
     def some_steps(reference, ranks, stage):
         config = settings(reference=reference, ranks=ranks, zero_stage=stage)
-        learner = LearnerGroup(policy, config, temperature=1.0, guidance=2.0)
+        learner = LearnerGroup.start(policy, config, temperature=1.0, guidance=2.0)
         metrics = [ray.get(learner.step(groups))[0] for _ in range(4)]
         learner.stop()
         return np.array([[m["kl/cot"], m["kl/image"], m["loss"]] for m in metrics])

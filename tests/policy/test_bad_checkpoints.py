@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from policy.convert import convert
 from policy.errors import UserError
-from policy.janus import PolicyConfig, load_janus
+from policy.model import PolicyConfig, load_janus
 
 
 @pytest.fixture(params=["transformers", "original"])

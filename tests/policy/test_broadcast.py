@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from policy.broadcast import Broadcast, Meeting, _errors_spare_the_process
+from policy.weights import Broadcast, BroadcastRendezvous, _errors_spare_the_process
 
 HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
@@ -46,7 +46,7 @@ def test_a_broadcast_that_blocks_is_aborted_and_raises():
     assert member._group.aborted.is_set()
 
 
-def _be_there_and_idle(meeting: Meeting) -> None:
+def _be_there_and_idle(meeting: BroadcastRendezvous) -> None:
     Broadcast(meeting, 1, "cpu")
     time.sleep(60)
 
@@ -54,7 +54,7 @@ def _be_there_and_idle(meeting: Meeting) -> None:
 def test_a_bucket_that_nobody_takes_fails_within_its_own_limit():
     """The receiver lives and does not receive; they had ten minutes to meet, and half a second for a
     bucket, which is larger than what the kernel would buffer."""
-    meeting = Meeting("127.0.0.1", free_port(), 2, timeout_s=600, bucket_timeout_s=0.5)
+    meeting = BroadcastRendezvous("127.0.0.1", free_port(), 2, timeout_s=600, bucket_timeout_s=0.5)
     receiver = multiprocessing.get_context("spawn").Process(target=_be_there_and_idle, args=(meeting,))
     receiver.start()
     try:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from policy.convert import convert
-from policy.janus import PolicyConfig, load_janus
+from policy.model import PolicyConfig, load_janus
 from policy.shards import Shards
 
 

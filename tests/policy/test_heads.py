@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
-from policy.heads import head_logits
+from policy.model import head_logits
 
 
 def heads(hidden: int, vocabulary: int):

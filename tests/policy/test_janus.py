@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from policy.errors import UserError
-from policy.janus import PolicyConfig, load_janus
+from policy.model import PolicyConfig, load_janus
 
 
 def test_a_saved_janus_loads_with_its_tokenizer(janus, policy_config):

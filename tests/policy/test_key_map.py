@@ -4,8 +4,8 @@ import re
 import pytest
 import torch
 
-from policy.checkpoint import original_shapes
-from policy.key_map import RULES, UNUSED_BY_TRANSFORMERS, correspondences, original_name
+from policy.janus_checkpoint import original_shapes
+from policy.janus_layout import RULES, UNUSED_BY_TRANSFORMERS, correspondences, original_name
 from tests.conftest import shared_file
 
 

@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from policy.errors import UserError
-from policy.janus import PolicyConfig, check_policy, load_janus
-from policy.location import is_hub_id, model_file, model_folder
+from policy.hub import is_hub_id, model_file, model_folder
+from policy.model import PolicyConfig, check_policy, load_janus
 
 
 @pytest.fixture

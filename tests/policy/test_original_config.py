@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from policy.checkpoint import model_shapes
 from policy.errors import UserError
-from policy.original_config import TokenIds, to_original, to_transformers
+from policy.janus_checkpoint import model_shapes
+from policy.janus_config import TokenIds, to_original, to_transformers
 from tests.conftest import shared_file
 
 TOKENS = TokenIds(bos=100000, eos=100001, pad=100002, image=100581)

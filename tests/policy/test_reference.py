@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
-from policy.janus import Janus, PolicyConfig, load_janus
+from policy.model import Janus, PolicyConfig, load_janus
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_the_samplers_guided_images_are_those_of_prompts_alone(reference, forwar
     """All prompts in one batch: ours must draw each as the published code draws it alone."""
     sampler = TorchSampler(reference, SamplingConfig(guidance=5.0, temperature=0.0), run_seed=0)
     prompts = [row[0].tolist() for row in rows(forward)]
-    images = sampler.draw_images(prompts, keys=[0] * len(prompts))
+    images = sampler.generate_images(prompts, keys=[0] * len(prompts))
     known = [n for n in range(len(prompts)) if f"cfg.row{n}_alone_greedy_ids" in forward]
     assert known
     for n in known:

@@ -1,7 +1,7 @@
 import pytest
 
 from policy.errors import UserError
-from policy.templates import BEGIN_OF_IMAGE, Templates, load_templates
+from policy.prompts import BEGIN_OF_IMAGE, Templates, load_templates
 
 PLAIN = Templates(system="be brief", semantic_cot="plan {prompt}", image="{prompt}. {cot}")
 

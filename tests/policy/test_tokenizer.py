@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from policy.tokenizer import load_tokenizer, save_tokenizer
+from policy.janus_checkpoint import load_tokenizer, save_tokenizer
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 TEXT = "User: a red circle.\n\nAssistant:<begin_of_image>"

@@ -4,9 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.prompts import read_prompts
-from policy.records import Group
+from policy.records import SHARE, Group, Work
 from policy.weights import PublishedWeights
-from policy.work import SHARE, Work
 from tests.conftest import SHAPES
 
 PROMPTS = read_prompts(SHAPES / "prompts" / "heldout.jsonl")[:9]

@@ -18,7 +18,7 @@ ROW = json.dumps({"prompt": "a red circle", "task_type": "color", "attr_nouns": 
 CONFIG = RewardsConfig.model_validate(
     {
         "experts": {
-            "objects": {"use": "rewards.shapes:ObjectsExpert", "weight": 3},
+            "objects": {"use": "examples.shapes.experts:ObjectsExpert", "weight": 3},
             "bright": {"use": f"{HERE}:Brightness"},
             "spatial": {"use": f"{HERE}:OnlySpatial"},
             "boxes": {"use": f"{HERE}:Boxes", "weight": 0},

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rewards.shapes import COLORS, GROUND
+from examples.shapes.experts import COLORS, GROUND
 
 
 def draw(*shapes: tuple[str, str, int, int]) -> np.ndarray:

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from policy.records import Box, Prompt
-from rewards.expert import Expert, Judgement
+from rewards.expert import Expert, ExpertScores
 
 
 class Brightness(Expert):
     """Mean pixel level, 0..1: an expert that applies to every prompt."""
 
-    pass_mark = 0.7
+    pass_threshold = 0.7
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
-        return Judgement(np.array([image.mean() / 255 for image in images], np.float32))
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
+        return ExpertScores(np.array([image.mean() / 255 for image in images], np.float32))
 
 
 class FailsAtFirst(Brightness):
@@ -26,7 +26,7 @@ class FailsAtFirst(Brightness):
     def __init__(self, counter: str, failures: int):
         self._counter, self._failures = Path(counter), failures
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         with self._counter.open("a") as file:
             file.write("x")
         calls = len(self._counter.read_text())
@@ -38,10 +38,10 @@ class FailsAtFirst(Brightness):
 class SaysWhatItIsTold(Expert):
     """Answers with fixed values, right or wrong."""
 
-    def __init__(self, values: Sequence[float], evidence: Sequence[str] = ()):
-        self._answer = Judgement(np.array(values, np.float32), tuple(evidence))
+    def __init__(self, values: Sequence[float], explanation: Sequence[str] = ()):
+        self._answer = ExpertScores(np.array(values, np.float32), tuple(explanation))
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         return self._answer
 
 
@@ -51,7 +51,7 @@ class OnlySpatial(Brightness):
     def applies(self, prompt: Prompt) -> bool:
         return prompt.task_type == "spatial"
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         assert all(prompt.task_type == "spatial" for prompt in prompts)
         return super().score(images, prompts)
 
@@ -75,7 +75,7 @@ class WaitsForFile(Brightness):
     def __init__(self, file: str):
         self._file = Path(file)
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         while not self._file.exists():
             time.sleep(0.05)
         return super().score(images, prompts)
@@ -87,7 +87,7 @@ class FailsOn(Brightness):
     def __init__(self, word: str):
         self._word = word
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         if any(self._word in prompt.text for prompt in prompts):
             raise OSError(f"blind to {self._word}")
         return super().score(images, prompts)
@@ -99,7 +99,7 @@ class TakesItsTime(Brightness):
     def __init__(self, seconds: float, calls: str | None = None):
         self._seconds, self._calls = seconds, calls and Path(calls)
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         if self._calls:
             with self._calls.open("a") as file:
                 file.write(f"{os.getpid()} {len(images)}\n")
@@ -120,10 +120,10 @@ class ReadsItsEnvironment(Brightness):
 class Boxes(Brightness):
     """Finds the left half of every image."""
 
-    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Judgement:
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         values = super().score(images, prompts).values
         half = Box("left half", 0.5, (0.0, 0.0, 0.5, 1.0))
-        return Judgement(values, ("half",) * len(images), ((half,),) * len(images))
+        return ExpertScores(values, ("half",) * len(images), ((half,),) * len(images))
 
 
 class Placed(Brightness):

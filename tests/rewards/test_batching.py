@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.prompts import plain_prompt
-from rewards.batching import Batcher
-from rewards.expert import Judgement
+from rewards.expert import ExpertScores
+from rewards.replica import Batcher
 
 PROMPT = plain_prompt("x")
 
@@ -28,16 +28,16 @@ class Recorder:
         if wrong := self.bad & set(images):
             raise ValueError(f"cannot judge {min(wrong)}")
         lines = tuple(f"line {n}" for n in images)
-        return Judgement(np.array(images, np.float32), lines, ((),) * len(images))
+        return ExpertScores(np.array(images, np.float32), lines, ((),) * len(images))
 
 
-def judge_all(call, sizes: list[int], size: int, wait_s: float = 0.0):
+def score_groups(call, sizes: list[int], size: int, wait_s: float = 0.0):
     """Requests of these sizes, all at once; images are numbered through. Returns answers or errors."""
 
     async def run():
         batcher, begin, tasks = Batcher(call, size, wait_s), 0, []
         for n in sizes:
-            tasks.append(batcher.judge(list(range(begin, begin + n)), [PROMPT] * n))
+            tasks.append(batcher.score(list(range(begin, begin + n)), [PROMPT] * n))
             begin += n
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -47,10 +47,10 @@ def judge_all(call, sizes: list[int], size: int, wait_s: float = 0.0):
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 7))
 def test_every_request_gets_its_own_answer_in_full_batches_of_the_right_size(sizes, size):
     call = Recorder()
-    answers, begin = judge_all(call, sizes, size), 0
+    answers, begin = score_groups(call, sizes, size), 0
     for n, answer in zip(sizes, answers, strict=True):
         assert answer.values.tolist() == list(range(begin, begin + n))
-        assert answer.evidence == tuple(f"line {i}" for i in range(begin, begin + n))
+        assert answer.explanation == tuple(f"line {i}" for i in range(begin, begin + n))
         begin += n
     assert [i for batch in call.batches for i in batch] == list(range(begin))
     assert [len(batch) for batch in call.batches[:-1]] == [size] * (len(call.batches) - 1)
@@ -63,7 +63,7 @@ def test_every_request_gets_its_own_answer_in_full_batches_of_the_right_size(siz
 )
 def test_only_a_request_that_cannot_be_judged_fails(sizes, size, bad):
     call = Recorder(bad)
-    answers, begin = judge_all(call, sizes, size), 0
+    answers, begin = score_groups(call, sizes, size), 0
     for n, answer in zip(sizes, answers, strict=True):
         numbers = range(begin, begin + n)
         if bad & set(numbers):
@@ -79,9 +79,9 @@ def test_a_batch_that_is_not_full_waits_for_more():
     async def run(wait_s):
         call = Recorder()
         batcher = Batcher(call, 4, wait_s)
-        first = asyncio.create_task(batcher.judge([0, 1], [PROMPT] * 2))
+        first = asyncio.create_task(batcher.score([0, 1], [PROMPT] * 2))
         await asyncio.sleep(0.01)
-        await asyncio.gather(first, batcher.judge([2, 3], [PROMPT] * 2))
+        await asyncio.gather(first, batcher.score([2, 3], [PROMPT] * 2))
         return call.batches
 
     assert asyncio.run(run(0.0)) == [[0, 1], [2, 3]]
@@ -97,9 +97,9 @@ def test_images_that_nobody_waits_for_are_not_judged():
             return await call(images, prompts)
 
         batcher = Batcher(gated, 1)
-        first = asyncio.create_task(batcher.judge([0], [PROMPT]))
-        gone = asyncio.create_task(batcher.judge([1, 2], [PROMPT] * 2))
-        last = asyncio.create_task(batcher.judge([3], [PROMPT]))
+        first = asyncio.create_task(batcher.score([0], [PROMPT]))
+        gone = asyncio.create_task(batcher.score([1, 2], [PROMPT] * 2))
+        last = asyncio.create_task(batcher.score([3], [PROMPT]))
         await asyncio.sleep(0.01)
         gone.cancel()
         gate.set()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.boxes import gap, iou, nms, to_xyxy
+from rewards.matching import gap, iou, nms, to_xyxy
 
 coordinate = st.integers(0, 16).map(lambda n: n / 16)
 boxes = st.tuples(coordinate, coordinate, coordinate, coordinate).map(

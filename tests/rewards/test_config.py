@@ -1,29 +1,29 @@
 import pytest
 from pydantic import ValidationError
 
+from examples.shapes.experts import ObjectsExpert
 from policy.errors import UserError
 from rewards.config import ExpertConfig, RewardsConfig
-from rewards.loading import check_experts, constructor_options, load_expert_class
-from rewards.shapes import ObjectsExpert
+from rewards.expert import check_experts, constructor_options, load_expert_class
 
 HERE = "tests.rewards.experts_for_tests"
 
 
 def test_built_in_expert_is_found_by_its_full_name():
-    assert load_expert_class("rewards.shapes:ObjectsExpert") is ObjectsExpert
+    assert load_expert_class("examples.shapes.experts:ObjectsExpert") is ObjectsExpert
 
 
 @pytest.mark.parametrize(
     ("use", "complaint"),
     [
-        ("rewards.shapes.ObjectsExpert", "write package.module:Class"),
+        ("examples.shapes.experts.ObjectsExpert", "write package.module:Class"),
         ("rewards.shapes:", "write package.module:Class"),
         (":ObjectsExpert", "write package.module:Class"),
         ("../shapes:ObjectsExpert", "write package.module:Class"),
         ("rewards.shape:ObjectsExpert", "there is no module 'rewards.shape'"),
         ("nowhere.at.all:Expert", "there is no module 'nowhere'"),
-        ("rewards.shapes:ObjectExpert", "did you mean ObjectsExpert?"),
-        ("rewards.shapes:Detection", "not a subclass of rewards.expert.Expert"),
+        ("examples.shapes.experts:ObjectExpert", "did you mean ObjectsExpert?"),
+        ("examples.shapes.experts:Detection", "not a subclass of rewards.expert.Expert"),
         (f"{HERE}:NotAnExpert", "not a subclass of rewards.expert.Expert"),
         (f"{HERE}:Unfinished", "does not define score"),
     ],
@@ -61,7 +61,7 @@ def one(**fields) -> RewardsConfig:
 
 def test_check_names_the_expert():
     with pytest.raises(UserError, match=r"rewards\.experts\.mine: .*did you mean CountExpert"):
-        check_experts(one(use="rewards.shapes:CounterExpert"))
+        check_experts(one(use="examples.shapes.experts:CounterExpert"))
 
 
 @pytest.mark.parametrize("options", [{"counter": "x"}, {"counter": "x", "failures": 1, "colour": 3}])
@@ -76,7 +76,7 @@ def test_device_and_dtype_go_to_a_constructor_that_takes_them():
     options = constructor_options(ExpertConfig(**placed, options={"words": 3}))
     assert options == {"words": 3, "device": "cpu", "dtype": "bfloat16"}
     with pytest.raises(UserError, match=r"rewards\.experts\.mine: options: .*'device'"):
-        check_experts(one(use="rewards.shapes:CountExpert", device="cpu"))
+        check_experts(one(use="examples.shapes.experts:CountExpert", device="cpu"))
     with pytest.raises(UserError, match="device is set, and again in options"):
         check_experts(one(**placed, options={"device": "cuda"}))
 
@@ -113,12 +113,12 @@ def test_an_expert_may_have_patience_of_its_own():
 )
 def test_settings_that_contradict_are_refused(fields, complaint):
     with pytest.raises(ValidationError, match=complaint):
-        one(use="rewards.shapes:CountExpert", **fields)
+        one(use="examples.shapes.experts:CountExpert", **fields)
 
 
 def test_a_resolved_config_reads_as_itself():
     config = one(
-        use="rewards.shapes:CountExpert", autoscale={"max": 4}, normalize={"low": 0, "high": 9}
+        use="examples.shapes.experts:CountExpert", autoscale={"max": 4}, normalize={"low": 0, "high": 9}
     )
     assert RewardsConfig.model_validate(config.model_dump(mode="json")) == config
     assert config.experts["mine"].most_replicas == 4
@@ -132,11 +132,11 @@ def test_check_builds_nothing():
     "experts",
     [
         {},
-        {"idle": {"use": "rewards.shapes:CountExpert", "weight": 0}},
-        {"Bad-Name": {"use": "rewards.shapes:CountExpert"}},
-        {"typo": {"use": "rewards.shapes:CountExpert", "wieght": 1}},
-        {"negative": {"use": "rewards.shapes:CountExpert", "weight": -1}},
-        {"endless": {"use": "rewards.shapes:CountExpert", "weight": float("inf")}},
+        {"idle": {"use": "examples.shapes.experts:CountExpert", "weight": 0}},
+        {"Bad-Name": {"use": "examples.shapes.experts:CountExpert"}},
+        {"typo": {"use": "examples.shapes.experts:CountExpert", "wieght": 1}},
+        {"negative": {"use": "examples.shapes.experts:CountExpert", "weight": -1}},
+        {"endless": {"use": "examples.shapes.experts:CountExpert", "weight": float("inf")}},
     ],
 )
 def test_impossible_settings_are_refused(experts):

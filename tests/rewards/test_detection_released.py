@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from rewards.boxes import nms
 from rewards.detection import (
     Detection,
     count_score,
@@ -14,6 +13,7 @@ from rewards.detection import (
     relation_score,
     spatial_score,
 )
+from rewards.matching import nms
 from tests.conftest import shared_file
 
 

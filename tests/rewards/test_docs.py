@@ -68,6 +68,6 @@ def test_the_example_is_served_as_it_stands(gateway, tmp_path):
     wanted = module.Colorful(gain=1.5).score([IMAGE], [None])
     said = image["experts"]["colorful"]
     assert said["score"] == pytest.approx(float(wanted.values[0]), rel=1e-5)
-    assert said["evidence"] == wanted.evidence[0]
+    assert said["explanation"] == wanted.explanation[0]
     assert image["experts"]["objects"]["score"] is None
     assert image["reward"] == said["score"]

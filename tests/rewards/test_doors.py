@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from policy.errors import UserError
 from rewards.config import GatewayConfig, RewardsConfig
-from rewards.doors import CountReplies, LimitBody, LimitConcurrency, RequireToken, token_digest
-from rewards.loading import check_experts
-from rewards.startup import start_serve
+from rewards.expert import check_experts
+from rewards.middleware import CountReplies, LimitBody, LimitConcurrency, RequireToken, token_digest
+from rewards.serving import start_serve
 
 TOKEN = "correct horse battery staple"
 
@@ -126,7 +126,7 @@ def test_a_token_that_is_none_is_found_before_anything_starts(monkeypatch, value
     if value is not None:
         monkeypatch.setenv("BICOT_TOKEN", value)
     gateway = GatewayConfig(host="0.0.0.0", token_env="BICOT_TOKEN")
-    experts = {"count": {"use": "rewards.shapes:CountExpert"}}
+    experts = {"count": {"use": "examples.shapes.experts:CountExpert"}}
     config = RewardsConfig(experts=experts, gateway=gateway)
     for refuses in (lambda: check_experts(config), lambda: start_serve(gateway)):
         with pytest.raises(UserError, match=f"variable BICOT_TOKEN .*{why}"):

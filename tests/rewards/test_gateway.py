@@ -16,8 +16,7 @@ from ray import serve
 from policy.errors import UserError
 from rewards.config import GatewayConfig
 from rewards.gateway import build_app, start_gateway
-from rewards.serving import deploy_experts
-from rewards.startup import start_serve, usable_port
+from rewards.serving import deploy_experts, start_serve, usable_port
 from tests.rewards.asking_the_gateway import CIRCLE, CONFIG, ROW, as_json, encoded, form, metric
 from tests.rewards.drawing import draw
 
@@ -58,8 +57,8 @@ def test_an_image_is_scored_by_all_experts(http):
     (image,) = scored(http.post("/v1/score", **form(encoded(CIRCLE))))
     objects, bright = image["experts"]["objects"], image["experts"]["bright"]
     assert objects["score"] > 0.9
-    assert objects["evidence"].startswith("red circle (6,6)")
-    nothing = {"score": None, "error": None, "evidence": "", "boxes": []}
+    assert objects["explanation"].startswith("red circle (6,6)")
+    nothing = {"score": None, "error": None, "explanation": "", "boxes": []}
     assert bright == nothing | {"score": pytest.approx(CIRCLE.mean() / 255)}
     assert image["experts"]["spatial"] == nothing
     assert "expert broken gave nan" in image["experts"]["broken"]["error"]
@@ -129,7 +128,7 @@ def test_experts_are_listed(http):
     assert [(e["name"], e["status"], e["running"]) for e in listed] == [
         (name, "RUNNING", 1) for name in CONFIG.experts
     ]
-    assert listed[0]["use"] == "rewards.shapes:ObjectsExpert"
+    assert listed[0]["use"] == "examples.shapes.experts:ObjectsExpert"
     assert listed[0]["weight"] == 3
 
 

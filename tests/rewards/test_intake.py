@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from policy.records import Prompt
-from rewards.intake import read_images, read_prompt
+from rewards.schemas import read_images, read_prompt
 
 NOISE = np.random.default_rng(0).integers(0, 255, (24, 31, 3), np.uint8)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.errors import UserError
-from rewards.nouns import phrase_spans, plain_noun, same_noun
+from rewards.matching import phrase_spans, plain_noun, same_noun
 from tests.conftest import shared_file
 
 words = st.text("abcxyz'-é", min_size=1, max_size=5)

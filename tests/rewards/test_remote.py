@@ -8,10 +8,10 @@ import httpx
 import numpy as np
 import pytest
 
+from examples.shapes.experts import ObjectsExpert
 from policy.prompts import parse_prompt, plain_prompt
 from rewards.gateway import start_gateway
 from rewards.remote import RemoteExpert, RemoteExpertError
-from rewards.shapes import ObjectsExpert
 from tests.rewards.asking_the_gateway import CIRCLE, CONFIG, ROW, encoded, form, metric
 from tests.rewards.drawing import draw
 from tests.rewards.experts_for_tests import Boxes
@@ -20,13 +20,13 @@ from tests.rewards.experts_for_tests import Boxes
 def test_a_remote_expert_says_what_the_expert_says(http):
     prompts = [parse_prompt(json.loads(ROW)), plain_prompt("x"), parse_prompt(json.loads(ROW))]
     local, remote = ObjectsExpert(), RemoteExpert(str(http.base_url), "objects")
-    assert remote.pass_mark == local.pass_mark
+    assert remote.pass_threshold == local.pass_threshold
     assert remote.applies_to(prompts) == [True, False, True]
     assert remote.applies(prompts[0])
     images = [CIRCLE, draw(("blue", "circle", 2, 2))]
     said, wanted = remote.score(images, prompts[::2]), local.score(images, prompts[::2])
     np.testing.assert_allclose(said.values, wanted.values, rtol=1e-6)
-    assert said.evidence == wanted.evidence
+    assert said.explanation == wanted.explanation
     boxed = RemoteExpert(str(http.base_url), "boxes").score([CIRCLE], prompts[:1])
     assert boxed.boxes == Boxes().score([CIRCLE], prompts[:1]).boxes
 

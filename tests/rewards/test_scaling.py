@@ -1,4 +1,4 @@
-"""Experts that scale, die and bring packages of their own, while a real Judge asks them."""
+"""Experts that scale, die and bring packages of their own, while a real RewardWorker asks them."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ import ray
 
 from policy.errors import UserError
 from policy.records import Group
+from rewards.client import RewardWorker
 from rewards.config import RewardsConfig
-from rewards.ensemble import settle
-from rewards.panel import Judge
+from rewards.rewards import compute_rewards
 from rewards.serving import deploy_experts
 from rewards.status import ExpertStatus, expert_statuses, scale_expert
 from tests.conftest import ROOT
@@ -34,10 +34,10 @@ def wheel(folder: Path) -> str:
     files = {
         "bicot_tiny_expert.py": (
             "import numpy as np\n"
-            "from rewards.expert import Expert, Judgement\n"
+            "from rewards.expert import Expert, ExpertScores\n"
             "class Half(Expert):\n"
             "    def score(self, images, prompts):\n"
-            "        return Judgement(np.full(len(images), 0.5))\n"
+            "        return ExpertScores(np.full(len(images), 0.5))\n"
         ),
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: bicot-tiny-expert\nVersion: 1.0\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
@@ -79,21 +79,21 @@ def config(serving, tmp_path_factory) -> RewardsConfig:
 
 
 def judge_of(config: RewardsConfig, *names: str):
-    """A Judge of some of the experts, and the configuration that it has."""
+    """A RewardWorker of some of the experts, and the configuration that it has."""
     some = config.model_copy(update={"experts": {name: config.experts[name] for name in names}})
-    return ray.remote(num_cpus=0)(Judge).remote(some), some
+    return ray.remote(num_cpus=0)(RewardWorker).remote(some), some
 
 
 def asked(judge) -> list[ray.ObjectRef]:
     """One group for each grey."""
     return [
-        judge.judge.remote([ray.put([sample(PLAIN, image, n)])], Group(PLAIN, 1, first=n))
+        judge.score_group.remote([ray.put([sample(PLAIN, image, n)])], Group(PLAIN, 1, first=n))
         for n, image in enumerate(GREY)
     ]
 
 
-def rewards(opinions, config: RewardsConfig) -> list[float]:
-    scores = settle(opinions, config, {}).scores
+def rewards(results, config: RewardsConfig) -> list[float]:
+    scores = compute_rewards(results, config, {}).scores
     assert not any(isinstance(s, str) for s in scores), scores
     return [float(s.rewards[0]) for s in scores]
 
@@ -127,9 +127,11 @@ def test_a_burst_raises_the_replicas_to_the_bound_and_idleness_lowers_them(confi
     end = time.monotonic() + 60
     while status("elastic").running > 1:  # a judge that goes on asking never notices
         assert time.monotonic() < end, "no replica was taken away"
-        opinions = ray.get(judge.judge.remote([ray.put([sample(PLAIN, GREY[3])])], Group(PLAIN, 1)))
-        assert rewards([opinions], some) == [pytest.approx(TRUTH[3])]
-        assert opinions.by_expert["elastic"].retries == 0
+        results = ray.get(
+            judge.score_group.remote([ray.put([sample(PLAIN, GREY[3])])], Group(PLAIN, 1))
+        )
+        assert rewards([results], some) == [pytest.approx(TRUTH[3])]
+        assert results.by_expert["elastic"].retries == 0
         time.sleep(0.2)
 
 
@@ -141,9 +143,9 @@ def test_a_replica_killed_in_mid_batch_loses_no_score_and_makes_none_up(config):
         time.sleep(0.02)
     victim = int(calls.read_text().splitlines()[-1].split()[0])
     os.kill(victim, signal.SIGKILL)
-    opinions = ray.get(pending)
-    np.testing.assert_allclose(rewards(opinions, some), TRUTH, rtol=1e-6)
-    assert any(o.by_expert["mortal"].retries for o in opinions)
+    results = ray.get(pending)
+    np.testing.assert_allclose(rewards(results, some), TRUTH, rtol=1e-6)
+    assert any(o.by_expert["mortal"].retries for o in results)
     wait_for("mortal", 2)
     pids = {int(line.split()[0]) for line in calls.read_text().splitlines()}
     assert victim in pids
@@ -189,8 +191,8 @@ def test_what_cannot_be_scaled_is_explained(config):
 
 def test_an_expert_brings_its_own_package_and_its_own_environment(config):
     judge, _ = judge_of(config, "packed", "told", "plain")
-    opinions = ray.get(judge.judge.remote([ray.put([sample(PLAIN, GREY[0])])], Group(PLAIN, 1)))
-    assert [float(o.said.values[0]) for o in opinions.by_expert.values()] == [0.5, 0, 0]
+    results = ray.get(judge.score_group.remote([ray.put([sample(PLAIN, GREY[0])])], Group(PLAIN, 1)))
+    assert [float(o.outcome.values[0]) for o in results.by_expert.values()] == [0.5, 0, 0]
     with pytest.raises(ModuleNotFoundError):
         import bicot_tiny_expert  # noqa: F401
     assert "BICOT_TEST_WORD" not in os.environ

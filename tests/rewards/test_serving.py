@@ -1,4 +1,4 @@
-"""Experts as real Serve applications, asked by a real Judge actor."""
+"""Experts as real Serve applications, asked by a real RewardWorker."""
 
 import asyncio
 import os
@@ -11,16 +11,13 @@ import ray
 from ray import serve
 
 from policy.errors import UserError
-from policy.records import Box, Draw, Group, Prompt, Sample, Scores
-from policy.work import Work
-from rewards.asking import ask_expert, spread
+from policy.records import Box, Group, Prompt, Sample, SampleRequest, Scores, Work
+from rewards.client import RewardWorker
 from rewards.config import ExpertConfig, GatewayConfig, RewardsConfig
-from rewards.ensemble import settle
-from rewards.expert import Judgement
+from rewards.expert import ExpertScores, Failure, GroupResults, scatter, score_checked
 from rewards.gateway import start_gateway
-from rewards.opinions import Failure, Opinions
-from rewards.panel import Judge
 from rewards.replica import ExpertReplica
+from rewards.rewards import compute_rewards
 from rewards.serving import check_applicability, deploy_experts
 from tests.rewards.drawing import draw
 from tests.rewards.experts_for_tests import SaysWhatItIsTold
@@ -32,18 +29,18 @@ HERE = "tests.rewards.experts_for_tests"
 
 
 @pytest.mark.parametrize(
-    ("values", "evidence", "complaint"),
+    ("values", "explanation", "complaint"),
     [
-        ([0.5], (), "expert told gave values of shape .1,., 2 evidences and 2 lists of boxes for 2"),
+        ([0.5], (), "expert told gave values of shape .1,., 2 explanations and 2 lists of boxes for 2"),
         ([[0.5, 0.5]], (), "expert told gave values of shape .1, 2."),
         ([0.5, float("nan")], (), "expert told gave nan for prompt 'something bright'"),
         ([float("inf"), 0.5], (), "expert told gave inf for prompt 'a red circle'"),
-        ([0.5, 0.5], ("only one",), "1 evidences and 2 lists of boxes for 2 images"),
+        ([0.5, 0.5], ("only one",), "1 explanations and 2 lists of boxes for 2 images"),
     ],
 )
-def test_a_wrong_answer_raises(values, evidence, complaint):
+def test_a_wrong_answer_raises(values, explanation, complaint):
     with pytest.raises(RuntimeError, match=complaint):
-        ask_expert("told", SaysWhatItIsTold(values, evidence), [WHITE, WHITE], [RED, PLAIN])
+        score_checked("told", SaysWhatItIsTold(values, explanation), [WHITE, WHITE], [RED, PLAIN])
 
 
 def test_an_expert_is_asked_only_where_it_applies(local_ray):
@@ -53,18 +50,18 @@ def test_an_expert_is_asked_only_where_it_applies(local_ray):
     async def score(prompts):
         return await replica.score_images([ray.put([WHITE] * len(prompts))], prompts)
 
-    answer = asyncio.run(score([RED, spatial, PLAIN])).judgement
+    answer = asyncio.run(score([RED, spatial, PLAIN])).scores
     np.testing.assert_array_equal(answer.values, np.array([np.nan, 1, np.nan], np.float32))
-    assert answer.evidence == ("", "", "")
-    assert np.isnan(asyncio.run(score([RED, PLAIN])).judgement.values).all()
+    assert answer.explanation == ("", "", "")
+    assert np.isnan(asyncio.run(score([RED, PLAIN])).scores.values).all()
 
 
 def test_boxes_go_where_they_belong():
     box = Box("dog", 0.9, (0.0, 0.1, 0.5, 1.0))
-    said = Judgement(np.array([0.5], np.float32), ("one dog",), ((box,),))
-    answer = spread(said, [False, True])
+    said = ExpertScores(np.array([0.5], np.float32), ("one dog",), ((box,),))
+    answer = scatter(said, [False, True])
     assert answer.boxes == ((), (box,))
-    assert answer.evidence == ("", "one dog")
+    assert answer.explanation == ("", "one dog")
 
 
 # --- through Ray ---
@@ -75,7 +72,7 @@ def experts(serving, tmp_path_factory):
     """Config entries of experts that run, by name."""
     files = tmp_path_factory.mktemp("experts")
     entries = {
-        "objects": {"use": "rewards.shapes:ObjectsExpert", "weight": 3},
+        "objects": {"use": "examples.shapes.experts:ObjectsExpert", "weight": 3},
         "bright": {"use": f"{HERE}:Brightness", "replicas": 2},
         "fogged": {
             "use": f"{HERE}:FailsAtFirst",
@@ -99,12 +96,14 @@ def config_of(experts: dict, *names: str, **settings) -> RewardsConfig:
 
 def ask_judge(
     config: RewardsConfig, samples: list[Sample], prompts: list[Prompt]
-) -> tuple[Opinions, Scores | str]:
+) -> tuple[GroupResults, Scores | str]:
     """What the experts say, and what comes of it."""
-    actor = ray.remote(num_cpus=0)(Judge).remote(config)
-    group = [Draw(prompt, sample.index) for prompt, sample in zip(prompts, samples, strict=True)]
-    opinions = ray.get(actor.judge.remote([ray.put(samples)], group))
-    return opinions, *settle([opinions], config, {}).scores
+    actor = ray.remote(num_cpus=0)(RewardWorker).remote(config)
+    group = [
+        SampleRequest(prompt, sample.index) for prompt, sample in zip(prompts, samples, strict=True)
+    ]
+    results = ray.get(actor.score_group.remote([ray.put(samples)], group))
+    return results, *compute_rewards([results], config, {}).scores
 
 
 def test_serve_runs_without_http(experts):
@@ -131,31 +130,31 @@ def test_the_judge_weighs_what_applies(experts):
     expected = [(3 * found[0] + level[0]) / 4, level[1] / 4, 1]
     np.testing.assert_allclose(scores.rewards, expected, rtol=1e-6)
     assert scores.passed.tolist() == [True, False, True]
-    assert scores.evidence[0][0].startswith("red circle")
+    assert scores.explanation[0][0].startswith("red circle")
 
 
 def test_an_expert_that_recovers_is_asked_again(experts):
     config = config_of(experts, "fogged", retries=2)
-    opinions, scores = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    results, scores = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
     assert scores.rewards.tolist() == [1]
-    assert opinions.by_expert["fogged"].retries == 2
+    assert results.by_expert["fogged"].retries == 2
     assert len(Path(experts["fogged"]["options"]["counter"]).read_text()) == 3
 
 
 def test_an_expert_that_stays_broken_gives_no_score(experts):
     config = config_of(experts, "bright", "dead", retries=1)
-    opinions, why = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    results, why = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
     reason = "OSError: the lens is fogged (call 2)"
-    assert opinions.by_expert["dead"].said == Failure("dead", 2, reason)
+    assert results.by_expert["dead"].outcome == Failure("dead", 2, reason)
     assert why == f"expert dead failed 2 times, at last with: {reason}"
 
 
 def test_what_is_no_number_is_told_from_other_failures(experts):
     config = config_of(experts, "bright", "nan", retries=0)
-    opinions, _ = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
-    failure = opinions.by_expert["nan"].said
+    results, _ = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    failure = results.by_expert["nan"].outcome
     assert failure.not_a_score
-    assert failure.reason == "NotAScore: expert nan gave nan for prompt 'something bright'"
+    assert failure.reason == "InvalidScore: expert nan gave nan for prompt 'something bright'"
 
 
 def test_an_expert_that_is_too_slow_gives_no_score(experts):
@@ -177,7 +176,7 @@ def test_a_whole_order_is_judged_but_for_what_is_lost(experts):
     """Each group as soon as its samples are there; the samples of one never come."""
 
     @ray.remote(num_cpus=0)
-    class Drawer:
+    class PairSampler:
         def samples(self, level: int, pause_s: float):
             time.sleep(pause_s)
             return [sample(PLAIN, np.full_like(WHITE, level), n) for n in (3, 4)]
@@ -185,16 +184,18 @@ def test_a_whole_order_is_judged_but_for_what_is_lost(experts):
         def die(self):
             os._exit(1)
 
-    actor = ray.remote(num_cpus=0)(Judge).remote(config_of(experts, "bright"))
-    drawers = [Drawer.remote() for _ in range(3)]
+    actor = ray.remote(num_cpus=0)(RewardWorker).remote(config_of(experts, "bright"))
+    drawers = [PairSampler.remote() for _ in range(3)]
     refs = [d.samples.remote(51 * n, 0.5 * n) for n, d in enumerate(drawers[:2])]
     refs.insert(1, drawers[2].die.remote())
     group = Group(PLAIN, 2, first=3)
-    first, lost, last = ray.get(actor.judge_all.remote(refs, Work.of([(group,), (group, group)], None)))
+    first, lost, last = ray.get(
+        actor.score_groups.remote(refs, Work.of([(group,), (group, group)], None))
+    )
     assert lost is None
-    for opinions, level in ((first, 0), (last, 0.2)):
-        assert opinions.sample_ids == (f"{PLAIN.id}/3", f"{PLAIN.id}/4")
-        np.testing.assert_allclose(opinions.by_expert["bright"].said.values, [level] * 2, rtol=1e-6)
+    for results, level in ((first, 0), (last, 0.2)):
+        assert results.sample_ids == (f"{PLAIN.id}/3", f"{PLAIN.id}/4")
+        np.testing.assert_allclose(results.by_expert["bright"].outcome.values, [level] * 2, rtol=1e-6)
 
 
 def test_a_prompt_that_no_expert_applies_to_is_named(experts):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from examples.shapes.experts import COLORS, SHAPES, CountExpert, ObjectsExpert, RelationExpert, detect
 from policy.prompts import parse_prompt, plain_prompt
 from policy.records import Prompt
-from rewards.shapes import COLORS, SHAPES, CountExpert, ObjectsExpert, RelationExpert, detect
 from tests.rewards.drawing import draw
 
 
@@ -63,7 +63,7 @@ def test_relation_has_a_direction():
 
 def test_evidence_says_what_was_seen():
     answer = ObjectsExpert().score([draw(("red", "circle", 2, 2))], [prompt(attr_nouns=["red circle"])])
-    assert answer.evidence[0].startswith("red circle (6,6)")
+    assert answer.explanation[0].startswith("red circle (6,6)")
 
 
 def test_a_plain_sentence_concerns_none_of_them():

@@ -62,7 +62,7 @@ def test_pick_score_in_its_published_unit(folder):
     np.testing.assert_allclose(
         logits.score(shown, asked).values, scale * cosines.score(shown, asked).values, rtol=1e-5
     )
-    assert logits.pass_mark == pytest.approx(scale * cosines.pass_mark)
+    assert logits.pass_threshold == pytest.approx(scale * cosines.pass_threshold)
 
 
 def test_a_prompt_longer_than_the_context_is_cut(folder):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rewards.config import ExpertConfig, RewardsConfig
-from rewards.loading import check_experts
+from rewards.expert import check_experts
 from tests.conftest import ROOT
 
 BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "vision_experts.md").read_text(), re.DOTALL)

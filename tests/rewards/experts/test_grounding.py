@@ -17,13 +17,11 @@ from transformers import (
 from policy.errors import UserError
 from policy.prompts import parse_prompt
 from policy.records import Prompt
-from rewards.asking import ask_expert
 from rewards.detection import existence_score, spatial_score
+from rewards.expert import score_checked
 from rewards.experts.detector import Detector
 from rewards.experts.grounding import GroundingDino, Owlv2
-from rewards.experts.grounding_config import config_of
-from rewards.experts.grounding_layout import to_transformers
-from rewards.experts.grounding_positions import phrase_positions
+from rewards.experts.grounding_checkpoint import config_of, phrase_positions, to_transformers
 from tests.rewards.experts import tiny
 from tests.rewards.experts.grounding_original import original_tensors, tiny_grounding_dino
 
@@ -116,10 +114,10 @@ def test_scores_are_those_of_its_detections_and_people_see_them(detector):
     asked = prompts()
     nouns = [detector.nouns(prompt) for prompt in asked]
     found = detector.detect(images(), nouns)
-    said = ask_expert("detector", detector, images(), asked)
+    said = score_checked("detector", detector, images(), asked)
     assert said.values[0] == pytest.approx(spatial_score(found[0], asked[0].spatial_info))
     assert said.values[2] == pytest.approx(existence_score(found[2], asked[2].nouns))
-    assert [line.partition(":")[0] for line in said.evidence] == [
+    assert [line.partition(":")[0] for line in said.explanation] == [
         "spatial",
         "count",
         "existence",

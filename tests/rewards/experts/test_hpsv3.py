@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
 
 from policy.errors import UserError
+from rewards.experts.common import read_template
 from rewards.experts.hpsv3 import HPSv3
-from rewards.experts.templates import read_template
 from tests.rewards.experts import tiny
 
 PIXELS = 56 * 56
@@ -94,7 +94,7 @@ def test_the_whole_conversation_read_by_transformers_says_the_same(published, ba
 
 def test_evidence_tells_the_spread(published, base):
     answer = expert(published, base).score(tiny.images(1), tiny.prompts()[:1])
-    assert answer.evidence[0].startswith(f"mu {answer.values[0]:.2f}, sigma ")
+    assert answer.explanation[0].startswith(f"mu {answer.values[0]:.2f}, sigma ")
 
 
 def test_a_file_that_is_no_hpsv3(published, base, tmp_path):

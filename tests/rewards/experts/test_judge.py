@@ -121,7 +121,7 @@ def test_yes_or_no_by_likelihood(server):
     judge = VlmJudge(server.url, MODEL, retries=0)
     answer = judge.score(reds(*LEVELS), [ASKED] * 5)
     np.testing.assert_allclose(answer.values, [(level + 1) / 257 for level in LEVELS], atol=1e-6)
-    assert answer.evidence[0] == f"yes: {1 / 257:.3f}"
+    assert answer.explanation[0] == f"yes: {1 / 257:.3f}"
     body = server.asked[-1]
     assert (body["max_tokens"], body["logprobs"], body["model"]) == (1, True, MODEL)
     text = body["messages"][0]["content"][1]["text"]
@@ -142,7 +142,7 @@ def test_a_server_without_likelihoods_gives_grades(server, how):
     server.logprobs, server.refuses_logprobs = False, how == "refuses"
     answer = VlmJudge(server.url, MODEL).score(reds(0, 128, 255), [ASKED] * 3)
     np.testing.assert_allclose(answer.values, [0, 0.5, 1], atol=1e-6)
-    assert answer.evidence[1] == "grade: 0.500"
+    assert answer.explanation[1] == "grade: 0.500"
     assert "from 0" in server.asked[-1]["messages"][0]["content"][1]["text"]
     with pytest.raises(UserError, match="tells no log-probabilities: set answer: grade"):
         VlmJudge(server.url, MODEL, answer="yes_no")

@@ -70,8 +70,8 @@ def test_words_that_are_there_and_words_that_are_not(ocr, word):
     assert answer.values[0] > 0.9
     assert answer.values[1] < 0.3
     assert answer.values[2] == 0
-    assert answer.evidence[0] == f"read: {word}"
-    assert answer.evidence[2] == "nothing to read"
+    assert answer.explanation[0] == f"read: {word}"
+    assert answer.explanation[2] == "nothing to read"
 
 
 def test_boxes_are_where_the_words_are(ocr):

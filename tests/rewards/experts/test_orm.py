@@ -130,7 +130,7 @@ def test_both_layouts_say_the_same(original, converted):
     one = Orm(str(original[0]), **tiny.EXACT).score(shown, asked)
     other = Orm(str(converted), **tiny.EXACT).score(shown, asked)
     np.testing.assert_allclose(one.values, other.values, atol=1e-6)
-    assert one.evidence[0] == f"yes: {one.values[0]:.3f}"
+    assert one.explanation[0] == f"yes: {one.values[0]:.3f}"
 
 
 def test_a_wide_image_gets_grey_borders(original):

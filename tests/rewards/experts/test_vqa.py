@@ -19,7 +19,7 @@ from transformers import (
 
 from policy.errors import UserError
 from policy.prompts import plain_prompt
-from rewards.experts.reading import yes_share
+from rewards.experts.common import yes_share
 from rewards.experts.vqa import BlipVqa, Git
 from tests.rewards.experts import tiny
 
@@ -83,7 +83,7 @@ def test_git_says_what_the_plain_model_says(git):
         shares.append(float(yes / (yes + no)))
     answer = Git(str(git), **tiny.EXACT).score([image], [prompt])
     assert answer.values[0] == pytest.approx(np.mean(shares), abs=1e-5)
-    assert answer.evidence == (f"red dog: {shares[0]:.2f}; a big blue bench: {shares[1]:.2f}",)
+    assert answer.explanation == (f"red dog: {shares[0]:.2f}; a big blue bench: {shares[1]:.2f}",)
 
 
 def test_blip_answers_as_it_generates(blip):

@@ -55,7 +55,7 @@ def assert_batches_change_nothing(expert: Expert) -> np.ndarray:
     asked, shown = prompts(), images()
     together = expert.score(shown, asked)
     assert together.values.shape == (5,)
-    assert np.isfinite(together.values).all() and len(together.evidence) == 5
+    assert np.isfinite(together.values).all() and len(together.explanation) == 5
     alone = [expert.score([i], [p]).values[0] for i, p in zip(shown, asked, strict=True)]
     np.testing.assert_allclose(alone, together.values, atol=1e-5, rtol=0)
     backwards = expert.score(shown[::-1], asked[::-1]).values[::-1]

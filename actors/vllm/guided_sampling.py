@@ -1,0 +1,254 @@
+"""What travels with a request through vLLM: whose row it is, and the stream its tokens come from.
+
+How the tokens of a batch are drawn: guidance, noise, log-probabilities; for both vLLM runners.
+
+vLLM samples each row for itself. Here a pair's two rows get one token: the choice is made on the
+logits, and the logits are then set so that greedy sampling can only pick it. The log-probabilities of
+the chosen tokens stay behind in a journal, because vLLM would return those of one row alone.
+
+vLLM prepares a step while the GPU still computes the last one. That overlap is lost as soon as
+anything here waits for the GPU, so nothing does but `take`: nothing is read back, and what goes there
+goes through pinned memory (`to_device`).
+
+R rows, N samples in the batch (a pair of rows is one), Vt text and Vi image vocabulary.
+
+Where vLLM asks for the next tokens. It has two model runners (V1 on CPUs, V2 on GPUs) with an
+interface each; both classes only find out who is in which row, and leave the rest to the PairSampler.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
+
+from actors.token_choice import choose_tokens
+
+Phase = Literal["cot", "image"]
+
+_KEY = "lane"
+
+
+class LockstepError(RuntimeError):
+    """The two rows of a pair are not at the same token. Going on would draw wrong images in silence."""
+
+
+@dataclass(frozen=True)
+class PairedRow:
+    """One row of a sample. A guided sample is a pair of them: "cond" and "uncond"."""
+
+    sample: int
+    """The sample's number within the call; both rows of a pair share it."""
+    role: Literal["cond", "uncond", "alone"]
+    phase: Phase
+    key: int
+    """The noise stream (`actors.token_choice.stream_key`)."""
+
+    def extra_args(self) -> dict[str, "PairedRow"]:
+        """As vLLM's `SamplingParams` takes it."""
+        return {_KEY: self}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all rows of one call have in common."""
+
+    phase: Phase
+    temperature: float
+    guidance: float
+    """Weight of a pair's guidance; a lane that is alone knows none."""
+    max_tokens: int
+    stop_id: int | None = None
+    """The token that ends a row; None: a row ends at `max_tokens` only."""
+
+
+def paired_row_of(params) -> PairedRow | None:
+    """The lane in a request's `SamplingParams`; None for vLLM's own warm-up requests."""
+    return ((params and params.extra_args) or {}).get(_KEY)
+
+
+def to_device(numbers: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
+    """Whole numbers as int64, without waiting for the device. (A copy from ordinary memory waits for
+    all that the device was given before.)"""
+    host = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type != "cpu")
+    return host.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which rows of a batch belong to which sample. Made once for as long as the rows stay the same."""
+
+    samples: tuple[int, ...]  # [N]
+    lead: np.ndarray  # int64 [N] the row that is conditional, or alone
+    partner: np.ndarray  # int64 [N] the unconditional row, or nothing at all
+    keys: Tensor  # int64 [N]
+    lead_rows: Tensor  # int64 [N], `lead` on the device
+    partner_rows: Tensor
+
+    @classmethod
+    def of(cls, lanes: Sequence[PairedRow | None], plan: Plan, device: torch.device) -> "Layout":
+        """lanes: [R], None for a row that is not ours. Raises LockstepError if a partner is missing."""
+        lead: dict[int, int] = {}
+        partner: dict[int, int] = {}
+        for row, lane in enumerate(lanes):
+            if lane is None:
+                continue
+            if lane.phase != plan.phase:
+                raise LockstepError(f"a row of the {lane.phase} phase in a batch of {plan.phase} rows")
+            rows = partner if lane.role == "uncond" else lead
+            if lane.sample in rows:
+                raise LockstepError(f"sample {lane.sample} has two rows of one role")
+            rows[lane.sample] = row
+        paired = {s for s, row in lead.items() if lanes[row].role == "cond"}
+        if broken := sorted(paired ^ set(partner)):
+            raise LockstepError(f"only one row of a pair is in the batch: samples {broken[:8]}")
+        if paired and len(paired) != len(lead):
+            raise LockstepError("guided and unguided samples in one batch")
+        leads = np.array([*lead.values()], np.int64)
+        pairs = np.array([partner[s] for s in lead] if paired else [], np.int64)
+        return cls(
+            samples=tuple(lead),
+            lead=leads,
+            partner=pairs,
+            keys=to_device([lanes[row].key for row in leads], device),
+            lead_rows=to_device(leads, device),
+            partner_rows=to_device(pairs, device),
+        )
+
+
+@dataclass
+class Drawn:
+    """The tokens of one sample in order, as their phase counts them, and their log-probabilities."""
+
+    tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    guided_logps: list[float] = field(default_factory=list)
+
+
+class PairSampler:
+    """Draws for one worker. `plan` must be set before rows arrive; `take` empties the journal."""
+
+    def __init__(self, text_vocabulary: int):
+        self.plan: Plan | None = None
+        self._text_vocabulary = text_vocabulary
+        self._journal: list[tuple[tuple[int, ...], Tensor, Tensor, Tensor]] = []
+
+    def layout(self, lanes: Sequence[PairedRow | None], device: torch.device) -> Layout:
+        if self.plan is None:
+            raise RuntimeError("rows arrived before the plan for them")
+        return Layout.of(lanes, self.plan, device)
+
+    def draw(self, logits: Tensor, layout: Layout, positions: np.ndarray) -> None:
+        """Choose every sample's next token and write the choice into the logits.
+
+        logits: float32 [R, Vt + Vi]. positions: int [R], how many tokens each row has drawn before.
+        """
+        guided = len(layout.partner) > 0
+        lead = positions[layout.lead]
+        if guided and (late := np.flatnonzero(lead != positions[layout.partner])).size:
+            names = [layout.samples[n] for n in late[:8]]
+            raise LockstepError(f"the rows of a pair are at different tokens: samples {names}")
+        first, own = self._span(logits)
+        tokens, logps, guided_logps = choose_tokens(
+            own.index_select(0, layout.lead_rows),
+            layout.keys,
+            to_device(lead, logits.device),
+            self.plan.temperature,
+            unconditional=own.index_select(0, layout.partner_rows) if guided else None,
+            guidance=self.plan.guidance,
+        )
+        self._journal.append((layout.samples, tokens, logps, guided_logps))
+        certain = torch.finfo(logits.dtype).max
+        logits[layout.lead_rows, tokens + first] = certain
+        if guided:
+            logits[layout.partner_rows, tokens + first] = certain
+
+    def take(self) -> dict[int, Drawn]:
+        """All that was drawn since the last call, by sample."""
+        if not self._journal:
+            return {}
+        steps, *columns = zip(*self._journal, strict=True)
+        self._journal.clear()
+        samples = [sample for step in steps for sample in step]
+        drawn: dict[int, Drawn] = defaultdict(Drawn)
+        # One copy from the device a column, not one a step.
+        rows = zip(samples, *(torch.cat(column).tolist() for column in columns), strict=True)
+        for sample, token, logp, guided in rows:
+            entry = drawn[sample]
+            entry.tokens.append(token)
+            entry.logps.append(logp)
+            entry.guided_logps.append(guided)
+        return dict(drawn)
+
+    def _span(self, logits: Tensor) -> tuple[int, Tensor]:
+        """The phase's part of the joint vocabulary: its first id and its logits, [R, Vt] or [R, Vi]."""
+        if self.plan.phase == "cot":
+            return 0, logits[:, : self._text_vocabulary]
+        return self._text_vocabulary, logits[:, self._text_vocabulary :]
+
+
+class PairProcessorV1(LogitsProcessorV1):
+    def __init__(self, vllm_config, device, is_pin_memory):
+        self.pair_sampler = PairSampler(vllm_config.model_config.hf_config.text_vocabulary)
+        self._device = device
+        self._rows: dict[int, tuple[PairedRow, list[int]]] = {}
+        self._layout: Layout | None = None
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if batch_update is None:
+            return
+        self._layout = None
+        for row in batch_update.removed:
+            self._rows.pop(row, None)
+        for row, params, _, output in batch_update.added:
+            self._rows[row] = (paired_row_of(params), output)  # vLLM appends to this very list
+        for source, target, direction in batch_update.moved:
+            moved, displaced = self._rows.pop(source, None), self._rows.pop(target, None)
+            if moved is not None:
+                self._rows[target] = moved
+            if direction == MoveDirectionality.SWAP and displaced is not None:
+                self._rows[source] = displaced
+
+    def apply(self, logits: Tensor) -> Tensor:
+        if not self._rows:
+            return logits
+        rows = [self._rows.get(n, (None, ())) for n in range(len(logits))]
+        if self._layout is None:
+            self._layout = self.pair_sampler.layout([lane for lane, _ in rows], self._device)
+        self.pair_sampler.draw(logits, self._layout, np.array([len(output) for _, output in rows]))
+        return logits
+
+
+class PairProcessorV2(LogitsProcessorV2):
+    def __init__(self, vllm_config, req_states):
+        self.pair_sampler = PairSampler(vllm_config.model_config.hf_config.text_vocabulary)
+        self._states = req_states
+        self._lanes: dict[int, PairedRow | None] = {}  # by slot
+        self._layout: Layout | None = None  # of the rows in these slots; None: none of them is ours
+        self._slots: bytes | None = None
+
+    def add_request(self, req_idx: int, sampling_params) -> bool:
+        self._lanes[req_idx] = paired_row_of(sampling_params)
+        self._slots = None
+        return self._lanes[req_idx] is not None
+
+    def apply(self, logits: Tensor, ctx) -> Tensor:
+        slots = ctx.idx_mapping_np
+        if slots.tobytes() != self._slots:
+            lanes = [self._lanes.get(slot) for slot in slots.tolist()]
+            self._layout = self.pair_sampler.layout(lanes, logits.device) if any(lanes) else None
+            self._slots = slots.tobytes()
+        if self._layout is not None:
+            lengths = ctx.seq_lens_upper_bound_np[: len(slots)]  # exact without speculative decoding
+            positions = lengths - self._states.prompt_len.np[slots]
+            self.pair_sampler.draw(logits, self._layout, positions)
+        return logits

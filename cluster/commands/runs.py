@@ -1,0 +1,99 @@
+"""Commands that look at a run directory: how it stands, what became of its prompts, its model."""
+
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.checkpoint import newest
+from cluster.config import load_config
+from cluster.ledger import OUTCOMES, faults, read_ledger
+from cluster.watch.curves import read_metrics
+from policy.convert import convert
+from policy.errors import UserError
+
+
+def show_ledger(folder: Path, console: Console) -> bool:
+    """What became of every group. False, and what is wrong, if it does not add up."""
+    entries = read_ledger(folder)
+    counts = Counter(entry.outcome for entry in entries)
+    steps = max((entry.step for entry in entries), default=0)
+    table = Table(title=f"{folder}: {len(entries)} groups in {steps} steps")
+    table.add_column("outcome")
+    table.add_column("groups", justify="right")
+    table.add_column("", justify="left")
+    for outcome, meaning in OUTCOMES.items():
+        table.add_row(outcome, str(counts[outcome]), meaning)
+    console.print(table)
+    again = sum(entry.attempts > 1 for entry in entries)
+    if again:
+        console.print(f"{again} were drawn more than once, for an actor was lost")
+    for why, number in Counter(e.why for e in entries if e.why).most_common(5):
+        console.print(f"{number} x {why}", highlight=False, markup=False)
+    wrong = faults(entries)
+    for line in wrong[:20]:
+        console.print(line, style="red", highlight=False, markup=False)
+    console.print("it adds up" if not wrong else f"it does not add up: {len(wrong)} faults")
+    return not wrong
+
+
+def show_status(folder: Path, console: Console) -> None:
+    """Where a run stands, from its own records; it may be on another machine."""
+    try:
+        lines = read_metrics(folder / "metrics.jsonl").lines
+    except OSError as error:
+        raise UserError(f"{folder}: no run is there: {error.strerror}") from None
+    config = load_config(folder / "config.yaml")
+    steps = [line for line in lines if "time/step" in line]
+    evaluations = [line for line in lines if "eval/reward" in line]
+    table = Table(title=str(folder), show_header=False)
+    table.add_column()
+    table.add_column()
+    if steps:
+        last, recent = steps[-1], steps[-20:]
+        pace = sum(line["time/step"] for line in recent) / len(recent)
+        age = time.time() - (folder / "metrics.jsonl").stat().st_mtime
+        table.add_row("step", f"{last['step']} of {config.train.steps}")
+        table.add_row("last heard of", f"{age:.0f} s ago, a step takes {pace:.1f} s")
+        if last["step"] < config.train.steps:
+            table.add_row("left", f"{pace * (config.train.steps - last['step']) / 60:.0f} min")
+        for name in ("reward/mean", "reward/strict_accuracy", "staleness/max"):
+            values = [line[name] for line in recent if line.get(name) is not None]
+            if values:
+                table.add_row(f"{name}, {len(values)} steps", f"{sum(values) / len(values):.3f}")
+        for name in ("groups/dropped", "actors/replaced", "step/skipped"):
+            table.add_row(name, f"{sum(line.get(name) or 0 for line in steps):.0f} in all")
+    for line in evaluations[:1] + evaluations[1:][-1:]:
+        table.add_row(f"eval/reward at step {line['step']}", f"{line['eval/reward']:.3f}")
+    checkpoint = newest(folder / "checkpoints", lambda text: console.print(text, style="yellow"))
+    table.add_row("checkpoint", str(checkpoint.folder) if checkpoint else "none yet")
+    console.print(table)
+
+
+def export(
+    folder: Path, target: Path, layout: Literal["transformers", "original"], console: Console
+) -> None:
+    """The model of a run's newest checkpoint, alone. Raises UserError if there is none, or if `target`
+    holds anything."""
+    checkpoint = newest(folder / "checkpoints", console.print)
+    if checkpoint is None:
+        raise UserError(f"{folder}: no checkpoint to export")
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target} is not empty")
+    if layout == "original":
+        convert(str(checkpoint.folder), target, layout)
+    else:
+        part = target.with_name(f"{target.name}.part")
+        state = {"state.json", "zero_to_fp32.py", "zero_to_torch.py"}
+        model = (p for p in checkpoint.folder.iterdir() if p.is_file() and p.name not in state)
+        part.mkdir(parents=True)
+        for file in model:
+            shutil.copy2(file, part / file.name)
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    console.print(f"{target}: the model after step {checkpoint.state.step}", highlight=False)

@@ -1,0 +1,111 @@
+"""Commands beside training: draw, judge, serve."""
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from actors.rollout import make_sampler
+from cluster.config import RunConfig
+from cluster.ray_session import existing_cluster, ray_session, total_cpus
+from cluster.validate import validate_run
+from cluster.watch.console import evaluation_table
+from cluster.watch.evaluation import save_evaluation
+from cluster.watch.plots import grid
+from cluster.workers import start_workers
+from policy.errors import UserError
+from policy.prompts import plain_prompt, read_prompts
+from policy.records import Group, Prompt
+from rewards.config import GatewayConfig
+from rewards.expert import check_experts
+from rewards.gateway import start_gateway
+from rewards.serving import deploy_experts, shutdown_experts
+
+
+def evaluate(config: RunConfig, out: Path | None, console: Console) -> None:
+    """Judge held-out samples of a policy as it is; into `out`, or runs/NAME-evaluation."""
+    inputs = validate_run(config)
+    out = out or config.folder.with_name(f"{config.name}-evaluation")
+    with (
+        ray_session(config.ray, total_cpus(config), console, inputs.store_need(config, learn=False)),
+        start_workers(config, inputs.evaluator.prompts, console, learn=False) as workers,
+        console.status("drawing and judging"),
+    ):
+        found, failures = inputs.evaluator(workers.rollouts, None, step=0)
+    save_evaluation(found, out)
+    groups = list(found.by_prompt().values())
+    firsts = [scored[0] for scored in groups][:64]
+    captions = [f"{j.reward:.2f}  {j.prompt.text}" for j in firsts]
+    grid([j.sample.image for j in firsts], captions, columns=8).save(out / "grid.png")
+    for failure in failures:
+        console.print(f"left out {failure}", highlight=False, markup=False)
+    title = f"{len(groups)} held-out prompts, {len(found.scored)} images"
+    console.print(evaluation_table(title, {config.policy.path: found}))
+    console.print(f"{out / 'evaluation.json'}\n{out / 'grid.png'}", highlight=False, soft_wrap=True)
+
+
+def generate(
+    config: RunConfig, asked: Sequence[str], out: Path, samples: int, console: Console
+) -> None:
+    """Draw prompts on this machine: NNNN.png, plans.jsonl and grid.png into `out`."""
+    prompts = _prompts(asked)
+    torch.set_num_threads(1)
+    # A GPU is used where there is one, whatever the run gives its actors.
+    actors = config.actors.model_copy(update={"num_gpus": float(torch.cuda.is_available())})
+    sampler = make_sampler(config.policy, actors, config.seed)
+    orders = [order for prompt in prompts for order in Group(prompt, samples)]
+    size = config.actors.batch_size
+    batches = [orders[i : i + size] for i in range(0, len(orders), size)]
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = [s for batch in track(batches, "drawing", console=console) for s in sampler.generate(batch)]
+    with (out / "plans.jsonl").open("w", encoding="utf-8") as plans:
+        for number, (order, sample) in enumerate(zip(orders, drawn, strict=True)):
+            name = f"{number:04d}.png"
+            Image.fromarray(sample.image).save(out / name)
+            row = {"image": name, "prompt": order.prompt.text, "plan": sample.cot_text}
+            plans.write(json.dumps(row, ensure_ascii=False) + "\n")
+    _grid([s.image for s in drawn], [o.prompt.text for o in orders], samples, out / "grid.png")
+    for order, sample in zip(orders[::samples], drawn[::samples], strict=True):
+        console.print(f"{order.prompt.text}\n  {sample.cot_text}", highlight=False, markup=False)
+    console.print(str(out / "grid.png"), highlight=False, soft_wrap=True)
+
+
+def serve(config: RunConfig, console: Console) -> None:
+    """Run the experts and their gateway until Ctrl-C."""
+    rewards = config.rewards
+    rewards = rewards.model_copy(update={"gateway": rewards.gateway or GatewayConfig()})
+    check_experts(rewards)
+    cpus = sum(e.most_replicas * e.num_cpus for e in rewards.experts.values())
+    with ray_session(config.ray, cpus, console):
+        try:
+            with console.status("starting experts"):
+                deploy_experts(rewards)
+                url = start_gateway(rewards)
+            console.print(
+                f"experts answer at {url}  ({url}/docs); Ctrl-C stops them",
+                highlight=False,
+                soft_wrap=True,
+            )
+            threading.Event().wait()
+        finally:
+            if existing_cluster(config.ray):  # our own ends with us, all at once
+                shutdown_experts()
+
+
+def _prompts(asked: Sequence[str]) -> list[Prompt]:
+    """Sentences, or the prompts of one file."""
+    if len(asked) == 1 and (asked[0].endswith(".jsonl") or Path(asked[0]).is_file()):
+        return read_prompts(asked[0])
+    if not all(text.strip() for text in asked):
+        raise UserError("a prompt is empty: write what to draw")
+    return [plain_prompt(text) for text in asked]
+
+
+def _grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, path: Path) -> None:
+    grid(images, captions, columns=columns if columns > 1 else 4).save(path)

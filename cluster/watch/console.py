@@ -1,0 +1,113 @@
+"""What a person sees of a run in the terminal: a progress bar, or one line a step in a log."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cluster.watch.evaluation import Evaluation
+
+
+class TrainProgress:
+    """Use as a context manager. In a terminal: a bar with step, reward, strict accuracy and time left;
+    elsewhere (a job's log): a line a step with the same, or with `as_json` a JSON object a line, with
+    an `event` (step, evaluation, message) and for the first two all of their numbers."""
+
+    def __init__(self, console: Console, steps: int, done: int = 0, as_json: bool = False):
+        self.console = console
+        self.as_json = as_json and not console.is_terminal
+        self.steps = steps
+        self.done = done
+        self.started = time.monotonic()
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=steps, completed=done, numbers="")
+
+    def __enter__(self) -> "TrainProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        failures: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+    ) -> None:
+        shown = {"reward": "reward/mean", "strict": "reward/strict_accuracy"}
+        numbers = "  ".join(
+            f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics
+        )
+        self.bar.update(self.task, completed=step, numbers=numbers)
+        if self.as_json:
+            self._event("step", step=step, steps=self.steps, **metrics)
+        elif not self.console.is_terminal:
+            left = self._left(step)
+            self.say(
+                f"step {step}/{self.steps}  {numbers}  {metrics['time/step']:.2f} s  {left:.0f} s left"
+            )
+        for failure in failures:
+            self.say(f"step {step}: dropped the group of {failure}")
+        for warning in warnings:
+            self.say(f"step {step}: warning: {warning}")
+
+    def _left(self, step: int) -> float:
+        """Seconds, at the pace so far. A run that went back to a checkpoint is behind its start."""
+        made = max(1, step - self.done)
+        return (time.monotonic() - self.started) / made * (self.steps - step)
+
+    def evaluation(self, evaluation: Evaluation, failures: Sequence[str] = ()) -> None:
+        numbers = evaluation.metrics()
+        keys = ("eval/reward", "eval/strict_accuracy", "eval/cot_accuracy")
+        text = "  ".join(f"{k.partition('/')[2]} {numbers[k]:.3f}" for k in keys if k in numbers)
+        if self.as_json:
+            self._event("evaluation", step=evaluation.step, **numbers)
+        else:
+            self.say(f"evaluation at step {evaluation.step}: {text}")
+        for failure in failures:
+            self.say(f"evaluation at step {evaluation.step}: left out {failure}")
+
+    def say(self, text: str) -> None:
+        if self.as_json:
+            self._event("message", message=text)
+        else:
+            self._print(text)
+
+    def _event(self, event: str, **fields) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields.items()
+        }
+        self._print(json.dumps({"time": now, "event": event, **finite}, allow_nan=False))
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table:
+    """One row a number, one column an evaluation."""
+    table = Table(title=title)
+    table.add_column("")
+    columns = [evaluation.metrics() for evaluation in evaluations.values()]
+    for name in evaluations:
+        table.add_column(name, justify="right")
+    for key in columns[0]:
+        cells = [f"{column[key]:.3f}" if key in column else "" for column in columns]
+        table.add_row(key.partition("/")[2].replace("_", " "), *cells)
+    return table

@@ -1,0 +1,257 @@
+"""What an evaluation found: the record, its numbers, and its form on disk.
+
+Evaluation: held-out prompts drawn with fixed seeds, scored by the run's own experts.
+"""
+
+import importlib
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cluster.config import EvaluateConfig
+from cluster.rollouts import RolloutManager
+from policy.errors import UserError
+from policy.prompts import parse_prompt
+from policy.records import Box, Group, Prompt, Sample, Scores
+from policy.weights import PublishedWeights
+
+RESERVED = ("reward", "strict_accuracy", "cot_accuracy", "diversity", "cot_tokens")
+"""Names under `eval/` that no expert may have."""
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """One sample and what the experts said of it. An expert that does not apply to the prompt is
+    absent from `scores`; `cot_right` is None where nobody can tell."""
+
+    prompt: Prompt
+    sample: Sample
+    reward: float
+    passed: bool
+    cot_right: bool | None
+    scores: dict[str, float]
+    explanation: dict[str, str]
+    boxes: dict[str, tuple[Box, ...]] = field(default_factory=dict)
+    """What an expert found where."""
+
+    def __post_init__(self):
+        for name, value in {"reward": self.reward, **self.scores}.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} of sample {self.sample.id} is {value}, not a number")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scored samples of one evaluation, drawn with one version of the weights after `step`."""
+
+    step: int
+    weights_version: int
+    scored: tuple[ScoredSample, ...]
+
+    def __post_init__(self):
+        if not self.scored:
+            raise UserError(f"the evaluation of step {self.step} holds no sample")
+        if taken := set(self.experts) & set(RESERVED):
+            raise UserError(f"an expert may not be named '{min(taken)}': `eval/{min(taken)}` is taken")
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Every expert that scored something, in order of appearance."""
+        return tuple(dict.fromkeys(name for j in self.scored for name in j.scores))
+
+    def by_prompt(self) -> dict[str, list[ScoredSample]]:
+        """Prompt id -> its samples, in order of appearance."""
+        groups = defaultdict(list)
+        for j in self.scored:
+            groups[j.prompt.id].append(j)
+        return dict(groups)
+
+    def metrics(self) -> dict[str, float]:
+        """The means, as `eval/...`. A key that nothing can be said on is absent, never 0: the plan
+        accuracy where no plan could be checked, the diversity where no prompt has two samples."""
+        found = {
+            "reward": _mean(j.reward for j in self.scored),
+            "strict_accuracy": _mean(j.passed for j in self.scored),
+            "cot_tokens": _mean(len(j.sample.cot_ids) for j in self.scored),
+        }
+        if plans := [j.cot_right for j in self.scored if j.cot_right is not None]:
+            found["cot_accuracy"] = _mean(plans)
+        if groups := [g for g in self.by_prompt().values() if len(g) > 1]:
+            found["diversity"] = _mean(diversity([j.sample.image for j in g]) for g in groups)
+        for expert in self.experts:
+            found[expert] = _mean(j.scores[expert] for j in self.scored if expert in j.scores)
+        return {f"eval/{name}": value for name, value in found.items()}
+
+
+def diversity(images: list[np.ndarray]) -> float:
+    """Mean over all pairs of the root mean square distance of their pixels, scaled to 0..1."""
+    scaled = [image.astype(np.float32) / 255 for image in images]
+    return _mean(float(np.sqrt(np.mean((a - b) ** 2))) for a, b in combinations(scaled, 2))
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+# --- on disk -------------------------------------------------------------------------------------
+
+
+def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write every image and, as the last thing, `evaluation.json`: a folder without it is one whose
+    writer did not finish. An earlier evaluation is replaced; no other file is touched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    rows = []
+    for number, scored in enumerate(evaluation.scored):
+        name = f"{number:04d}.png"
+        Image.fromarray(scored.sample.image).save(folder / name)
+        rows.append({"image": name, **_row(scored)})
+    whole = {
+        "step": evaluation.step,
+        "weights_version": evaluation.weights_version,
+        "metrics": evaluation.metrics(),
+        "scored": rows,
+    }
+    unfinished = folder / "evaluation.json.tmp"
+    unfinished.write_text(json.dumps(whole, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(unfinished, folder / "evaluation.json")
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """Read back what `save_evaluation` wrote. Prompts, plans, CoT ids, images and all by_expert
+    return as they were; image tokens and log-probabilities are not kept, their arrays are empty."""
+    path = folder / "evaluation.json"
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        scored = tuple(_read_scored(row, folder) for row in whole["scored"])
+        return Evaluation(whole["step"], whole["weights_version"], scored)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a readable evaluation: {error!r}") from error
+
+
+def _row(scored: ScoredSample) -> dict[str, Any]:
+    prompt = asdict(scored.prompt)
+    sample = scored.sample
+    return {
+        "prompt": {"id": prompt.pop("id"), "prompt": prompt.pop("text"), **prompt},
+        "plan": sample.cot_text,
+        "reward": float(scored.reward),
+        "passed": bool(scored.passed),
+        "cot_right": None if scored.cot_right is None else bool(scored.cot_right),
+        "scores": {name: float(score) for name, score in scored.scores.items()},
+        "explanation": dict(scored.explanation),
+        "boxes": {name: [asdict(box) for box in found] for name, found in scored.boxes.items()},
+        "index": int(sample.index),
+        "seed": int(sample.seed),
+        "weights_version": int(sample.weights_version),
+        "finish_reason": sample.finish_reason,
+        "cot_ids": [int(token) for token in sample.cot_ids],
+    }
+
+
+def _read_scored(row: dict[str, Any], folder: Path) -> ScoredSample:
+    prompt = parse_prompt(row["prompt"])
+    with Image.open(folder / row["image"]) as picture:
+        image = np.array(picture)
+    no_ids, no_logps = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    sample = Sample(
+        prompt_id=prompt.id,
+        index=row["index"],
+        seed=row["seed"],
+        weights_version=row["weights_version"],
+        cot_prompt_ids=no_ids,
+        cot_ids=np.array(row["cot_ids"], np.int64),
+        cot_text=row["plan"],
+        image_prompt_ids=no_ids,
+        image_ids=no_ids,
+        cot_logps=no_logps,
+        image_logps=no_logps,
+        image_guided_logps=no_logps,
+        image=image,
+        finish_reason=row["finish_reason"],
+    )
+    verdict = {name: row[name] for name in ("reward", "passed", "cot_right", "scores", "explanation")}
+    boxes = {
+        name: tuple(Box(b["label"], b["score"], tuple(b["xyxy"])) for b in found)
+        for name, found in row.get("boxes", {}).items()
+    }
+    return ScoredSample(prompt, sample, **verdict, boxes=boxes)
+
+
+CotChecker = Callable[[Prompt, str], bool]
+
+
+def mentions_every_noun(prompt: Prompt, cot: str) -> bool:
+    """Whether the plan names everything that the prompt does: the least one can ask of any plan."""
+    return all(noun.lower() in cot.lower() for noun in prompt.nouns)
+
+
+def load_cot_checker(name: str) -> CotChecker:
+    """The function that `package.module:function` names, or UserError."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"evaluate.cot_checker: {name!r} cannot be loaded: {error}") from None
+    return found
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What to generate and how to tell a right CoT; made once, asked at every evaluation."""
+
+    prompts: Sequence[Prompt]
+    samples_per_prompt: int
+    cot_is_right: CotChecker
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, prompts: Sequence[Prompt]) -> "Evaluator":
+        return cls(prompts, config.samples_per_prompt, load_cot_checker(config.cot_checker))
+
+    def __call__(
+        self, rollouts: RolloutManager, weights: PublishedWeights | None, step: int
+    ) -> tuple[Evaluation, list[str]]:
+        """The evaluation, and what was left out because an expert failed, with reasons: prompts, or the
+        expert itself."""
+        groups = [Group(prompt, self.samples_per_prompt) for prompt in self.prompts]
+        rollout = rollouts.collect(rollouts.request(groups, weights), learn=False)
+        generated = rollouts.samples(rollout.pending, [group.place for group in rollout.groups])
+        scored = tuple(
+            self._scored(group.prompt, sample, group.scores, row)
+            for group, samples in zip(rollout.groups, generated, strict=True)
+            for row, sample in enumerate(samples)
+        )
+        version = weights.version if weights else 0
+        return Evaluation(step, version, scored), [
+            *rollout.failures,
+            *map(str, rollout.left_out.values()),
+        ]
+
+    def _scored(self, prompt: Prompt, sample: Sample, scores: Scores, row: int) -> ScoredSample:
+        values = dict(zip(scores.experts, scores.values[row].tolist(), strict=True))
+        applied = {name: value for name, value in values.items() if not np.isnan(value)}
+        explanation = (
+            dict(zip(scores.experts, scores.explanation[row], strict=True))
+            if scores.explanation
+            else {}
+        )
+        boxes = dict(zip(scores.experts, scores.boxes[row], strict=True)) if scores.boxes else {}
+        return ScoredSample(
+            prompt=prompt,
+            sample=sample,
+            reward=float(scores.rewards[row]),
+            passed=bool(scores.passed[row]),
+            cot_right=self.cot_is_right(prompt, sample.cot_text),
+            scores=applied,
+            explanation={name: line for name, line in explanation.items() if name in applied and line},
+            boxes={name: found for name, found in boxes.items() if name in applied and found},
+        )

@@ -1,0 +1,131 @@
+"""Everything a run leaves for people, in one folder: numbers, pictures, plans."""
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import ray
+from PIL.Image import Image
+from ray.util.metrics import Gauge
+from torch.utils.tensorboard import SummaryWriter
+
+from cluster.watch.best_worst import best_worst
+from cluster.watch.best_worst import picture as show_extremes
+from cluster.watch.curves import read_metrics
+from cluster.watch.evaluation import Evaluation, save_evaluation
+from cluster.watch.plots import grid
+from cluster.watch.wandb_log import WandbLog
+from policy.records import Prompt, Sample
+
+GRID_LIMIT = 64  # prompts on the grid of an evaluation
+COLUMNS = 8
+
+
+class Recorder:
+    """Writes `metrics.jsonl`, `tensorboard/` and `samples/` of a run directory, and Ray's gauges
+    (with the run's name as their `run`) where Ray runs.
+
+    Each line of `metrics.jsonl` is one JSON object with a `step` and a `time`, the seconds that the
+    run has been going; it is flushed before the method returns. In a folder that an earlier run left
+    the recorder appends, `time` goes on from the last line, and a line that was cut off in the
+    middle stays alone on its line. A number that is not finite is null in JSON and a gap elsewhere.
+    """
+
+    def __init__(self, folder: Path, next_step: int | None = None, wandb: WandbLog | None = None):
+        """`next_step`, on a resume, makes TensorBoard forget what was recorded from there on. `wandb`
+        gets a copy; whoever opened it closes it."""
+        self.folder = Path(folder)
+        self._wandb = wandb
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        path = self.folder / "metrics.jsonl"
+        earlier = read_metrics(path).lines if path.exists() else []
+        self._began = time.monotonic() - max((line.get("time", 0.0) for line in earlier), default=0.0)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        if _ends_torn(path):
+            self._file.write("\n")
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=next_step)
+        self._gauges: dict[str, Gauge] = {}
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the numbers of one step."""
+        if clash := {"step", "time"} & metrics.keys():
+            raise ValueError(f"a metric may not be named '{min(clash)}'")
+        values = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        line = {"step": step, "time": round(time.monotonic() - self._began, 3)}
+        line |= {name: finite.get(name) for name in values}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        for name, value in finite.items():
+            self._board.add_scalar(name, value, step)
+            self._gauge(name, value)
+        self._board.flush()
+        if self._wandb:
+            self._wandb.numbers(step, finite)
+
+    def samples(self, step: int, gallery: Sequence[tuple[Prompt, Sample, float]]) -> None:
+        """Show a few samples of training, each with its prompt and reward."""
+        captions = [f"{reward:.2f}  {prompt.text}" for prompt, _, reward in gallery]
+        picture = grid([sample.image for _, sample, _ in gallery], captions, COLUMNS)
+        picture.save(self.folder / "samples" / f"step_{step:06d}.png")
+        rows = [(prompt.text, sample.cot_text, reward) for prompt, sample, reward in gallery]
+        self._show("samples", picture, rows, step)
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Record an evaluation: its means as a line, everything else as a folder of `samples/`. The
+        grid shows the first sample of each of the first 64 prompts."""
+        folder = self.folder / "samples" / f"eval_{step:06d}"
+        save_evaluation(evaluation, folder)
+        firsts = [scored[0] for scored in evaluation.by_prompt().values()][:GRID_LIMIT]
+        captions = [f"{j.reward:.2f}  {j.prompt.text}" for j in firsts]
+        picture = grid([j.sample.image for j in firsts], captions, COLUMNS)
+        picture.save(folder / "grid.png")
+        rows = [(j.prompt.text, j.sample.cot_text, j.reward) for j in firsts]
+        self._show("evaluation", picture, rows, step)
+        for expert in evaluation.experts:
+            self._picture(
+                f"best_and_worst/{expert}", show_extremes(best_worst(evaluation, expert)), step
+            )
+        self.step(step, evaluation.metrics())
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def _show(self, tag: str, picture: Image, rows: list[tuple[str, str, float]], step: int) -> None:
+        self._picture(tag, picture, step)
+        table = ["| prompt | plan | reward |", "|---|---|---|"]
+        table += [f"| {_cell(text)} | {_cell(plan)} | {reward:.3f} |" for text, plan, reward in rows]
+        self._board.add_text(f"{tag}/plans", "\n".join(table), step)
+        self._board.flush()
+
+    def _picture(self, tag: str, picture: Image, step: int) -> None:
+        self._board.add_image(tag, np.asarray(picture), step, dataformats="HWC")
+        if self._wandb:
+            self._wandb.picture(step, tag, picture)
+
+    def _gauge(self, name: str, value: float) -> None:
+        if not ray.is_initialized():
+            return
+        valid = gauge_name(name)
+        if valid not in self._gauges:
+            self._gauges[valid] = Gauge(valid, f"{name} of a bicot run", tag_keys=("run",))
+        self._gauges[valid].set(value, tags={"run": self.folder.name})
+
+
+def gauge_name(name: str) -> str:
+    """A metric's name among Ray's metrics: `eval/reward` is `bicot_eval_reward`."""
+    return "bicot_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether the file's last line was cut off before its line feed."""
+    content = path.read_bytes()
+    return bool(content) and not content.endswith(b"\n")

@@ -1,0 +1,90 @@
+"""All the processes of a run: experts, rollout workers, learner ranks. Started together, stopped
+together."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ray.util import remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from rich.console import Console
+
+from cluster.config import RunConfig
+from cluster.ray_session import existing_cluster, reserve, roles
+from cluster.rollouts import RolloutManager
+from cluster.weight_sync import WeightSync
+from learner.deepspeed_engine import Resume
+from learner.group import LearnerGroup
+from policy.records import Prompt
+from rewards.gateway import start_gateway
+from rewards.serving import check_applicability, deploy_experts, shutdown_experts
+
+
+@dataclass
+class Workers:
+    """The rollout side and the learner of a run. `incarnation` counts the learners so far: weights of
+    one that was lost are never taken for those of its successor."""
+
+    config: RunConfig
+    rollouts: RolloutManager
+    learner_place: PlacementGroup | None = None
+    learner: LearnerGroup | None = None
+    publish: WeightSync | None = None
+    incarnation: int = -1
+
+    def start_learner(self, resume: Resume | None = None) -> None:
+        """Bring up the learner's ranks, in place of those that may be there, as a new incarnation."""
+        if self.learner is not None:
+            self.learner.stop()
+        self.incarnation += 1
+        sampling = self.config.actors.sampling
+        self.learner = LearnerGroup.start(
+            self.config.policy,
+            self.config.learner,
+            temperature=sampling.temperature,
+            guidance=sampling.guidance,
+            placement=self.learner_place,
+            resume=resume,
+        )
+        handles = self.rollouts.workers.handles
+        self.publish = WeightSync(self.config, self.learner, handles, self.incarnation)
+        self.rollouts.weight_sync = self.publish
+
+
+@contextmanager
+def start_workers(
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    console: Console,
+    *,
+    learn: bool = True,
+    resume: Resume | None = None,
+) -> Iterator[Workers]:
+    """Bring every role up, in a Ray session that is already there; take them down at the end. The
+    learner, if there is to be one, as the checkpoint `resume` has it.
+
+    Raises UserError if a role finds no room, an expert does not start, or some prompt has no expert
+    that applies to it.
+    """
+    rollout, learner_role, *_ = roles(config)
+    groups = []
+    try:
+        with console.status("starting experts") as status:
+            deploy_experts(config.rewards)
+            check_applicability(config.rewards, prompts)
+            if config.rewards.gateway is not None:
+                console.print(f"gateway: {start_gateway(config.rewards)}/docs", highlight=False)
+            status.update("starting rollout workers")
+            groups.append(reserve(rollout, config.ray))
+            workers = Workers(config, RolloutManager.start(config, groups[-1]))
+            if learn:
+                status.update("starting the learner")
+                groups.append(reserve(learner_role, config.ray))
+                workers.learner_place = groups[-1]
+                workers.start_learner(resume)
+        yield workers
+    finally:
+        if existing_cluster(config.ray):  # our own ends with us, all at once
+            shutdown_experts()
+            for group in groups:
+                remove_placement_group(group)  # ends the actors in it

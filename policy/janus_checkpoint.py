@@ -1,0 +1,152 @@
+"""A Janus's tokenizer, read from tokenizer.json alone.
+
+The published checkpoints name the class LlamaTokenizerFast over a byte-level BPE. Today that class
+replaces the pre-tokenizer by its own, so that loading by name gives wrong ids without an error; and
+it used to add the first token itself, which a plain load of tokenizer.json then lacks.
+
+A Janus on disk in either layout: its config as transformers has it, and its tensors, checked.
+
+A checkpoint is whole or refused: every tensor that its config asks for must be there in its shape, and
+none that the model does not know.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
+
+from policy import original_config
+from policy.errors import UserError
+from policy.hub import Layout, read_config
+from policy.janus_layout import UNUSED_BY_TRANSFORMERS, Correspondence, correspondences
+from policy.shards import Shards
+from policy.weights import TensorSpec
+
+_LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Raises UserError if the folder has no readable tokenizer.json."""
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: it has no tokenizer.json")
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        settings = folder / "tokenizer_config.json"
+        said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        adds_bos = said.get("add_bos_token", said.get("tokenizer_class") in _LLAMA_CLASSES)
+    # tokenizers raises a bare Exception for a file that it cannot parse.
+    except Exception as error:
+        raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from error
+    if adds_bos and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
+        tokenizer.add_bos_token = True  # writes it into the post-processor
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save under a class name that every loader reads as tokenizer.json says."""
+    tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    said = json.loads(settings.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only"):  # how it was loaded here, not what it is
+        said.pop(key, None)
+    said["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(extra := said.pop("extra_special_tokens", None), list):
+        said["additional_special_tokens"] = extra  # the name that older releases know
+    settings.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class ModelCheckpoint:
+    folder: Path
+    layout: Layout
+    config: JanusConfig
+    tokenizer: PreTrainedTokenizerFast
+    shards: Shards
+    shapes: Shapes
+    """The shape of every tensor of the model, by its name in transformers."""
+
+    def correspondences(self) -> list[Correspondence]:
+        """In the order of the files here, so that each file is opened once."""
+        files = self.shards.file_of
+        if self.layout == "original":
+            return sorted(correspondences(self.shapes), key=lambda c: files[c.original])
+        return sorted(correspondences(self.shapes), key=lambda c: files[c.transformers[0]])
+
+    def transformers_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors as transformers names them, one read at a time."""
+        if self.layout == "transformers":
+            for name in sorted(self.shapes, key=self.shards.file_of.get):
+                yield name, self.shards.read(name)
+            return
+        for pair in self.correspondences():
+            yield from zip(pair.transformers, pair.split(self.shards.read(pair.original)), strict=True)
+
+
+def open_checkpoint(folder: Path) -> ModelCheckpoint:
+    """Read everything but the tensors. Raises UserError, once, with all that is wrong with them."""
+    layout, raw = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    shards = Shards(folder)
+    config = _config(folder, layout, raw, tokenizer)
+    shapes = model_shapes(config)
+    wanted = shapes if layout == "transformers" else original_shapes(shapes)
+    found = shards.specs
+    if layout == "original":
+        found = {n: spec for n, spec in found.items() if not UNUSED_BY_TRANSFORMERS.fullmatch(n)}
+    _check_tensors(folder, found, wanted)
+    return ModelCheckpoint(folder, layout, config, tokenizer, shards, shapes)
+
+
+def model_shapes(config: JanusConfig) -> Shapes:
+    """What a model of this config holds. Nothing is allocated."""
+    try:
+        with torch.device("meta"):
+            model = JanusForConditionalGeneration(config)
+    except (ValueError, TypeError, ZeroDivisionError, AssertionError, RuntimeError) as error:
+        raise UserError(f"config.json: no Janus can be built from it: {error}") from None
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def original_shapes(shapes: Shapes) -> Shapes:
+    return {
+        pair.original: pair.original_shape([shapes[name] for name in pair.transformers])
+        for pair in correspondences(shapes)
+    }
+
+
+def _config(folder: Path, layout: Layout, raw: dict, tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
+    if layout == "original":
+        image = tokenizer.get_vocab().get("<image_placeholder>")
+        ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, image)
+        return original_config.to_transformers(raw, original_config.TokenIds(*ids))
+    try:
+        config = JanusConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"{folder / 'config.json'}: not a Janus's config: {error}") from None
+    config.tie_word_embeddings = False  # absent it means True, which no Janus is
+    return config
+
+
+def _check_tensors(folder: Path, found: dict[str, TensorSpec], wanted: Shapes) -> None:
+    unknown = [name for name in found if name not in wanted]
+    missing = [name for name in wanted if name not in found]
+    misshapen = [
+        f"{name} {list(found[name].shape)} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    wrong = [
+        f"{len(names)} {kind}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        for kind, names in (("missing", missing), ("misshapen", misshapen), ("unknown", unknown))
+        if names
+    ]
+    if wrong:
+        raise UserError(f"{folder}: the tensors do not fit its config: {'; '.join(wrong)}")

@@ -1,0 +1,199 @@
+"""The two output heads in float32, whatever type their weights have.
+
+In bfloat16 a logit of 16 is rounded by up to 0.06, and guidance 5 makes nine times that of it. So the
+last matrix product adds up in float32 and stays there; sampler and learner call the same function.
+
+Janus as everybody here uses it: load it, embed tokens, read its two heads, decode its images.
+
+The model speaks two vocabularies, text and image tokens, through one Llama trunk. Shapes: B rows, T
+positions, D hidden, Vt text vocabulary, Vi image codebook, Ti image tokens of one image.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration
+from transformers.models.janus.modeling_janus import JanusVQVAEHead
+
+from policy.errors import UserError
+from policy.hub import is_hub_id, model_folder
+from policy.janus_checkpoint import open_checkpoint
+from policy.prompts import BEGIN_OF_IMAGE, Templates, load_templates
+
+
+def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits of the text head (a linear layer) or of Janus's image head, float32.
+
+    hidden: [..., D] -> [..., V].
+    """
+    if isinstance(head, JanusVQVAEHead):
+        hidden = head.activation_fn(head.proj_out(hidden))
+        head = head.vision_head
+    if head.weight.dtype == torch.float32:
+        few = hidden.dim() == 2 and len(hidden) < 16 and not hidden.is_cuda
+        if few and head.bias is None and not torch.is_grad_enabled():
+            # A CPU's product with few rows is up to twice as fast the other way round.
+            return torch.mm(head.weight, hidden.t()).t().contiguous()
+        return F.linear(hidden, head.weight, head.bias)
+    logits = _Product.apply(hidden.reshape(-1, hidden.shape[-1]), head.weight)
+    if head.bias is not None:
+        logits = logits + head.bias
+    return logits.view(*hidden.shape[:-1], -1)
+
+
+class _Product(torch.autograd.Function):
+    """hidden [M, D] times weight [V, D], transposed, in float32; gradients in the weights' own type."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        if hidden.is_cuda:  # the only device that adds up in a type wider than its inputs'
+            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        return hidden.float() @ weight.t().float()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        gradient = gradient.to(weight.dtype)
+        of_hidden = gradient @ weight if ctx.needs_input_grad[0] else None
+        of_weight = gradient.t() @ hidden if ctx.needs_input_grad[1] else None
+        return of_hidden, of_weight
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class PolicyConfig(BaseModel):
+    """Which model is trained, and how it is prompted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    """A directory or a hub id, of a Janus in transformers layout or in the original one."""
+    templates: str | None = None
+    """Folder with system.txt, semantic_cot.txt and image.txt; None: the ones in policy/templates."""
+    dtype: Dtype = "float32"
+    """Of the weights, when sampling and when training."""
+
+
+@dataclass(frozen=True)
+class Janus:
+    """A model, its tokenizer and its prompt templates: all that sampling and learning need."""
+
+    model: JanusForConditionalGeneration
+    tokenizer: object
+    templates: Templates
+
+    # --- vocabulary ---
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    @property
+    def image_tokens(self) -> int:
+        """Ti: how many tokens an image has; all images have the same number."""
+        return self.model.config.vq_config.num_patches**2
+
+    @property
+    def max_positions(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
+
+    # --- prompts ---
+
+    def cot_prompt_ids(self, prompt: str) -> list[int]:
+        return self.tokenizer(self.templates.cot_conversation(prompt)).input_ids
+
+    def image_prompt_ids(self, prompt: str, cot: str) -> list[int]:
+        return self.tokenizer(self.templates.image_conversation(prompt, cot)).input_ids
+
+    def unconditional_ids(self, image_prompt_ids: list[int]) -> list[int]:
+        """The row that guidance pushes away from: every token but the first and the last is padding,
+        as in the published model's own sampling. It is as long as its conditional row."""
+        return [image_prompt_ids[0], *[self.pad_id] * (len(image_prompt_ids) - 2), image_prompt_ids[-1]]
+
+    def cot_text(self, cot_ids: list[int]) -> str:
+        return self.tokenizer.decode(cot_ids, skip_special_tokens=True).strip()
+
+    # --- embeddings and heads ---
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """int64 [B, T] -> [B, T, D]."""
+        return self.model.get_input_embeddings()(ids)
+
+    def embed_image(self, ids: Tensor) -> Tensor:
+        """Image token ids, int64 [B, T] -> [B, T, D]."""
+        return self.model.prepare_embeddings_for_image_generation(ids)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> float32 [..., Vt]."""
+        return head_logits(self.model.lm_head, hidden)
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> float32 [..., Vi]."""
+        return head_logits(self.model.model.generation_head, hidden)
+
+    @torch.no_grad()
+    def decode_images(self, ids: Tensor, batch: int = 8) -> np.ndarray:
+        """Image token ids, int64 [B, Ti] -> uint8 [B, H, W, 3], rounded (not cut) to whole levels."""
+        pixels = torch.cat([self.model.decode_image_tokens(part) for part in ids.split(batch)])
+        levels = (pixels.float().clamp(-1, 1) + 1) * 127.5
+        return levels.round().to(torch.uint8).cpu().numpy()
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels in -1..1, float [B, 3, H, W] -> image token ids, int64 [B, Ti].
+
+        By the angle between codes, as the published model: transformers' own `encode` compares
+        vectors of any length and finds other ids.
+        """
+        vq = self.model.model.vqmodel
+        found = F.normalize(vq.quant_conv(vq.encoder(pixels)), dim=1).flatten(2)
+        codes = F.normalize(vq.quantize.embedding.weight, dim=1)
+        return (codes @ found).argmax(1)
+
+
+def load_janus(config: PolicyConfig, device: str = "cpu") -> Janus:
+    """Load model and tokenizer, of either layout. Raises UserError if there is no complete Janus."""
+    templates = load_templates(config.templates)
+    checkpoint = open_checkpoint(model_folder(config.path))
+    if BEGIN_OF_IMAGE not in checkpoint.tokenizer.get_vocab():
+        raise UserError(f"{config.path}: the tokenizer has no {BEGIN_OF_IMAGE} token")
+    # The tensors are mapped, not copied, until they are in the model.
+    model, report = JanusForConditionalGeneration.from_pretrained(
+        None,
+        config=checkpoint.config,
+        state_dict=dict(checkpoint.transformers_tensors()),
+        dtype=getattr(torch, config.dtype),
+        output_loading_info=True,
+    )
+    wrong = [f"{kind} {sorted(map(str, names))[:5]}" for kind, names in report.items() if names]
+    if wrong:
+        raise UserError(f"{config.path}: the weights do not fit a Janus model: {'; '.join(wrong)}")
+    return Janus(model.eval().to(device), checkpoint.tokenizer, templates)
+
+
+def meta_model(config: PolicyConfig) -> JanusForConditionalGeneration | None:
+    """The model without weights (on the meta device), to look names and shapes up; None for a hub id,
+    whose files may not be here yet."""
+    if is_hub_id(config.path):
+        return None
+    checkpoint = open_checkpoint(model_folder(config.path))
+    with torch.device("meta"):
+        return JanusForConditionalGeneration(checkpoint.config)
+
+
+def check_policy(config: PolicyConfig) -> None:
+    """The cheap part of `load_janus`, for a driver that must refuse a bad path before it starts."""
+    if not is_hub_id(config.path):
+        open_checkpoint(model_folder(config.path))
+    load_templates(config.templates)
