@@ -1,6 +1,7 @@
-"""What a sampler is: it turns orders into samples, with weights that can be replaced under it.
+"""What a sampler is: it turns requests into samples, with weights that can be replaced under it.
 
-What all samplers of a Janus share: the two phases in order, and the record that comes of them.
+`TwoPhaseSampler` is what all samplers of a Janus share: the two phases in order, and the record that
+comes of them.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +22,7 @@ INVALID_VERSION = -1
 
 
 class SamplingConfig(BaseModel):
-    """How a sample is drawn. The defaults are T2I-R1's (arXiv 2505.00703)."""
+    """How a sample is generated. The defaults are T2I-R1's (arXiv 2505.00703)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,18 +35,18 @@ class SamplingConfig(BaseModel):
 
 
 class Sampler(ABC):
-    """Draws semantic CoTs and images. Two rules bind every implementation, each with a test:
+    """Generates semantic CoTs and images. Two rules bind every implementation, each with a test:
 
     - no sample depends on its batch-mates;
     - tokens are a pure function of (run seed, prompt id, sample index, phase, position) and weights.
     """
 
     weights_version: int = 0
-    """INVALID_VERSION: a load broke off in the middle, and nothing may be drawn until the next."""
+    """INVALID_VERSION: a load broke off in the middle, and nothing may be generated until the next."""
 
     @abstractmethod
-    def generate(self, orders: Sequence[SampleRequest]) -> list[Sample]:
-        """Draw one sample an order, in the orders' order."""
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        """Generate one sample a request, in the requests' order."""
 
     @abstractmethod
     def load_weights(
@@ -59,13 +60,13 @@ class Sampler(ABC):
         Names and shapes are checked before the first is touched: by `specs`, which say what will
         come, so that each tensor can be let go as soon as it is loaded; without them all are held.
         Raises ValueError for tensors that are not the model's. If `tensors` breaks off, its error
-        passes, and the sampler refuses to draw until it has loaded a version whole.
+        passes, and the sampler refuses to generate until it has loaded a version whole.
         """
 
 
 @dataclass(frozen=True)
 class Cots:
-    """One semantic CoT an order, with its end token if it ended by itself."""
+    """One semantic CoT a request, with its end token if it ended by itself."""
 
     ids: list[list[int]]
     logps: list[list[float]]
@@ -73,7 +74,7 @@ class Cots:
 
 @dataclass(frozen=True)
 class Images:
-    """One image an order; log-probabilities of the conditional and of the guided distribution."""
+    """One image a request; log-probabilities of the conditional and of the guided distribution."""
 
     ids: Tensor  # int64 [B, Ti]
     logps: Tensor  # float32 [B, Ti]
@@ -81,7 +82,7 @@ class Images:
 
 
 class TwoPhaseSampler(Sampler):
-    """Writes the CoTs, then draws the images. How each is done is the subclass's business."""
+    """Writes the CoTs, then the images. How each is done is the subclass's business."""
 
     def __init__(self, janus: Janus, config: SamplingConfig, run_seed: int):
         self.janus = janus
@@ -105,26 +106,26 @@ class TwoPhaseSampler(Sampler):
         self.load_parameters(tensors)
         self.weights_version = version
 
-    def generate(self, orders: Sequence[SampleRequest]) -> list[Sample]:
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         if self.weights_version == INVALID_VERSION:
             raise RuntimeError("the last weights broke off half-way: load a whole version first")
         janus = self.janus
-        cot_prompts = [janus.cot_prompt_ids(order.prompt.text) for order in orders]
-        self._check_context(orders, cot_prompts, self.config.max_cot_tokens)
-        cots = self.generate_cots(cot_prompts, self._keys(orders, "cot"))
+        cot_prompts = [janus.cot_prompt_ids(request.prompt.text) for request in requests]
+        self._check_context(requests, cot_prompts, self.config.max_cot_tokens)
+        cots = self.generate_cots(cot_prompts, self._keys(requests, "cot"))
         texts = [janus.cot_text(ids) for ids in cots.ids]
         image_prompts = [
-            janus.image_prompt_ids(order.prompt.text, text)
-            for order, text in zip(orders, texts, strict=True)
+            janus.image_prompt_ids(request.prompt.text, text)
+            for request, text in zip(requests, texts, strict=True)
         ]
-        self._check_context(orders, image_prompts, janus.image_tokens)
-        images = self.generate_images(image_prompts, self._keys(orders, "image"))
+        self._check_context(requests, image_prompts, janus.image_tokens)
+        images = self.generate_images(image_prompts, self._keys(requests, "image"))
         pixels = janus.decode_images(images.ids)
         ids, logps, guided = (t.cpu().numpy() for t in (images.ids, images.logps, images.guided_logps))
         return [
             Sample(
-                prompt_id=order.prompt.id,
-                index=order.index,
+                prompt_id=request.prompt.id,
+                index=request.index,
                 seed=self.run_seed,
                 weights_version=self.weights_version,
                 cot_prompt_ids=np.array(cot_prompts[n], np.int64),
@@ -138,7 +139,7 @@ class TwoPhaseSampler(Sampler):
                 image=pixels[n],
                 finish_reason="stop" if cots.ids[n][-1] == janus.eos_id else "length",
             )
-            for n, order in enumerate(orders)
+            for n, request in enumerate(requests)
         ]
 
     @abstractmethod
@@ -153,15 +154,15 @@ class TwoPhaseSampler(Sampler):
     def load_parameters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copy tensors, checked already, over the parameters of these names."""
 
-    def _keys(self, orders: Sequence[SampleRequest], phase: str) -> list[int]:
-        return [stream_key(self.run_seed, o.prompt.id, o.index, phase) for o in orders]
+    def _keys(self, requests: Sequence[SampleRequest], phase: str) -> list[int]:
+        return [stream_key(self.run_seed, o.prompt.id, o.index, phase) for o in requests]
 
     def _check_context(
-        self, orders: Sequence[SampleRequest], prompts: list[list[int]], new: int
+        self, requests: Sequence[SampleRequest], prompts: list[list[int]], new: int
     ) -> None:
-        for order, ids in zip(orders, prompts, strict=True):
+        for request, ids in zip(requests, prompts, strict=True):
             if len(ids) + new > self.janus.max_positions:
                 raise UserError(
-                    f"prompt {order.prompt.text[:60]!r}: {len(ids)} prompt tokens and {new} new ones"
+                    f"prompt {request.prompt.text[:60]!r}: {len(ids)} prompt tokens and {new} new ones"
                     f" do not fit the model's context of {self.janus.max_positions}"
                 )

@@ -1,16 +1,12 @@
-"""Files of JSON lines that a run goes on writing after it went back to a checkpoint.
-
-What a run reads, told apart from other files at the same paths.
-
-Checkpoints of a run: whole or not there, the newest that is sound is the one to go on from.
+"""Checkpoints of a run: whole or not there. The newest that is sound is the one to resume from.
 
     checkpoints/step_000100/         a model in transformers layout, as `--policy` takes it, and
                 learner/             DeepSpeed's state: parameters, optimizer, schedule
                 state.json           the rest; written last, so a folder without it is no checkpoint
 
 A checkpoint is written under another name while training goes on, and renamed when all of it is there.
-
-Whether a run goes on where an earlier one with its name stopped, and from which checkpoint.
+Fingerprints tell the files that a run reads apart from other files at the same paths. After a rollback,
+`truncate_after` cuts the run's JSON lines back to the step of its checkpoint.
 """
 
 import hashlib
@@ -95,14 +91,14 @@ _PART = ".part"
 @dataclass(frozen=True)
 class State:
     """What a run needs to go on, beside the learner's own state. There is no random state to keep:
-    prompts come in an order that is a function of the seed, and tokens are drawn by hash."""
+    prompts come in an order that is a function of the seed, and tokens are chosen by hash."""
 
     step: int
     weights_version: int
     ranks: int
     config: dict[str, Any]
     expert_stats: dict[str, Any] = field(default_factory=dict)
-    """Of experts whose scores are normalised by what they said so far."""
+    """Of experts whose scores are normalised by what they were so far."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the files that the run reads, by the key that names them."""
     format: int = FORMAT

@@ -76,7 +76,7 @@ def evaluate(
         Path | None, typer.Option(help="folder for evaluation.json, PNGs and grid.png")
     ] = None,
 ):
-    """Draw the held-out prompts and let the experts judge: a table, JSON and a grid."""
+    """Generate for the held-out prompts and let the experts score: a table, JSON and a grid."""
     from cluster.commands.sampling import evaluate as run
     from cluster.config import load_config
 
@@ -88,11 +88,11 @@ def generate(
     config: ConfigFile,
     prompts: Annotated[list[str], typer.Argument(help="sentences, or one file of prompts (.jsonl)")],
     policy: Policy = None,
-    out: Annotated[Path, typer.Option(help="folder for plans, PNGs and the grid")] = Path("generated"),
+    out: Annotated[Path, typer.Option(help="folder for CoTs, PNGs and the grid")] = Path("generated"),
     samples: Annotated[int, typer.Option(min=1, help="images a prompt")] = 4,
     seed: Annotated[int | None, typer.Option(help="instead of the configured one")] = None,
 ):
-    """Think, then draw: plans and images for prompts. Needs no experts and no Ray."""
+    """Think, then draw: semantic CoTs and images for prompts. Needs no experts and no Ray."""
     from cluster.commands.sampling import generate as run
     from cluster.config import load_config
 
@@ -218,7 +218,7 @@ def _with_policy(overrides: list[str], policy: str | None) -> list[str]:
 def main() -> None:
     """Exit status 2 for what a person can mend, 1 for a fault of the program."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # Modules that a configuration names (experts, plan judges) may lie where the command is given.
+    # Modules that a configuration names (experts, CoT checkers) may lie where the command is given.
     sys.path.insert(0, str(Path.cwd()))
     try:
         app()

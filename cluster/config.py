@@ -21,7 +21,7 @@ from rewards.config import RewardsConfig
 
 
 class TrainConfig(BaseModel):
-    """The loop: what is drawn, how much of it, and how often things are kept."""
+    """The loop: what is generated, how much of it, and how often things are kept."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,7 +59,8 @@ class TrainConfig(BaseModel):
 
 
 class EvaluateConfig(BaseModel):
-    """Held-out prompts, drawn with the same seeds at every evaluation, so that two can be compared."""
+    """Held-out prompts, generated with the same seeds at every evaluation, so that two can be
+    compared."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -100,11 +101,11 @@ class RunConfig(BaseModel):
     runs_dir: str = "runs"
     """Where run directories lie; on a cluster, a path that outlives the driver."""
     seed: int = 0
-    """Decides the order of prompts and which tokens are drawn."""
+    """Decides the order of prompts and which tokens are sampled."""
     policy: PolicyConfig
     """The model."""
     actors: ActorsConfig = ActorsConfig()
-    """Rollout workers, which draw samples."""
+    """Rollout workers, which generate samples."""
     rewards: RewardsConfig
     """Experts, which score samples."""
     learner: LearnerConfig = LearnerConfig()

@@ -74,8 +74,8 @@ def models(
 
 
 def _section(key: str, model: type[BaseModel]) -> str:
-    said = inspect.cleandoc(model.__dict__["__doc__"] or "")
-    title = f"## {key or 'The run'}\n\n" + (f"{said}\n\n" if said else "")
+    text = inspect.cleandoc(model.__dict__["__doc__"] or "")
+    title = f"## {key or 'The run'}\n\n" + (f"{text}\n\n" if text else "")
     return (
         title + "| key | type | default | meaning |\n|---|---|---|---|\n" + "".join(_rows(key, model))
     )
@@ -83,11 +83,11 @@ def _section(key: str, model: type[BaseModel]) -> str:
 
 def _rows(prefix: str, model: type[BaseModel]) -> Iterator[str]:
     schema = model.model_json_schema()
-    said = meanings(model)
+    texts = meanings(model)
     for name, field in model.model_fields.items():
         key = f"{prefix}.{name}".lstrip(".")
         kind = _kind(schema["properties"][name], key + _free(field))
-        cells = (f"`{key}`", kind, _default(field), said.get(name, ""))
+        cells = (f"`{key}`", kind, _default(field), texts.get(name, ""))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 

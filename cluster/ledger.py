@@ -1,4 +1,4 @@
-"""The account of every prompt: which group of samples was ordered, and what became of it.
+"""The account of every prompt: which group of samples was requested, and what became of it.
 
 A group's number is its place in the run's endless stream of prompts (`policy.prompts.group_stream`), so
 the account adds up if each number from 0 on stands there once.

@@ -1,6 +1,5 @@
-"""Ray for the length of a command: an existing cluster, or one of our own that ends with us.
-
-Where everything runs: what each role asks for, and placement groups that reserve it.
+"""Ray for the length of a command: an existing cluster, or one of our own that ends with us; and what
+each role asks of it, with the placement groups that reserve it.
 """
 
 import json
@@ -45,7 +44,7 @@ def ray_session(
     ends the command like Ctrl-C does, so that nothing is left behind."""
     need = need or StoreNeed()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    # An answer that nobody fetches is one of a drawing that was given to another actor.
+    # An answer that nobody fetches is one of a batch that was given to another worker.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = existing_cluster(config)
     options = {

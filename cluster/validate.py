@@ -19,7 +19,7 @@ from rewards.expert import check_experts
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads: training prompts, and held-out prompts with their plan judge."""
+    """What a run reads: training prompts, and held-out prompts with their CoT checker."""
 
     prompts: list[Prompt]
     evaluator: Evaluator
@@ -41,7 +41,7 @@ def validate_run(config: RunConfig) -> Inputs:
     wants_broadcast(config)
     if config.train.wandb:
         check_wandb()
-    if not existing_cluster(config.ray):  # there the actors' machines may hold what this one does not
+    if not existing_cluster(config.ray):  # there the workers' machines may hold what this one does not
         choose_sampler(config.actors)
     held_out = read_prompts(config.evaluate.prompts)
     return Inputs(read_prompts(config.train.prompts), Evaluator.of(config.evaluate, held_out))

@@ -1,8 +1,8 @@
-"""Reference log-probabilities ahead of a step: of samples that experts are still judging.
+"""Reference log-probabilities ahead of a step: of samples that experts are still scoring.
 
 They are a function of the samples alone, for the reference never changes. A step finds them by the
-reference to a group's samples. A group that was lost and drawn again is another object, so that a step
-finds nothing, and computes them itself, in the same batches.
+reference to a group's samples. A group that was lost and generated again is another object, so that a
+step finds nothing, and computes them itself, in the same batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,20 +23,20 @@ Ahead = dict[str, list[Logps]]
 def arrivals(
     samples: ObjectRef, share: slice, *, all_at_once: bool, timeout_s: float
 ) -> Iterator[dict[str, list[Sample]]]:
-    """A share of the groups as they are drawn, or once, when all are: where `samples` refers to a list
-    of references, one a group. What is lost, or takes longer than `timeout_s`, is left out: it will be
-    drawn again, or had later."""
+    """A share of the groups as they are generated, or once, when all are: where `samples` refers to a
+    list of references, one a group. What is lost, or takes longer than `timeout_s`, is left out: it
+    will be generated again, or had later."""
     try:
         waiting = ray.get(samples, timeout=timeout_s)[share]
     except RayError:
         waiting = []
     while waiting or all_at_once:
         count = len(waiting) if all_at_once else 1
-        drawn = []
+        ready = []
         if waiting:
-            drawn, waiting = ray.wait(waiting, num_returns=count, timeout=timeout_s)
-        yield {ref.hex(): group for ref in drawn if (group := _had(ref, timeout_s)) is not None}
-        if all_at_once or not drawn:
+            ready, waiting = ray.wait(waiting, num_returns=count, timeout=timeout_s)
+        yield {ref.hex(): group for ref in ready if (group := _had(ref, timeout_s)) is not None}
+        if all_at_once or not ready:
             return
 
 

@@ -1,11 +1,8 @@
-"""A learner's state in host memory, where later steps do not reach it.
+"""DeepSpeed's checkpoints, written while training goes on.
 
-Writes a checkpoint's files in a thread, while training goes on, from copies in memory.
-
-DeepSpeed's checkpoints, written while training goes on: `save` copies tensors to memory and a thread
-writes the files.
-
-A checkpoint for another number of ranks: DeepSpeed's universal format, one file a parameter.
+`save` copies tensors to host memory, where later steps do not reach them, and a thread writes the files
+from there. For another number of ranks a checkpoint is converted to DeepSpeed's universal format, one
+file a parameter.
 """
 
 import os

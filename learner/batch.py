@@ -1,9 +1,7 @@
-"""Samples as padded tensors: what one forward pass of the learner reads.
+"""Samples as padded tensors, and how they are cut into what one forward and backward pass can hold.
 
 N samples; P1, P2 the longest semantic-CoT and image prompt, Lc the longest CoT, Ti image tokens.
 Prompts are padded on the left and CoTs on the right, so that what was generated starts at one column.
-
-A rank's samples, cut into pieces that one forward and backward pass can hold.
 """
 
 from collections.abc import Sequence
@@ -27,7 +25,7 @@ class Batch:
     image_prompt_mask: Tensor  # bool [N, P2]
     image: Tensor  # int64 [N, Ti]
     sampled_logps: Tensor  # float32 [N, Lc + Ti], as the sampler returned them
-    guided_logps: Tensor  # float32 [N, Ti], of the guided distribution that was drawn from
+    guided_logps: Tensor  # float32 [N, Ti], of the guided distribution that was sampled from
     advantages: Tensor  # float32 [N]
     token_weights: Tensor  # float32 [N, Lc + Ti], each token's weight in the mean; 0 is padding
 

@@ -36,7 +36,7 @@ class LearnerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     ranks: int = Field(1, ge=1)
-    """DeepSpeed ranks, a Ray actor each."""
+    """DeepSpeed ranks: learner workers, a Ray actor each."""
     num_cpus: float = Field(1.0, ge=0)
     """CPUs that Ray reserves for one rank."""
     num_gpus: float = Field(0.0, ge=0)
@@ -71,7 +71,7 @@ class LearnerConfig(BaseModel):
     advantage_scale: Literal["std", "none"] = "std"
     """A reward less its group's mean is divided by the group's standard deviation (std), or kept."""
     train_distribution: Literal["conditional", "guided"] = "conditional"
-    """Train the conditional distribution (as published), or the guided one that images were drawn
+    """Train the conditional distribution (as published), or the guided one that images were sampled
     from."""
     cot_weight: float = Field(1.0, ge=0)
     """Weight of the semantic CoT's tokens in the one token mean."""
@@ -106,7 +106,8 @@ class LearnerConfig(BaseModel):
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
     transport: Literal["auto", "store", "broadcast"] = "auto"
     """How weights reach the rollout workers: through Ray's object store, or broadcast, by NCCL between
-    GPUs (gloo between CPUs). auto: broadcast where each actor and rank has a GPU of its own."""
+    GPUs (gloo between CPUs). auto: broadcast where each rollout and learner worker has a GPU of its
+    own."""
     bucket_mb: float = Field(64.0, gt=0)
     """Size of a bucket when weights are published."""
     broadcast_timeout_s: float = Field(30.0, gt=0)

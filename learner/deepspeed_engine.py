@@ -1,6 +1,6 @@
-"""DeepSpeed, as a Ray actor starts it.
+"""DeepSpeed as a learner worker starts it, and the reference model of the KL term.
 
-The reference model of the KL term: the weights that training began with.
+The reference has the weights that training began with:
 
 | `learner.reference` | where its parameters are | costs |
 |---|---|---|

@@ -20,8 +20,8 @@ from policy.weights import BroadcastRendezvous, PublishedWeights
 
 @dataclass(frozen=True)
 class TrainingGroups:
-    """Groups to learn from. `samples` refers to a list of references, one a group that was drawn, to
-    its list[Sample]; `places` are the places in it of those to learn from, and `advantages`, float32
+    """Groups to learn from. `samples` refers to a list of references, one a group that was generated,
+    to its list[Sample]; `places` are the places in it of those to learn from, and `advantages`, float32
     [len(places), G], those of their samples."""
 
     samples: ObjectRef
@@ -123,12 +123,12 @@ class LearnerGroup:
         manifest_and_buckets = list(streams[0])
         return PublishedWeights(version, ray.put(manifest_and_buckets), incarnation)
 
-    def join_broadcast(self, actors: Sequence[ActorHandle]) -> None:
+    def join_broadcast(self, receivers: Sequence[ActorHandle]) -> None:
         """Connect rank 0 with these rollout workers, as receivers of all versions to come."""
         where, manifest = ray.get([self.ranks[0].rendezvous.remote(), self.ranks[0].manifest.remote()])
         limits = self.config.timeout_s, self.config.broadcast_timeout_s
-        meeting = BroadcastRendezvous(where.host, where.port, 1 + len(actors), *limits)
-        joining = [a.join_broadcast.remote(meeting, n, manifest) for n, a in enumerate(actors, 1)]
+        meeting = BroadcastRendezvous(where.host, where.port, 1 + len(receivers), *limits)
+        joining = [a.join_broadcast.remote(meeting, n, manifest) for n, a in enumerate(receivers, 1)]
         joining.append(self.ranks[0].join_broadcast.remote(meeting))
         ray.get(joining, timeout=self.config.timeout_s)
 

@@ -1,14 +1,12 @@
-"""A head and the log-probabilities of tokens under it, a chunk of positions at a time.
-
-Logits are by far the widest tensors of a step: 102,400 floats for one text position of Janus-Pro. So
-they live for one chunk only: backward computes a chunk's logits again instead of keeping them. With a
-frozen head, not even that: what backward needs is one vector a position, and forward computes it.
-Shapes: M positions, D hidden.
-
-Log-probabilities of a batch's tokens under a Janus: one teacher-forced pass for each CoT.
+"""Log-probabilities of a batch's tokens under a Janus: one teacher-forced pass for each CoT.
 
 The trunk runs once over text sequences and once over image sequences. Each head sees only the positions
 whose next token it predicts: no text logits on images, no image logits on text, none on padding.
+
+Logits are by far the widest tensors of a step: 102,400 floats for one text position of Janus-Pro. So
+they live for one chunk of positions only: backward computes a chunk's logits again instead of keeping
+them. With a frozen head, not even that: what backward needs is one vector a position, and forward
+computes it. Shapes: M positions, D hidden.
 """
 
 from typing import NamedTuple

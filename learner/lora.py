@@ -1,10 +1,9 @@
-"""LoRA: train low-rank adapters beside the trunk's matrices instead of the matrices.
+"""The learner's weights as everybody else knows them, with or without LoRA.
 
-An adapter starts as zero, so the model with adapters switched off is the reference, and no second model
-is needed. Samplers know nothing of adapters: what is published is the merged matrix W + s B A under the
-name it has in transformers.
-
-The learner's weights as everybody else knows them: whole tensors under transformers' names.
+Others see whole tensors under transformers' names. With LoRA, low-rank adapters are trained beside the
+trunk's matrices instead of the matrices. An adapter starts as zero, so the model with adapters switched
+off is the reference, and no second model is needed. Samplers know nothing of adapters: what is
+published is the merged matrix W + s B A.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,10 +1,8 @@
-"""The metrics of a step: sums that add up over micro-batches and ranks, divided once at the end.
+"""The learner worker: one DeepSpeed rank, as a Ray actor.
 
-One DeepSpeed rank, as a Ray actor.
-
-The loss of a step is one mean over the tokens of the whole step. A rank sums the losses of its
-micro-batches, divided by the count of all ranks' tokens; so the gradient is the same however the
-step is cut into ranks and micro-batches.
+The loss of a step is one mean over the tokens of the whole step. A worker sums the losses of its
+micro-batches, divided by the count of all workers' tokens; so the gradient is the same however the step
+is cut into workers and micro-batches.
 """
 
 import socket
@@ -124,7 +122,7 @@ class LearnerWorker:
     # --- a step ---
 
     def prepare(self, samples: list[ObjectRef]) -> Ahead:
-        """The reference's log-probabilities of this rank's share of groups that are being drawn and
+        """The reference's log-probabilities of this rank's share of groups that are being generated and
         scored. `samples` holds one reference, to a list of references, one a group. All ranks call it
         together. Groups that are lost or late are left out (`arrivals`); `step` computes them then."""
         share = slice(self.rank, None, self.world)
@@ -138,11 +136,11 @@ class LearnerWorker:
         """Each group in batches of its own: a log-probability's last bits depend on its batch, and a
         run that loses samples ends as one that loses none. Ranks call it together where the reference
         is collective."""
-        found: Ahead = {key: [None] * len(drawn) for key, drawn in groups.items()}
+        found: Ahead = {key: [None] * len(group) for key, group in groups.items()}
         parts = [
             (key, part)
-            for key, drawn in groups.items()
-            for part in by_tokens([(s, n) for n, s in enumerate(drawn)], self.config.micro_batch_tokens)
+            for key, group in groups.items()
+            for part in by_tokens([(s, n) for n, s in enumerate(group)], self.config.micro_batch_tokens)
         ]
         batches = [self._batch([sample for sample, _ in part]) for _, part in parts]
         walk = self._walked_alike(batches) if self._reference_is_collective else batches
@@ -270,14 +268,14 @@ class LearnerWorker:
         fetched, self._fetched = self._fetched, {}
         missing = [ref for ref in refs if ref.hex() not in fetched]
         had = ray.get(missing, timeout=self.config.timeout_s)
-        fetched |= {ref.hex(): drawn for ref, drawn in zip(missing, had, strict=True)}
+        fetched |= {ref.hex(): group for ref, group in zip(missing, had, strict=True)}
         groups = [(ref.hex(), fetched[ref.hex()]) for ref in refs]
         prepared: dict = {key: rows for each in ray.get(list(ahead)) for key, rows in each.items()}
         if ahead:
             prepared |= self._reference_of({key: g for key, g in groups if key not in prepared})
         by_group = [
-            list(zip(drawn, theirs, prepared.get(key, [None] * len(drawn)), strict=True))
-            for (key, drawn), theirs in zip(groups, advantages, strict=True)
+            list(zip(group, theirs, prepared.get(key, [None] * len(group)), strict=True))
+            for (key, group), theirs in zip(groups, advantages, strict=True)
         ]
         if count is not None:
             return in_parts([row for rows in by_group for row in rows], count)

@@ -1,13 +1,12 @@
-"""A Janus's tokenizer, read from tokenizer.json alone.
-
-The published checkpoints name the class LlamaTokenizerFast over a byte-level BPE. Today that class
-replaces the pre-tokenizer by its own, so that loading by name gives wrong ids without an error; and
-it used to add the first token itself, which a plain load of tokenizer.json then lacks.
-
-A Janus on disk in either layout: its config as transformers has it, and its tensors, checked.
+"""A Janus on disk in either layout: its tokenizer, its config as transformers has it, and its tensors.
 
 A checkpoint is whole or refused: every tensor that its config asks for must be there in its shape, and
 none that the model does not know.
+
+The tokenizer is read from tokenizer.json alone. The published checkpoints name the class
+LlamaTokenizerFast over a byte-level BPE. Today that class replaces the pre-tokenizer by its own, so
+that loading by name gives wrong ids without an error; and it used to add the first token itself, which
+a plain load of tokenizer.json then lacks.
 """
 
 import json
@@ -37,8 +36,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         settings = folder / "tokenizer_config.json"
-        said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        adds_bos = said.get("add_bos_token", said.get("tokenizer_class") in _LLAMA_CLASSES)
+        settings_row = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        adds_bos = settings_row.get(
+            "add_bos_token", settings_row.get("tokenizer_class") in _LLAMA_CLASSES
+        )
     # tokenizers raises a bare Exception for a file that it cannot parse.
     except Exception as error:
         raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from error
@@ -51,13 +52,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save under a class name that every loader reads as tokenizer.json says."""
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
-    said = json.loads(settings.read_text(encoding="utf-8"))
+    settings_row = json.loads(settings.read_text(encoding="utf-8"))
     for key in ("is_local", "local_files_only"):  # how it was loaded here, not what it is
-        said.pop(key, None)
-    said["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(extra := said.pop("extra_special_tokens", None), list):
-        said["additional_special_tokens"] = extra  # the name that older releases know
-    settings.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        settings_row.pop(key, None)
+    settings_row["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(extra := settings_row.pop("extra_special_tokens", None), list):
+        settings_row["additional_special_tokens"] = extra  # the name that older releases know
+    settings.write_text(json.dumps(settings_row, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 Shapes = dict[str, tuple[int, ...]]

@@ -1,12 +1,11 @@
-"""The two output heads in float32, whatever type their weights have.
-
-In bfloat16 a logit of 16 is rounded by up to 0.06, and guidance 5 makes nine times that of it. So the
-last matrix product adds up in float32 and stays there; sampler and learner call the same function.
-
-Janus as everybody here uses it: load it, embed tokens, read its two heads, decode its images.
+"""Janus as everybody here uses it: load it, embed tokens, read its two heads, decode its images.
 
 The model speaks two vocabularies, text and image tokens, through one Llama trunk. Shapes: B rows, T
 positions, D hidden, Vt text vocabulary, Vi image codebook, Ti image tokens of one image.
+
+Both heads give float32, whatever type their weights have: in bfloat16 a logit of 16 is rounded by up to
+0.06, and guidance 5 makes nine times that of it. So the last matrix product adds up in float32 and
+stays there. Sampler and learner call the same function.
 """
 
 from dataclasses import dataclass

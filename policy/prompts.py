@@ -1,7 +1,8 @@
-"""Prompt files: JSON lines with the fields of T2I-R1's published prompt set.
+"""Prompts: the files that they come from, the order of training, and the texts that the model reads.
 
-The two prompts of BiCoT (T2I-R1, arXiv 2505.00703, section 3): one asks for the semantic CoT, the
-other for the image. Their wording lives in three text files that a user can replace.
+A prompt file is JSON lines with the fields of T2I-R1's published prompt set. The two prompts of BiCoT
+(T2I-R1, arXiv 2505.00703, section 3), one for the semantic CoT and one for the image, are worded in
+three text files that a user can replace:
 
 | file | used for | placeholders |
 |---|---|---|
@@ -158,7 +159,8 @@ class Templates:
         return _conversation(self.system, self.semantic_cot.replace("{prompt}", prompt))
 
     def image_conversation(self, prompt: str, cot: str) -> str:
-        """The text after which the model draws. A prompt that ends in "." gets no second one."""
+        """The text after which the model writes image tokens. A prompt that ends in "." gets no second
+        one."""
         sentence = prompt.strip().removesuffix(".")
         # Fill the prompt last: a CoT that happens to contain "{prompt}" stays as it is.
         head, brace, tail = self.image.partition("{cot}")

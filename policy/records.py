@@ -1,7 +1,7 @@
-"""The records that travel between actors, experts and learner: frozen, numpy on the wire.
+"""The records that travel between rollout workers, experts and learner: frozen, numpy on the wire.
 
-An order on its way: one object for the rollout workers and the judge alike. It never leaves the run's
-cluster, whose processes unpickle each other's objects in any case.
+`Work` is a request on its way: one object for rollout workers and reward worker alike. It never leaves
+the run's cluster, whose processes unpickle each other's objects in any case.
 """
 
 import pickle
@@ -45,8 +45,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """An order for one sample. `index` counts the samples of this prompt over the whole run, so a
-    prompt that comes round again gets new samples, and a lost sample can be drawn again anywhere."""
+    """A request for one sample. `index` counts the samples of this prompt over the whole run, so a
+    prompt that comes round again gets new samples, and a lost sample can be generated again
+    anywhere."""
 
     prompt: Prompt
     index: int
@@ -58,8 +59,8 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Group:
-    """An order for `size` samples of one prompt, which are compared with each other; from index `first`
-    on. Iterates over their Draws."""
+    """A request for `size` samples of one prompt, which are compared with each other; from index
+    `first` on. Iterates over their SampleRequests."""
 
     prompt: Prompt
     size: int
@@ -73,12 +74,12 @@ class Group:
 
 
 Batch = tuple[Group, ...]
-"""Groups that one actor draws together."""
+"""Groups that one rollout worker generates together."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A semantic CoT and the image drawn from it. Both id sequences travel: nobody re-tokenises.
+    """A semantic CoT and the image made from it. Both id sequences travel: nobody re-tokenises.
 
     Lc is the CoT's length (with its end token, if it ended), Ti the image tokens of one image.
     """
@@ -94,7 +95,7 @@ class Sample:
     image_ids: np.ndarray = field(repr=False)  # int64 [Ti]
     cot_logps: np.ndarray = field(repr=False)  # float32 [Lc]
     image_logps: np.ndarray = field(repr=False)  # float32 [Ti], the conditional distribution's
-    image_guided_logps: np.ndarray = field(repr=False)  # float32 [Ti], the distribution drawn from
+    image_guided_logps: np.ndarray = field(repr=False)  # float32 [Ti], the distribution sampled from
     image: np.ndarray = field(repr=False)  # uint8 [H, W, 3]
     finish_reason: str  # "stop": the CoT ended by itself; "length": it was cut
 
@@ -115,7 +116,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the experts said of N samples: one column an expert.
+    """The experts' scores of N samples: one column an expert.
 
     `values` is float32 [N, E] in the experts' own scale, NaN where an expert does not apply to the
     prompt. `rewards` is float32 [N], the ensemble's weighted mean of what applies. `passed` is bool
@@ -146,13 +147,13 @@ class Scores:
 
 
 SHARE = 32
-"""So many batches are pickled as one. All as one would be hundreds for every actor to unpickle, and
+"""So many batches are pickled as one. All as one would be hundreds for every worker to unpickle, and
 each on its own takes the driver twice as long; Ray's own pickling of records, three times."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Batches to be drawn with these weights (None: those that the actors were loaded with)."""
+    """Batches to be generated with these weights (None: those that the workers have loaded)."""
 
     weights: PublishedWeights | None
     shares: tuple[bytes, ...]

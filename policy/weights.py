@@ -1,13 +1,11 @@
 """Weights on the wire: flat byte buckets, a manifest that says what is in them, and a version.
 
-A bucket is a uint8 array, so any dtype travels (numpy has no bfloat16) and Ray's object store can
-map it into every reader's memory without a copy.
+A bucket is a uint8 array, so any dtype travels (numpy has no bfloat16) and Ray's object store can map
+it into every reader's memory without a copy.
 
-Weights from one sender to many receivers at once: a broadcast in a process group of its own.
-
-NCCL from GPU memory to GPU memory, gloo between CPUs. The group has its own store, so it stands beside
-any other group of a process (DeepSpeed's), and both samplers are fed alike.
-"""
+`Broadcast` sends them from one process to many at once: NCCL from GPU memory to GPU memory, gloo
+between CPUs. Its process group has a store of its own, so it stands beside any other group of a process
+(DeepSpeed's), and both samplers are fed alike."""
 
 import os
 import threading
@@ -40,8 +38,8 @@ class TensorSpec:
 @dataclass(frozen=True)
 class PublishedWeights:
     """One version of the trained parameters. `parts` is a reference to a list of references: to a
-    Manifest, and to a bucket each. Small, so it travels with every order for samples; whoever lacks the
-    version pulls. Without parts: the version was broadcast, and cannot be pulled."""
+    Manifest, and to a bucket each. Small, so it travels with every request for samples; whoever lacks
+    the version pulls. Without parts: the version was broadcast, and cannot be pulled."""
 
     version: int
     parts: object | None = None

@@ -1,4 +1,4 @@
-"""Asking all experts at once, patiently, and the actor that does so for a training run."""
+"""Asking all experts at once, with retries, and the reward worker that does so for a training run."""
 
 import asyncio
 import time
@@ -68,14 +68,14 @@ class ExpertClient:
     async def score_samples(
         self, sample_refs: list[ObjectRef], group: Group
     ) -> dict[str, ExpertResult]:
-        """All experts' results on the list of a group's samples behind a reference. Raises SamplesLost
+        """All experts' results for the list of a group's samples behind a reference. Raises SamplesLost
         if they cannot be had."""
         return await self._ask(list(self._config.experts), "score_samples", sample_refs, group)
 
     async def score_images(
         self, image_refs: list[ObjectRef], prompts: list[Prompt], experts: Sequence[str]
     ) -> dict[str, ExpertResult]:
-        """Some experts' results on the list of images behind a reference."""
+        """Some experts' results for the list of images behind a reference."""
         return await self._ask(experts, "score_images", image_refs, prompts)
 
     async def applies(self, prompts: list[Prompt], experts: Sequence[str]) -> dict[str, list[bool]]:
@@ -116,13 +116,13 @@ class RewardWorker:
         """Score the samples of a group, which are behind a reference to a list of them, wrapped in a
         list of one so that the reference itself travels on to the experts.
 
-        An expert's failure is an result too. Raises SamplesLost if the samples cannot be had.
+        An expert's failure is a result too. Raises SamplesLost if the samples cannot be had.
         """
         results = await self._client.score_samples(sample_refs, group)
         return GroupResults(tuple(request.sample_id for request in group), results)
 
     async def score_groups(self, sample_refs: list[ObjectRef], work: Work) -> list[GroupResults | None]:
-        """Score all groups of an order, each as soon as its samples are there: one reference a group.
+        """Score all groups of a request, each as soon as its samples are there: one reference a group.
         None for a group whose samples are lost."""
 
         async def score_one(ref: ObjectRef, group: Group) -> GroupResults | None:

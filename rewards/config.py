@@ -1,4 +1,4 @@
-"""Which experts judge, with what weight, and where they run."""
+"""Which experts score, with what weight, and where they run."""
 
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal

@@ -60,7 +60,7 @@ _WAY_OF = {relation: way for way, relations in _WAYS.items() for relation in rel
 
 
 def knows_relation(relation: str) -> bool:
-    """Whether `relation_score` can judge it."""
+    """Whether `relation_score` can score it."""
     return plain_noun(relation) in _WAY_OF
 
 

@@ -1,11 +1,9 @@
 """What a vision expert is: one class, one question, any number of images at a time.
 
-How an expert is asked: only where it applies, and what it says is checked before it counts.
-
-What comes of asking experts: by_expert, or failures that say why.
-
-From a name in the configuration to an expert's class, and what can be checked of it before anything
-starts.
+An expert is asked only where it applies, and its scores are checked before they count
+(`score_checked`). What comes of asking is an `ExpertResult`: scores, or a failure that says why.
+`load_expert_class` finds the class that a configuration names, and says what is wrong with it before
+anything starts.
 """
 
 import inspect

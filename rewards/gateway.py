@@ -96,9 +96,9 @@ def _names(config: RewardsConfig, asked: tuple[str, ...] | list[str] | None) -> 
 def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
     """The interface itself; `config.gateway` must be set. `digest`: of the token to ask for."""
     limits = config.gateway
-    panel = ExpertClient(config)
+    client = ExpertClient(config)
     replies: Counter[int] = Counter()
-    app = FastAPI(title="bicot experts", description="Vision experts judge images by their prompts.")
+    app = FastAPI(title="bicot experts", description="Vision experts score images by their prompts.")
     app.add_middleware(
         LimitBody, max_bytes=int(limits.max_body_mb * 2**20), timeout_s=limits.body_timeout_s
     )
@@ -125,7 +125,7 @@ def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
         names = _names(config, asked.experts)
         images = await asyncio.to_thread(read_images, asked.files, limits.max_pixels)
         shared = await asyncio.to_thread(ray.put, images)
-        results = await panel.score_images([shared], [asked.prompt] * len(images), names)
+        results = await client.score_images([shared], [asked.prompt] * len(images), names)
         return score_reply(config, asked.prompt.id, results, len(images))
 
     @app.post(
@@ -141,7 +141,7 @@ def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
         prompts = [read_prompt(given, "prompts", n) for n, given in enumerate(asked.prompts)]
         names = _names(config, asked.experts)
         try:
-            columns = await panel.applies(prompts, names)
+            columns = await client.applies(prompts, names)
         except (RayError, RayServeException, TimeoutError) as error:
             raise HTTPException(503, f"an expert gave no answer: {type(error).__name__}") from error
         return AppliesReply(experts=columns)

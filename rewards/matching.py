@@ -1,8 +1,6 @@
-"""Detections and their boxes: how far boxes overlap, and which of many say the same thing twice.
+"""What counts as the same thing: how far boxes overlap, and when two nouns name the same object.
 
 Two ways to write a box: xyxy (left, top, right, bottom) and cxcywh (centre, width, height).
-
-Nouns: when two name the same thing, and the caption that a grounding detector reads.
 """
 
 import re

@@ -1,7 +1,7 @@
 """An expert that runs elsewhere: it asks another cluster's gateway.
 
-Promised: a score is what that expert said, of exactly these images, which travel without loss. Whatever
-goes wrong on the way raises.
+Promised: a score is what that expert gave, for exactly these images, which travel without loss.
+Whatever goes wrong on the way raises.
 """
 
 import os
@@ -83,13 +83,13 @@ class RemoteExpert(Expert):
             if len(reply.images) != len(files):
                 raise RemoteExpertError(f"{self} answered {len(reply.images)} of {len(files)} images")
             for image in reply.images:
-                said = image.experts.get(self._expert)
-                if said is None or said.score is None:
-                    why = (said and said.error) or "it does not apply"
+                given = image.experts.get(self._expert)
+                if given is None or given.score is None:
+                    why = (given and given.error) or "it does not apply"
                     raise RemoteExpertError(f"{self} gave no score for {prompt.text!r}: {why}")
-                values.append(said.score)
-                explanation.append(said.explanation)
-                boxes.append(tuple(Box(b.label, b.score, b.xyxy) for b in said.boxes))
+                values.append(given.score)
+                explanation.append(given.explanation)
+                boxes.append(tuple(Box(b.label, b.score, b.xyxy) for b in given.boxes))
         return ExpertScores(np.array(values, np.float32), tuple(explanation), tuple(boxes))
 
     def __str__(self) -> str:

@@ -1,12 +1,9 @@
-"""What a replica counts of itself, and what the counts of several say together.
+"""One expert in one process: what it is asked, how requests are batched, and what it counts.
 
-Requests that wait for the same expert, put together into calls of a size that suits it.
-
-Promised: images are scored in the order in which they came; one call at a time, and none with more than
-`size` images; a call that fails is made again for each of its requests alone, so that only those fail
-that cannot be scored.
-
-One expert in one process: what it is asked, how requests are put together, and what it counts.
+Requests that wait for the same expert are put together into calls of a size that suits it. Images are
+scored in the order in which they came; one call at a time, and none with more than `size` images. A
+call that fails is made again for each of its requests alone, so that only those fail that cannot be
+scored.
 """
 
 import asyncio
@@ -160,7 +157,7 @@ _Item = tuple[_Request, int]  # a request, and the number of one of its images
 
 
 class Batcher:
-    """Use in one event loop. `call` judges a batch; `wait_s` is how long a batch that is not full may
+    """Use in one event loop. `call` scores a batch; `wait_s` is how long a batch that is not full may
     wait for more."""
 
     def __init__(self, call: Call, size: int, wait_s: float = 0.0):
@@ -256,10 +253,10 @@ class ExpertReplica:
             samples: list[Sample] = await sample_refs[0]
         except (ObjectLostError, RayActorError) as error:
             raise SamplesLost(str(error)) from error
-        if [sample.id for sample in samples] != [draw.sample_id for draw in group]:
+        if [sample.id for sample in samples] != [request.sample_id for request in group]:
             raise ValueError(f"expert {self._name} got samples that are not of {group}")
         images = [sample.image for sample in samples]
-        return await self._answer(images, [draw.prompt for draw in group])
+        return await self._answer(images, [request.prompt for request in group])
 
     async def score_images(self, image_refs: list[ObjectRef], prompts: list[Prompt]) -> Answer:
         """Score the N images behind a reference to a list of them, wrapped in a list of one."""
@@ -288,12 +285,12 @@ class ExpertReplica:
             applies = await self.applies(prompts)
             asked = np.flatnonzero(applies)
             counted.images = len(asked)
-            said = None
+            scores = None
             if len(asked):
-                said = await self._batcher.score(
+                scores = await self._batcher.score(
                     [images[n] for n in asked], [prompts[n] for n in asked]
                 )
-            return Answer(scatter(said, applies), self._expert.pass_threshold)
+            return Answer(scatter(scores, applies), self._expert.pass_threshold)
 
     async def _ask(self, images: list[np.ndarray], prompts: list[Prompt]) -> ExpertScores:
         return await self._in_thread(lambda: score_checked(self._name, self._expert, images, prompts))

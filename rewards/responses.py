@@ -114,10 +114,10 @@ def _rewards(
 def _cell(result: ExpertResult, n: int) -> ExpertScore:
     if result.failed:
         return ExpertScore(score=None, error=str(result.outcome), explanation="", boxes=[])
-    said, value = result.outcome, float(result.outcome.values[n])
+    given, value = result.outcome, float(result.outcome.values[n])
     return ExpertScore(
         score=None if np.isnan(value) else value,
         error=None,
-        explanation=said.explanation[n],
-        boxes=[SeenBox.of(box) for box in said.boxes[n]],
+        explanation=given.explanation[n],
+        boxes=[SeenBox.of(box) for box in given.boxes[n]],
     )

@@ -1,10 +1,9 @@
-"""How scores enter the reward: as they are, from a fixed range, or by running statistics.
+"""Rewards: the scores of many experts as one number a sample. Pure functions; rewards/client.py asks.
 
-Many experts' by_expert as one reward. Pure functions: who asks the experts is in rewards/client.py.
-
-Promised: a reward is the weighted mean of what the experts that apply really said. A group of samples
-that an expert gave no answer on has no reward at all, or, where the expert is configured so, it is left
-out for all groups of the step: rewards of a step are always made of the same experts.
+A score enters the reward as it is, from a fixed range, or by running statistics. A reward is the
+weighted mean of what the experts that apply really gave. A group that an expert gave no scores on has
+no reward at all, or, where the expert is configured so, the expert is left out for all groups of the
+step: rewards of a step are always made of the same experts.
 """
 
 import math
@@ -72,8 +71,8 @@ def update_running_stats(
         if entry.normalize == "running":
             stats = running.get(name, RunningStats())
             for group in groups:
-                if isinstance(said := group.by_expert[name].outcome, ExpertScores):
-                    stats = stats.with_more(said.values[~np.isnan(said.values)])
+                if isinstance(given := group.by_expert[name].outcome, ExpertScores):
+                    stats = stats.with_more(given.values[~np.isnan(given.values)])
             grown[name] = stats
     return grown
 
@@ -126,7 +125,7 @@ def weighted_mean(
 @dataclass(frozen=True)
 class GroupRewards:
     """One entry a group: its scores, or why it has none. `left_out`: the experts that no group of the
-    step heard, each with its first failure."""
+    step has scores of, each with its first failure."""
 
     scores: tuple[Scores | str, ...]
     left_out: dict[str, Failure]
@@ -145,21 +144,21 @@ def compute_rewards(
             if result.failed and config.experts[name].on_failure == "leave_out":
                 left_out.setdefault(name, result.outcome)
     reasons = [_why_not(group, config, left_out) for group in groups]
-    heard = [group for group, why in zip(groups, reasons, strict=True) if why is None]
-    scores = iter(_scores(heard, config, left_out, running) if heard else ())
+    answered = [group for group, why in zip(groups, reasons, strict=True) if why is None]
+    scores = iter(_scores(answered, config, left_out, running) if answered else ())
     return GroupRewards(tuple(next(scores) if why is None else why for why in reasons), left_out)
 
 
 def _why_not(group: GroupResults, config: RewardsConfig, left_out: Mapping[str, Failure]) -> str | None:
     """Why a group has no reward, if it has none."""
-    heard = {name: result for name, result in group.by_expert.items() if name not in left_out}
-    for result in heard.values():
+    answered = {name: result for name, result in group.by_expert.items() if name not in left_out}
+    for result in answered.values():
         if result.failed:
             return str(result.outcome)
     if left_out:
-        weighty = [o.outcome.values for name, o in heard.items() if config.experts[name].weight > 0]
+        weighty = [o.outcome.values for name, o in answered.items() if config.experts[name].weight > 0]
         if not weighty or np.isnan(weighty).all(0).any():
-            return f"nobody else judges it while {', '.join(left_out)} is left out"
+            return f"nobody else scores it while {', '.join(left_out)} is left out"
     return None
 
 

@@ -1,9 +1,8 @@
-"""Ray Serve itself: started once a cluster, with HTTP or without, and waited for.
+"""Experts as servers: every expert is one Ray Serve application with its own replicas.
 
-Experts as servers: every expert is one Ray Serve application with its own replicas.
-
-Adding a replica, or another expert, touches no other process. Images reach an expert through the
-object store: a caller hands over a reference, and nobody in between touches the pixels.
+Adding a replica, or another expert, touches no other process. Images reach an expert through the object
+store: a caller hands over a reference, and nobody in between touches the pixels. Ray Serve itself is
+started once a cluster, with HTTP or without, and waited for.
 """
 
 import errno
@@ -80,7 +79,7 @@ def usable_port(gateway: GatewayConfig) -> int:
 def wait_until_running(apps: dict[str, str], timeout_s: float, say_every_s: float = 40) -> None:
     """Wait for applications (by name, with what to call them). Raises UserError with the replica's
     own words if one fails; says now and then what it is waiting for."""
-    start = said = time.monotonic()
+    start = told_at = time.monotonic()
     while True:
         status = serve.status().applications
         waiting = [app for app in apps if status[app].status != ApplicationStatus.RUNNING]
@@ -93,8 +92,8 @@ def wait_until_running(apps: dict[str, str], timeout_s: float, say_every_s: floa
         names, reason = ", ".join(apps[app] for app in waiting), _reason(status[waiting[0]])
         if now - start > timeout_s:
             raise UserError(f"{names} did not start within {timeout_s} s: {reason}")
-        if now - said > say_every_s:
-            said = now
+        if now - told_at > say_every_s:
+            told_at = now
             log.warning("waiting for %s: %s", names, reason)
         time.sleep(0.1)
 

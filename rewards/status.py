@@ -1,6 +1,6 @@
-"""How the experts are that run on a cluster, from any process that is connected to it.
+"""How the experts of a cluster are, from any process that is connected to it.
 
-What the replicas and the gateway counted, in Prometheus' text format.
+Here is also what the replicas and the gateway counted, in Prometheus' text format.
 """
 
 from collections import Counter

@@ -1,6 +1,4 @@
-"""What travels with a request through vLLM: whose row it is, and the stream its tokens come from.
-
-How the tokens of a batch are drawn: guidance, noise, log-probabilities; for both vLLM runners.
+"""How vLLM generates the tokens of paired rows: guidance, noise, log-probabilities.
 
 vLLM samples each row for itself. Here a pair's two rows get one token: the choice is made on the
 logits, and the logits are then set so that greedy sampling can only pick it. The log-probabilities of
@@ -10,10 +8,11 @@ vLLM prepares a step while the GPU still computes the last one. That overlap is 
 anything here waits for the GPU, so nothing does but `take`: nothing is read back, and what goes there
 goes through pinned memory (`to_device`).
 
-R rows, N samples in the batch (a pair of rows is one), Vt text and Vi image vocabulary.
+`PairedRow` travels with a request and says whose row it is. `PairSampler` chooses the tokens. vLLM has
+two model runners (V1 on CPUs, V2 on GPUs) that ask for them through an interface each; the two classes
+at the end find out who is in which row, and leave the rest to the PairSampler.
 
-Where vLLM asks for the next tokens. It has two model runners (V1 on CPUs, V2 on GPUs) with an
-interface each; both classes only find out who is in which row, and leave the rest to the PairSampler.
+R rows, N samples in the batch (a pair of rows is one), Vt text and Vi image vocabulary.
 """
 
 from collections import defaultdict

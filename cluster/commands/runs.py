@@ -31,7 +31,7 @@ def show_ledger(folder: Path, console: Console) -> bool:
     console.print(table)
     again = sum(entry.attempts > 1 for entry in entries)
     if again:
-        console.print(f"{again} were drawn more than once, for an actor was lost")
+        console.print(f"{again} were generated more than once, for a worker was lost")
     for why, number in Counter(e.why for e in entries if e.why).most_common(5):
         console.print(f"{number} x {why}", highlight=False, markup=False)
     wrong = faults(entries)

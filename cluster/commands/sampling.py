@@ -1,4 +1,4 @@
-"""Commands beside training: draw, judge, serve."""
+"""Commands beside training: evaluate, generate, serve."""
 
 import json
 import threading
@@ -35,7 +35,7 @@ def evaluate(config: RunConfig, out: Path | None, console: Console) -> None:
     with (
         ray_session(config.ray, total_cpus(config), console, inputs.store_need(config, learn=False)),
         start_workers(config, inputs.evaluator.prompts, console, learn=False) as workers,
-        console.status("drawing and judging"),
+        console.status("generating and scoring"),
     ):
         found, failures = inputs.evaluator(workers.rollouts, None, step=0)
     save_evaluation(found, out)
@@ -59,20 +59,22 @@ def generate(
     # A GPU is used where there is one, whatever the run gives its actors.
     actors = config.actors.model_copy(update={"num_gpus": float(torch.cuda.is_available())})
     sampler = make_sampler(config.policy, actors, config.seed)
-    orders = [order for prompt in prompts for order in Group(prompt, samples)]
+    requests = [request for prompt in prompts for request in Group(prompt, samples)]
     size = config.actors.batch_size
-    batches = [orders[i : i + size] for i in range(0, len(orders), size)]
+    batches = [requests[i : i + size] for i in range(0, len(requests), size)]
     out.mkdir(parents=True, exist_ok=True)
-    drawn = [s for batch in track(batches, "drawing", console=console) for s in sampler.generate(batch)]
+    generated = [
+        s for batch in track(batches, "generating", console=console) for s in sampler.generate(batch)
+    ]
     with (out / "plans.jsonl").open("w", encoding="utf-8") as plans:
-        for number, (order, sample) in enumerate(zip(orders, drawn, strict=True)):
+        for number, (request, sample) in enumerate(zip(requests, generated, strict=True)):
             name = f"{number:04d}.png"
             Image.fromarray(sample.image).save(out / name)
-            row = {"image": name, "prompt": order.prompt.text, "plan": sample.cot_text}
+            row = {"image": name, "prompt": request.prompt.text, "cot": sample.cot_text}
             plans.write(json.dumps(row, ensure_ascii=False) + "\n")
-    _grid([s.image for s in drawn], [o.prompt.text for o in orders], samples, out / "grid.png")
-    for order, sample in zip(orders[::samples], drawn[::samples], strict=True):
-        console.print(f"{order.prompt.text}\n  {sample.cot_text}", highlight=False, markup=False)
+    _grid([s.image for s in generated], [o.prompt.text for o in requests], samples, out / "grid.png")
+    for request, sample in zip(requests[::samples], generated[::samples], strict=True):
+        console.print(f"{request.prompt.text}\n  {sample.cot_text}", highlight=False, markup=False)
     console.print(str(out / "grid.png"), highlight=False, soft_wrap=True)
 
 

@@ -71,8 +71,8 @@ def image_side(model: JanusForConditionalGeneration) -> int:
 
 
 def published_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> int:
-    """One version of the weights on its way to the actors: what is trained; with LoRA the matrices that
-    have adapters, merged."""
+    """One version of the weights on its way to the rollout workers: what is trained; with LoRA the
+    matrices that have adapters, merged."""
     return published_parameters(model, config.learner) * getattr(torch, config.policy.dtype).itemsize
 
 
@@ -93,7 +93,7 @@ def cache_bytes(llama: JanusConfig, rows: int, slots: int, width: int) -> int:
 
 
 def rollout_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> dict[str, float]:
-    """Of one rollout worker, when a whole batch draws its images' last tokens."""
+    """Of one rollout worker, when a whole batch generates its images' last tokens."""
     actors, llama = config.actors, model.config.text_config
     width = getattr(torch, config.policy.dtype).itemsize
     total = sum(p.numel() for p in model.parameters())

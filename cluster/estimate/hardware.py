@@ -1,7 +1,7 @@
-"""What GPUs can do, by the maker's data sheets.
+"""What GPUs can do by the maker's data sheets, and how much of it a run gets.
 
-How much of what the hardware can do is had, and what else costs time: every factor of the speed
-model, with its source. A file of measured figures replaces them (`bicot estimate --figures`).
+`Efficiency` holds every factor of the speed model, each with its source. A file of measured figures
+replaces them (`bicot estimate --figures`).
 """
 
 import json
@@ -144,7 +144,7 @@ FACTORS: dict[str, Factor] = {
     ),
     "host_link_bytes_s": _assumed(25e9, "from host memory to a GPU", "PCIe 4, pinned"),
     "driver_s": _assumed(
-        0.1, "the driver's own part of a step", "27 ms with 256 simulated actors (docs/results.md)"
+        0.1, "the driver's own part of a step", "27 ms with 256 simulated workers (docs/results.md)"
     ),
     "expert_flops": _assumed(
         0.1, "share of the FLOP/s that an expert reaches", "small batches, images prepared on the host"

@@ -100,7 +100,7 @@ class SpeedModel:
         return max(on_gpu, launches) + factor[f"synchronize_s.{self.kind}"]
 
     def batch_s(self, samples: int, prompts: int) -> dict[str, float]:
-        """One actor's batch: semantic CoTs, the prompts' own passes, image tokens, image decoder."""
+        """One worker's batch: semantic CoTs, the prompts' own passes, image tokens, image decoder."""
         actors, lengths, factor = self.config.actors, self.lengths, self.efficiency
         flops = self.device(actors.num_gpus).flops
         a_sample = 2 if actors.sampling.guidance != 1 else 1
@@ -129,7 +129,7 @@ class SpeedModel:
         return [len(batch) for batch in cut_in_batches(groups, actors.count, actors.batch_size)]
 
     def generate_s(self, batches: list[int] | None = None) -> dict[str, float]:
-        """Of the busiest actor; the actors take batches (their groups) in turns."""
+        """Of the busiest worker; the workers take batches (their groups) in turns."""
         batches, actors = batches or self.batches(), self.config.actors.count
         size = self.config.train.group_size
         each = [[self.batch_s(n * size, n) for n in batches[i::actors]] for i in range(actors)]

@@ -9,7 +9,7 @@ IN_TURNS = "all roles in turns"
 @dataclass(frozen=True)
 class Times:
     """Seconds of one step by role, each with its parts. `score_s`: until the last expert is done.
-    `publish`: the learner sends weights; during a broadcast the rollout workers wait. `pull`: an actor
+    `publish`: the learner sends weights; during a broadcast the rollout workers wait. `pull`: a worker
     takes weights from the object store before it generates; 0 where they are broadcast."""
 
     generate: Mapping[str, float]
@@ -35,11 +35,11 @@ class Times:
     def bounds(self) -> dict[str, float]:
         """What the period cannot be shorter than, by name.
 
-        With `max_staleness` S an order is placed S steps before it is learned from, so that all that is
-        done with it has S + 1 periods. By broadcast, the rollout workers draw one order and receive one
-        version in every period, and then wait for the next order; through the store they find it
-        waiting.
-        """
+        With `max_staleness` S a request is made S steps before it is learned from, so that all that is
+        done with it has S + 1 periods. By broadcast, the rollout workers generate one request and
+        receive one version in every period, and then wait for the next request; through the store they
+        find it waiting.
+"""
         generate = self.generate_s + self.pull
         learn = self.learn_s + self.publish + self.driver
         if self.staleness == 0 or self.take_turns:
@@ -62,4 +62,4 @@ class Times:
             roles = {"generate": self.generate_s, "score": self.score_s, "learn": self.learn_s}
             return max(roles, key=roles.get)
         name = max(self.bounds, key=self.bounds.get)
-        return "the way of one order (max_staleness)" if name == "staleness" else name
+        return "the way of one request (max_staleness)" if name == "staleness" else name

@@ -46,7 +46,7 @@ class StoreNeed:
 
 
 def store_need(config: RunConfig, held_out: int, *, learn: bool = True) -> StoreNeed:
-    """Of training, or of drawing and scoring alone. `held_out`: prompts of an evaluation.
+    """Of training, or of generating and scoring alone. `held_out`: prompts of an evaluation.
 
     Weights that are broadcast count as well: when a rollout worker is replaced, they go through the
     store from then on. While a version is being published, the samples that were just learned from

@@ -1,7 +1,5 @@
-"""The speed model's answer for people: a step's seconds, what they cost, and the best splits.
-
-The command `bicot estimate`: memory, time and money of a run, before anything is loaded or started.
-"""
+"""The command `bicot estimate`: memory, time and money of a run, before anything is loaded or
+started."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

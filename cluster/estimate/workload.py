@@ -1,7 +1,8 @@
-"""How many tokens a sample's texts have, on average.
+"""How much work a step is: the mean lengths of a sample's texts, and what an image costs each expert.
 
-What an image costs the published experts, from their models' shapes: 2 FLOP a parameter and token,
-at the checkpoint that each loads by default. Estimates; `expert_s.NAME` in a file of figures is better.
+Costs of the published experts follow from their models' shapes: 2 FLOP a parameter and token, at the
+checkpoint that each loads by default. They are estimates; `expert_s.NAME` in a file of figures is
+better.
 """
 
 from dataclasses import dataclass

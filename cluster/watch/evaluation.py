@@ -1,6 +1,6 @@
-"""What an evaluation found: the record, its numbers, and its form on disk.
+"""Evaluation: held-out prompts generated with fixed seeds and scored by the run's own experts.
 
-Evaluation: held-out prompts drawn with fixed seeds, scored by the run's own experts.
+`Evaluation` is the record of what was found, with its numbers and its form on disk.
 """
 
 import importlib
@@ -30,7 +30,7 @@ RESERVED = ("reward", "strict_accuracy", "cot_accuracy", "diversity", "cot_token
 
 @dataclass(frozen=True)
 class ScoredSample:
-    """One sample and what the experts said of it. An expert that does not apply to the prompt is
+    """One sample and its scores. An expert that does not apply to the prompt is
     absent from `scores`; `cot_right` is None where nobody can tell."""
 
     prompt: Prompt
@@ -51,7 +51,7 @@ class ScoredSample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scored samples of one evaluation, drawn with one version of the weights after `step`."""
+    """The scored samples of one evaluation, generated with one version of the weights after `step`."""
 
     step: int
     weights_version: int
@@ -76,7 +76,7 @@ class Evaluation:
         return dict(groups)
 
     def metrics(self) -> dict[str, float]:
-        """The means, as `eval/...`. A key that nothing can be said on is absent, never 0: the plan
+        """The means, as `eval/...`. A key that nothing is known of is absent, never 0: the CoT
         accuracy where no plan could be checked, the diversity where no prompt has two samples."""
         found = {
             "reward": _mean(j.reward for j in self.scored),

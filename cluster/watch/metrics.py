@@ -38,9 +38,9 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "reward/strict_accuracy": float(np.concatenate([g.scores.passed for g in groups]).mean()),
     }
     for column, name in enumerate(groups[0].scores.experts):
-        said = values[:, column][~np.isnan(values[:, column])]
-        if len(said):
-            metrics[f"reward/{name}"] = float(said.mean())
+        given = values[:, column][~np.isnan(values[:, column])]
+        if len(given):
+            metrics[f"reward/{name}"] = float(given.mean())
     return metrics
 
 
@@ -56,8 +56,8 @@ def expert_metrics(rollout: RolloutBatch) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name in rollout.results[0].by_expert if rollout.results else ():
         results = [group.by_expert[name] for group in rollout.results]
-        said = [o.outcome.values for o in results if isinstance(o.outcome, ExpertScores)]
-        values = np.concatenate(said) if said else np.zeros(0, np.float32)
+        given = [o.outcome.values for o in results if isinstance(o.outcome, ExpertScores)]
+        values = np.concatenate(given) if given else np.zeros(0, np.float32)
         given = values[~np.isnan(values)]
         numbers = {
             "retries": sum(o.retries for o in results),

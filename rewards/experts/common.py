@@ -1,10 +1,7 @@
-"""Where an expert's model runs, in which numbers, and how many inputs at a time.
+"""What the published experts share: where a model runs and in which numbers, how many inputs it takes
+at a time, the images and texts that it is given, and where rows of text and image embeddings end.
 
-The texts that vision-language models are asked with: files beside this one, or a user's own.
-
-Images as image processors take them.
-
-What vision-language experts share: rows of text and image embeddings, and the end of each.
+The texts that vision-language models are asked with are files beside this one, or a user's own.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,17 +1,13 @@
-"""The config of a GroundingDINO that came without one, read off its tensors' sizes.
-
-What sizes do not tell is as in both published models, Swin-T OGC and Swin-B.
-
-GroundingDINO as its authors save it, as a GroundingDinoForObjectDetection of transformers.
+"""GroundingDINO as its authors save it, as a GroundingDinoForObjectDetection of transformers.
 
 The original stacks q, k and v of every attention on the first axis, and keeps each encoder layer in
-three lists.
+three lists. A checkpoint that came without a config gets one from its tensors' sizes; what sizes do not
+tell is as in both published models, Swin-T OGC and Swin-B.
 
-The positions of a caption's tokens as GroundingDINO was trained with them.
-
-A token's position counts from the beginning of its own phrase, the phrase's full stop included.
-transformers 5.19 puts the full stop at 0 instead of the end, and cuts the sine embedding of positions
-in the encoder off to whole numbers. With the published implementation's positions, both agree to 1e-5.
+A token's position in a caption counts from the beginning of its own phrase, the phrase's full stop
+included. transformers 5.19 puts the full stop at 0 instead of the end, and cuts the sine embedding of
+positions in the encoder off to whole numbers. With the published implementation's positions, both agree
+to 1e-5.
 """
 
 import re
