@@ -128,7 +128,7 @@ class Failure:
 @dataclass(frozen=True)
 class ExpertResult:
     """What came of asking one expert about a group: a scores or a failure, after `retries`, in
-    `seconds` with all of them. A scores comes with the expert's pass mark."""
+    `seconds` with all of them. A scores comes with the expert's pass threshold."""
 
     outcome: ExpertScores | Failure
     seconds: float

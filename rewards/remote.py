@@ -32,7 +32,7 @@ class RemoteExpertError(RuntimeError):
 
 
 class RemoteExpert(Expert):
-    """The expert `expert` behind the gateway at `url`, with the pass mark that it has there.
+    """The expert `expert` behind the gateway at `url`, with the pass threshold that it has there.
 
     A gateway that is busy (429, 503) or cannot be reached is asked again, `retries` times, when it says
     or after a pause that doubles. `token_env` names the environment variable with its bearer token.

@@ -87,7 +87,7 @@ def weighted_mean(
     """Rewards: the weighted mean over the experts that apply and weigh more than 0, each score on its
     scale (default: its own).
 
-    A sample has passed if each of those experts gave it its pass mark or more. Raises ValueError
+    A sample has passed if each of those experts gave it its pass threshold or more. Raises ValueError
     for a sample that no such expert applies to, or if an expert scored another number of samples.
     """
     names = tuple(by_expert)

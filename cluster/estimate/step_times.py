@@ -39,7 +39,7 @@ class Times:
         done with it has S + 1 periods. By broadcast, the rollout workers generate one request and
         receive one version in every period, and then wait for the next request; through the store they
         find it waiting.
-"""
+        """
         generate = self.generate_s + self.pull
         learn = self.learn_s + self.publish + self.driver
         if self.staleness == 0 or self.take_turns:

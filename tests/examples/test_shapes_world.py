@@ -32,7 +32,7 @@ cells = st.lists(st.sampled_from(list(product(range(3), range(3)))), unique=True
 
 
 def accepted(prompt, image):
-    """Every expert that applies gives its pass mark."""
+    """Every expert that applies gives its pass threshold."""
     asked = [expert for expert in EXPERTS if expert.applies(prompt)]
     return all(e.score([image], [prompt]).values[0] >= e.pass_threshold for e in asked)
 

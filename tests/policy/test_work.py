@@ -1,4 +1,4 @@
-"""An order arrives as it was sent."""
+"""Work arrives as it was sent."""
 
 from hypothesis import given
 from hypothesis import strategies as st

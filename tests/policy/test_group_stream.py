@@ -3,8 +3,7 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.train import group_stream
-from policy.prompts import plain_prompt
+from policy.prompts import group_stream, plain_prompt
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 5), st.integers(1, 4))
