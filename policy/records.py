@@ -120,9 +120,10 @@ class Scores:
 
     `values` is float32 [N, E] in the experts' own scale, NaN where an expert does not apply to the
     prompt. `rewards` is float32 [N], the ensemble's weighted mean of what applies. `passed` is bool
-    [N]: every expert that applies reached its pass threshold. For people to look at: `explanation[n][e]` is
-    a line (counts, answers), "" where there is nothing, and `boxes[n][e]` what the expert found where.
-    """
+    [N]: every expert that applies reached its pass threshold. For people to look at:
+    `explanation[n][e]` is a line (counts, answers), "" where there is nothing, and `boxes[n][e]` what
+    the expert found where.
+"""
 
     sample_ids: tuple[str, ...]
     experts: tuple[str, ...]

@@ -65,7 +65,8 @@ _APPLIES_BODY = {
 
 
 def expert_states(config: RewardsConfig, *, ask: bool = True) -> list[ExpertState]:
-    """How Serve sees each configured expert now; its pass threshold is known if the replicas are asked."""
+    """How Serve sees each configured expert now; its pass threshold is known if the replicas are
+    asked."""
     found = {status.name: status for status in expert_statuses(ask=ask)}
     absent = ExpertStatus("", ApplicationStatus.NOT_STARTED.value, {}, ())
     states = []
