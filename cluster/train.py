@@ -84,7 +84,7 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[E
 
     Raises LearnerLost, after which the run stands in the middle of a step; and Stopped between two.
     """
-    config, rollouts, learner = run.config.train, run.workers.rollouts, run.workers.learner
+    config, rollouts, learner = run.config.train, run.workers.rollouts, run.learner
     done = run.step * config.groups_per_step
     groups = islice(group_stream(prompts, config.group_size, run.config.seed), done, None)
     requests: deque[PendingRollout] = deque()
@@ -110,6 +110,7 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[E
                 publishing = time.perf_counter()
                 skipped = bool(metrics["step/skipped"])
                 if not skipped:
+                    assert run.workers.publish is not None
                     run.weights = run.workers.publish(run.version + 1)
         done_at = time.perf_counter()
         seconds = {"step_s": done_at - started, "learn_s": publishing - learning}

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from torch import nn
+from transformers import LlamaModel
 
 from policy.errors import UserError
 
@@ -13,7 +13,7 @@ def check_kernels(kind: str) -> None:
         raise UserError('learner.kernels: liger is not installed: pip install "bicot[liger]"')
 
 
-def use_kernels(trunk: nn.Module, kind: str) -> None:
+def use_kernels(trunk: LlamaModel, kind: str) -> None:
     """Put them into a Llama trunk, in place; names of parameters stay.
 
     `liger`: RMSNorm, SwiGLU and rotary positions as Triton kernels. `compile`: each layer by

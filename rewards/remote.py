@@ -62,7 +62,8 @@ class RemoteExpert(Expert):
     def applies_to(self, prompts: Sequence[Prompt]) -> list[bool]:
         """Asks for all prompts that differ at once."""
         rows = {prompt: prompt_row(prompt) for prompt in prompts}
-        distinct, answers = list(rows), {}
+        distinct = list(rows)
+        answers: dict[Prompt, bool] = {}
         for begin in range(0, len(distinct), _PROMPTS_AT_ONCE):
             some = distinct[begin : begin + _PROMPTS_AT_ONCE]
             body = {"prompts": [rows[prompt] for prompt in some], "experts": [self._expert]}
@@ -126,7 +127,7 @@ class RemoteExpert(Expert):
         raise RemoteExpertError(f"{self} did not answer: {problem}")
 
 
-def _read(model: type, reply: httpx.Response) -> Any:
+def _read(model: type[T], reply: httpx.Response) -> T:
     try:
         return model.model_validate_json(reply.content)
     except ValidationError as error:

@@ -22,7 +22,7 @@ def blocks(tokens: int, block_size: int) -> int:
     return -(-tokens // block_size)
 
 
-class _WholeSamples:
+class _WholeSamples(Scheduler):
     """Mixed into both of vLLM's schedulers."""
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:

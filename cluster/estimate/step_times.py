@@ -39,7 +39,7 @@ class Times:
         done with it has S + 1 periods. By broadcast, the rollout workers generate one request and
         receive one version in every period, and then wait for the next request; through the store they
         find it waiting.
-"""
+        """
         generate = self.generate_s + self.pull
         learn = self.learn_s + self.publish + self.driver
         if self.staleness == 0 or self.take_turns:
@@ -60,6 +60,6 @@ class Times:
         """The role that must become faster for the step to become faster."""
         if IN_TURNS in self.bounds:
             roles = {"generate": self.generate_s, "score": self.score_s, "learn": self.learn_s}
-            return max(roles, key=roles.get)
-        name = max(self.bounds, key=self.bounds.get)
+            return max(roles, key=lambda role: roles[role])
+        name = max(self.bounds, key=lambda role: self.bounds[role])
         return "the way of one request (max_staleness)" if name == "staleness" else name
