@@ -129,12 +129,11 @@ def batching(runs: int, batch: int = 16) -> Table:
         "ratio",
         "scores differ by",
     )
-    options: dict[str, Any]
-    kind: Callable[..., Expert]
-    for name, build, kind, options in (
+    models: list[tuple[str, Callable, type, dict[str, Any]]] = [
         ("CLIPScore", tiny_clip, CLIPScore, {}),
         ("GroundingDino", tiny_grounding_dino, GroundingDino, {"box_threshold": 0.0}),
-    ):
+    ]
+    for name, build, kind, options in models:
         with tempfile.TemporaryDirectory() as folder:
             build(Path(folder))
             expert = kind(folder, device="cpu", dtype="float32", batch_size=batch, **options)

@@ -20,7 +20,7 @@ from cluster.checkpoint import (
     truncate_after,
 )
 from cluster.config import RunConfig
-from cluster.ledger import Entry, Ledger
+from cluster.ledger import Entry, Ledger, Outcome
 from cluster.rollouts import RolloutBatch, ScoredGroup
 from cluster.watch.console import TrainProgress
 from cluster.watch.evaluation import Evaluation, Evaluator, load_evaluation

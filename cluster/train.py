@@ -141,7 +141,7 @@ def update(
 ) -> dict[str, float]:
     """One optimizer step on some groups of a rollout, and its metrics. Samples that were lost since
     they were scored are generated again. `ahead` is what the learner has prepared."""
-    learner, size = run.workers.learner, run.config.train.group_size
+    learner, size = run.learner, run.config.train.group_size
     rewards = torch.from_numpy(rewards_of(groups)).flatten()
     advantages = group_advantages(rewards, size, scale=run.config.learner.advantage_scale)
     training = TrainingGroups(

@@ -18,7 +18,7 @@ from learner.logprobs import Logps
 from policy.records import Sample
 
 Ahead = dict[str, list[Any]]
-"""By a group's object: of each sample its Logps, `cot` [Lc], `image` [Ti], and `guided` [Ti] or None."""
+"""By a group's object, the Logps of each sample: `cot` [Lc], `image` [Ti], `guided` [Ti] or None."""
 
 
 def arrivals(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from itertools import groupby
 from json import dumps
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -22,6 +22,7 @@ from policy.records import Box, Prompt
 from rewards.expert import Expert, ExpertScores
 from rewards.responses import AppliesReply, ExpertState, ScoreReply
 
+T = TypeVar("T", bound=BaseModel)
 _COME_BACK = (429, 503)
 _LONGEST_PAUSE_S = 30.0
 _PROMPTS_AT_ONCE = 1000

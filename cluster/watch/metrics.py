@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cluster.rollouts import RolloutBatch, ScoredGroup
-from rewards.expert import ExpertScores
+from rewards.expert import ExpertScores, Failure
 
 
 def rewards_of(groups: Sequence[ScoredGroup]) -> np.ndarray:
