@@ -1,8 +1,9 @@
 """Faster kernels for a trunk, where they are asked for (`learner.kernels`)."""
 
 from importlib.util import find_spec
+from typing import Any
 
-from transformers import LlamaModel
+from torch import nn
 
 from policy.errors import UserError
 
@@ -13,7 +14,7 @@ def check_kernels(kind: str) -> None:
         raise UserError('learner.kernels: liger is not installed: pip install "bicot[liger]"')
 
 
-def use_kernels(trunk: LlamaModel, kind: str) -> None:
+def use_kernels(trunk: nn.Module, kind: str) -> None:
     """Put them into a Llama trunk, in place; names of parameters stay.
 
     `liger`: RMSNorm, SwiGLU and rotary positions as Triton kernels. `compile`: each layer by
@@ -32,5 +33,6 @@ def use_kernels(trunk: LlamaModel, kind: str) -> None:
             model=trunk,
         )
     elif kind == "compile":
-        for layer in trunk.layers:
+        layers: Any = trunk.layers
+        for layer in layers:
             layer.compile(dynamic=True)

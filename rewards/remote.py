@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from policy.prompts import prompt_row
 from policy.records import Box, Prompt
