@@ -20,6 +20,7 @@ test: $(READY)
 	-@$(MAKE) --no-print-directory install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 install: $(READY) $(WITH_VLLM)

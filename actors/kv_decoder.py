@@ -10,6 +10,7 @@ hidden."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaModel, LlamaRMSNorm
 
 CPU_STRIDE = 64
 """A CPU reads the cache up to a multiple of this. MKL's batched products take time to set up for every
@@ -23,7 +24,7 @@ class FusedLlama:
     weights that are copied into the model by name are here at once.
     """
 
-    def __init__(self, llama: nn.Module):
+    def __init__(self, llama: LlamaModel):
         config = llama.config
         self.llama = llama
         self.heads = config.num_attention_heads
@@ -160,7 +161,7 @@ def _add_product(x: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     return torch.addmm(x.flatten(0, 1), inputs.flatten(0, 1), weight.t()).view_as(x)
 
 
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+def _norm(norm: LlamaRMSNorm, x: Tensor) -> Tensor:
     """RMSNorm. In float32 by the fused kernel; in other types as transformers rounds it."""
     if x.dtype != torch.float32:
         return norm(x)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 try:
-    from actors import choice_kernel
+    from actors import token_choice_kernel
 except ImportError:  # Triton comes with torch's CUDA builds alone
-    choice_kernel = None
+    token_choice_kernel = None  # type: ignore[assignment]  # a module or None
 
 _MASK = 0xFFFFFFFF
 _WORK_SET = 2**17
@@ -56,9 +56,11 @@ def choose_tokens(
         keys, positions: int64 [B], the stream of each row and how far it is.
         temperature: divides the logits; 0 takes the likeliest token, with log-probabilities at 1.
     """
-    if conditional.is_cuda and choice_kernel is not None:
+    if conditional.is_cuda and token_choice_kernel is not None:
         return Choice(
-            *choice_kernel.choose(conditional, unconditional, guidance, keys, positions, temperature)
+            *token_choice_kernel.choose(
+                conditional, unconditional, guidance, keys, positions, temperature
+            )
         )
     if conditional.is_cuda:
         return _choose(conditional, unconditional, guidance, keys, positions, temperature)

@@ -25,7 +25,7 @@ def choose(
     """As `choose_tokens`. Rows of the logits may be strided."""
     rows, vocabulary = conditional.shape
     guided = unconditional is not None
-    away = unconditional if guided else conditional
+    away = conditional if unconditional is None else unconditional
     tokens = torch.empty(rows, dtype=torch.int64, device=conditional.device)
     logps, guided_logps = (torch.empty_like(tokens, dtype=torch.float32) for _ in range(2))
     if rows:

@@ -138,7 +138,8 @@ async def watch(sizes_over_time: dict[str, list[float]], end: float) -> None:
 
 
 async def storm(url: str, token: str, clients: int, seconds: float) -> tuple[StepMetrics, dict]:
-    tally, grown = StepMetrics(), defaultdict(list)
+    tally = StepMetrics()
+    grown: dict[str, list[float]] = defaultdict(list)
     end = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     headers = {"authorization": f"Bearer {token}"}

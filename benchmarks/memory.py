@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -71,7 +72,7 @@ def build() -> Janus:
     torch.manual_seed(0)
     model = JanusForConditionalGeneration(config).eval()
     freeze(model, LearnerConfig().freeze)
-    return Janus(model, SimpleNamespace(pad_token_id=0), templates=None)
+    return Janus(model, SimpleNamespace(pad_token_id=0), templates=cast(Any, None))
 
 
 def random_batch() -> Batch:
@@ -128,7 +129,7 @@ def straightforward(janus: Janus, batch: Batch) -> torch.Tensor:
     logits, _, _ = both_heads(janus.embed_text(text), text_mask, batch.cot_prompt.shape[1])
     cot = gather(logits, batch.cot)
     embedded = torch.cat([janus.embed_text(batch.image_prompt), janus.embed_image(batch.image)], 1)
-    image_mask = torch.cat([batch.image_prompt_mask, torch.ones_like(batch.image, dtype=bool)], 1)
+    image_mask = torch.cat([batch.image_prompt_mask, torch.ones_like(batch.image, dtype=torch.bool)], 1)
     _, logits, _ = both_heads(embedded, image_mask, batch.image_prompt.shape[1])
     return torch.cat([cot, gather(logits, batch.image)], 1)
 
@@ -153,7 +154,7 @@ def measure(variant: str) -> tuple[float, float, float]:
         logps = straightforward(janus, batch)
     else:
         logps = ours(janus, batch, checkpointed=variant.endswith("checkpointed"))
-    loss = bicot_loss(logps, batch.sampled_logps, None, batch.advantages, batch.weights)
+    loss = bicot_loss(logps, batch.sampled_logps, None, batch.advantages, batch.token_weights)
     value = loss.sum / loss.count
     value.backward()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

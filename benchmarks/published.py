@@ -67,7 +67,7 @@ class Published:
         logps = teacher_forced(self.janus, batch)
         with torch.no_grad():
             reference = teacher_forced(self.reference, batch)
-        loss = bicot_loss(logps, batch.sampled_logps, reference, batch.advantages, batch.weights)
+        loss = bicot_loss(logps, batch.sampled_logps, reference, batch.advantages, batch.token_weights)
         (loss.sum / loss.count).backward()
         torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
         self.optimizer.step()
@@ -93,7 +93,7 @@ def teacher_forced(janus: Janus, batch: Batch) -> torch.Tensor:
     logits = janus.text_logits(hidden(janus.embed_text(text), mask))
     cot = gather(logits[:, :-1], text[:, 1:])[:, -batch.cot.shape[1] :]
     embedded = torch.cat([janus.embed_text(batch.image_prompt), janus.embed_image(batch.image)], 1)
-    mask = torch.cat([batch.image_prompt_mask, torch.ones_like(batch.image, dtype=bool)], 1)
+    mask = torch.cat([batch.image_prompt_mask, torch.ones_like(batch.image, dtype=torch.bool)], 1)
     start = batch.image_prompt.shape[1]
     logits = janus.image_logits(hidden(embedded, mask)[:, start - 1 : -1])
     return torch.cat([cot, gather(logits, batch.image)], 1)
@@ -155,7 +155,9 @@ def measure(policy: PolicyConfig, runs: int) -> dict[str, dict[str, list[float]]
     published, here = Published(load_janus(policy)), Here(policy)
     samples = made_up_samples(published.janus, *prompts(0))
     advantages = np.linspace(-1, 1, GROUP).tolist()
-    taken = {side: {"generate": [], "learn": []} for side in ("published", "here")}
+    taken: dict[str, dict[str, list[float]]] = {
+        side: {"generate": [], "learn": []} for side in ("published", "here")
+    }
     for run in range(runs + 1):
         for name, side in (("published", published), ("here", here)):
             started = time.perf_counter()

@@ -16,7 +16,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -127,10 +129,11 @@ def batching(runs: int, batch: int = 16) -> Table:
         "ratio",
         "scores differ by",
     )
-    for name, build, kind, options in (
+    models: list[tuple[str, Callable, type, dict[str, Any]]] = [
         ("CLIPScore", tiny_clip, CLIPScore, {}),
         ("GroundingDino", tiny_grounding_dino, GroundingDino, {"box_threshold": 0.0}),
-    ):
+    ]
+    for name, build, kind, options in models:
         with tempfile.TemporaryDirectory() as folder:
             build(Path(folder))
             expert = kind(folder, device="cpu", dtype="float32", batch_size=batch, **options)
@@ -175,7 +178,7 @@ def replicas(runs: int, groups: int = 24, group_size: int = 8) -> Table:
     rates = {}
     for count in (1, 3):
         handle = serve(Sleeper, count)
-        times = [seconds(lambda handle=handle: ask(handle, refs, prompts)) for _ in range(runs + 1)]
+        times = [seconds(partial(ask, handle, refs, prompts)) for _ in range(runs + 1)]
         rates[count] = groups * group_size / statistics.median(times[1:])
         shutdown_experts()
         made.add_row(str(count), f"{rates[count]:.1f}", f"{rates[count] / rates[1]:.2f}")
@@ -208,7 +211,11 @@ def overhead(runs: int, batch: int = 32) -> Table:
     return made
 
 
-PARTS = {"batching": batching, "replicas": replicas, "overhead": overhead}
+PARTS: dict[str, Callable[[int], Table]] = {
+    "batching": batching,
+    "replicas": replicas,
+    "overhead": overhead,
+}
 SERVED = ("replicas", "overhead")
 
 

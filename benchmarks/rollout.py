@@ -72,10 +72,10 @@ class TransformersBaseline:
         width = max(map(len, rows))
         padded = [[self.janus.pad_id] * (width - len(row)) + row for row in rows]
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        padded, mask = torch.tensor(padded, device=self.device), mask.to(self.device)
+        ids, mask = torch.tensor(padded, device=self.device), mask.to(self.device)
         cache = DynamicCache(config=self.trunk.config)
         out = self.trunk(
-            inputs_embeds=self.janus.embed_text(padded),
+            inputs_embeds=self.janus.embed_text(ids),
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             past_key_values=cache,
@@ -123,7 +123,7 @@ def main() -> None:
     for batch in args.batch:
         groups = batch // args.group_size
         chosen = [prompts[i % len(prompts)] for i in range(groups) for _ in range(args.group_size)]
-        times = {"plain": [], "ours": []}
+        times: dict[str, list[float]] = {"plain": [], "ours": []}
         for run in range(args.runs + 1):  # the first of each is a warm-up
             started = time.perf_counter()
             torch.manual_seed(run)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -173,17 +173,20 @@ def measure(actors: int, steps: int, folder: Path) -> Pace:
     nothing = dummy_sample(SampleRequest(prompts[0], 0), IMAGE)
     scored = (ScoredSample(prompts[0], nothing, 0, False, None, {"a": 0.0}, {}),)
     recorder = ClockedRecorder(config.folder)
+    workers: Any = SimpleNamespace(rollouts=rollouts, learner=learner, publish=learner.publish)
+    evaluator: Any = lambda rollouts, weights, step: (Evaluation(step, 0, scored), [])  # noqa: E731
     with open(os.devnull, "w") as nowhere:
         run = Run(
             config=config,
-            workers=SimpleNamespace(rollouts=rollouts, learner=learner, publish=learner.publish),
+            workers=workers,
             progress=TrainProgress(Console(file=nowhere), steps),
-            evaluator=lambda rollouts, weights, step: (Evaluation(step, 0, scored), []),
+            evaluator=evaluator,
             recorder=recorder,
             ledger=Ledger(config.folder),
             checkpoints=CheckpointManager(config.folder / "checkpoints", 1, print),
         )
-        run.save = run.finish = lambda: None  # there is no state to keep
+        # There is no state to keep.
+        run.save = run.finish = lambda: None  # type: ignore[method-assign]  # of this run alone
         train_loop(run, prompts, StopSignal())
         run.close()
     ray.shutdown()

@@ -106,7 +106,8 @@ def _kind(schema: dict[str, Any], key: str) -> str:
             if many
             else f"list of {_kind(schema['items'], key)}"
         )
-    values, *_ = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]
+    patterns: dict[str, Any] = schema.get("patternProperties", {})
+    values, *_ = [*patterns.values(), schema.get("additionalProperties")]
     if isinstance(values, dict):
         return f"mapping of NAME to {_kind(values, key)}"
     bounds = [f" {sign} {schema[word]:g}" for word, sign in BOUNDS.items() if word in schema]

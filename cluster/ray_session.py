@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -258,7 +259,7 @@ def placement_table(config: RunConfig) -> Table:
     """What each role asks for, and the sum."""
     table = Table(title="placement")
     for column in ("role", "processes", "CPUs each", "GPUs each", "placed"):
-        side = "left" if column in ("role", "placed") else "right"
+        side: Literal["left", "right"] = "left" if column in ("role", "placed") else "right"
         table.add_column(column, justify=side, overflow="fold")
     placed = {"SPREAD": "spread over nodes", "PACK": "packed together", "": "by Ray Serve"}
     asked = roles(config)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -50,7 +51,7 @@ class RolloutWorkers:
     def placed(cls, config: RunConfig, placement: PlacementGroup) -> "RolloutWorkers":
         """The workers that a configuration asks for, one in each bundle of the placement group."""
         actors = config.actors
-        options = {"num_cpus": actors.num_cpus, "num_gpus": actors.num_gpus}
+        options: dict[str, Any] = {"num_cpus": actors.num_cpus, "num_gpus": actors.num_gpus}
         if actors.resources:
             options["resources"] = actors.resources
 

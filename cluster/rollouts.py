@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -148,7 +148,7 @@ class RolloutManager:
         self.running: dict[str, RunningStats] = {}
         self.weight_sync: PullableWeights | None = None
         self._reward_worker = reward_worker
-        self._calls: dict[tuple[int, int], tuple[ActorHandle, object]] = {}
+        self._calls: dict[tuple[int, int], tuple[ActorHandle, Any]] = {}
 
     @classmethod
     def start(cls, config: RunConfig, placement: PlacementGroup) -> "RolloutManager":

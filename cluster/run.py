@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -19,7 +20,7 @@ from cluster.checkpoint import (
     truncate_after,
 )
 from cluster.config import RunConfig
-from cluster.ledger import Entry, Ledger
+from cluster.ledger import Entry, Ledger, Outcome
 from cluster.rollouts import RolloutBatch, ScoredGroup
 from cluster.watch.console import TrainProgress
 from cluster.watch.evaluation import Evaluation, Evaluator, load_evaluation
@@ -27,6 +28,7 @@ from cluster.watch.recorder import Recorder
 from cluster.watch.reward_warnings import RewardWarnings
 from cluster.watch.wandb_log import WandbLog
 from cluster.workers import Workers
+from learner.group import LearnerGroup
 from policy.errors import UserError
 from policy.weights import PublishedWeights
 from rewards.rewards import RunningStats
@@ -137,6 +139,12 @@ class Run:
     def version(self) -> int:
         return self.weights.version if self.weights else 0
 
+    @property
+    def learner(self) -> LearnerGroup:
+        """The present one."""
+        assert self.workers.learner is not None
+        return self.workers.learner
+
     # --- going back ---
 
     def rollback(self, lost: LearnerLost) -> None:
@@ -171,6 +179,7 @@ class Run:
         self.recorder = Recorder(self.config.folder, next_step=self.step + 1, wandb=self.wandb)
         self.ledger = Ledger(self.config.folder)
         self.skipped = 0
+        assert self.workers.publish is not None
         with learner_at_work():
             self.weights = self.workers.publish(version)
 
@@ -200,9 +209,13 @@ class Run:
         """Put the step's groups into the ledger."""
         first = (self.step - 1) * self.config.train.groups_per_step
         learned = {group.place for group in trained}
-        fates = [(group, "dropped", why) for group, why in rollout.dropped]
+        fates: list[tuple[Any, Outcome, str]] = [
+            (group, "dropped", why) for group, why in rollout.dropped
+        ]
         for group in rollout.groups:
-            fate = "filtered" if group.place not in learned else "skipped" if skipped else "trained"
+            fate: Outcome = (
+                "filtered" if group.place not in learned else "skipped" if skipped else "trained"
+            )
             fates.append((group, fate, ""))
         entries = [
             Entry(
@@ -243,7 +256,7 @@ class Run:
         with learner_at_work():
             if last or self.step % train.save_every == 0:
                 self.save()
-            self.checkpoints.poll(self.workers.learner)
+            self.checkpoints.poll(self.learner)
         return self.evaluate() if last or self.step % self.config.evaluate.every == 0 else None
 
     def save(self) -> None:
@@ -256,12 +269,12 @@ class Run:
             fingerprints=self.fingerprints,
             expert_stats={k: asdict(v) for k, v in self.workers.rollouts.running.items()},
         )
-        self.checkpoints.begin(self.workers.learner, state)
+        self.checkpoints.begin(self.learner, state)
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written."""
         with learner_at_work():
-            self.checkpoints.wait(self.workers.learner, pause=lambda: time.sleep(0.05))
+            self.checkpoints.wait(self.learner, pause=lambda: time.sleep(0.05))
 
     def stop(self) -> None:
         """Leave a checkpoint of this step, and raise Stopped."""

@@ -84,7 +84,7 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[E
 
     Raises LearnerLost, after which the run stands in the middle of a step; and Stopped between two.
     """
-    config, rollouts, learner = run.config.train, run.workers.rollouts, run.workers.learner
+    config, rollouts, learner = run.config.train, run.workers.rollouts, run.learner
     done = run.step * config.groups_per_step
     groups = islice(group_stream(prompts, config.group_size, run.config.seed), done, None)
     requests: deque[PendingRollout] = deque()
@@ -110,6 +110,7 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[E
                 publishing = time.perf_counter()
                 skipped = bool(metrics["step/skipped"])
                 if not skipped:
+                    assert run.workers.publish is not None
                     run.weights = run.workers.publish(run.version + 1)
         done_at = time.perf_counter()
         seconds = {"step_s": done_at - started, "learn_s": publishing - learning}
@@ -140,7 +141,7 @@ def update(
 ) -> dict[str, float]:
     """One optimizer step on some groups of a rollout, and its metrics. Samples that were lost since
     they were scored are generated again. `ahead` is what the learner has prepared."""
-    learner, size = run.workers.learner, run.config.train.group_size
+    learner, size = run.learner, run.config.train.group_size
     rewards = torch.from_numpy(rewards_of(groups)).flatten()
     advantages = group_advantages(rewards, size, scale=run.config.learner.advantage_scale)
     training = TrainingGroups(

@@ -51,7 +51,7 @@ class WeightSync:
         broadcast. From here on there is no broadcast, for its group is broken."""
         self.broadcasts = False
         if self._stored is None or self._stored.version != weights.version:
-            self._store(weights.version)
+            return self._store(weights.version)
         return self._stored
 
     def _store(self, version: int) -> PublishedWeights:

@@ -6,6 +6,7 @@ step finds nothing, and computes them itself, in the same batches.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ray
 import torch
@@ -16,8 +17,8 @@ from learner.batch import Batch
 from learner.logprobs import Logps
 from policy.records import Sample
 
-Ahead = dict[str, list[Logps]]
-"""By a group's object: of each sample, `cot` [Lc], `image` [Ti], and `guided` [Ti] or None."""
+Ahead = dict[str, list[Any]]
+"""By a group's object, the Logps of each sample: `cot` [Lc], `image` [Ti], `guided` [Ti] or None."""
 
 
 def arrivals(
@@ -67,5 +68,6 @@ def prepared_logps(batch: Batch, rows: Sequence[Logps]) -> Logps:
     cot = torch.zeros(len(rows), width)
     for n, row in enumerate(rows):
         cot[n, : len(row.cot)] = row.cot
-    guided = None if rows[0].guided is None else torch.stack([row.guided for row in rows])
+    all_guided: Any = [row.guided for row in rows]
+    guided = None if rows[0].guided is None else torch.stack(all_guided)
     return Logps(cot, torch.stack([row.image for row in rows]), guided)

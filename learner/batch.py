@@ -103,7 +103,7 @@ def by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
     Sorted by length first, so that little is padding.
     """
     parts: list[list[Row]] = []
-    widest = (0, 0)
+    widest: tuple[int, ...] = (0, 0)
     for row in sorted(rows, key=lambda row: sum(_lengths(row[0]))):
         wider = tuple(map(max, widest, _lengths(row[0])))
         if parts and sum(wider) * (len(parts[-1]) + 1) <= budget:

@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ def keep_freed_memory() -> None:
     of a step on a CPU, three quarters of the optimizer's. Costs about a fifth more memory at the peak.
     Nothing to do where there is no glibc."""
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
     for parameter in (m_trim_threshold, m_mmap_threshold) if mallopt else ():
         mallopt(parameter, 2**31 - 1)
 
@@ -172,7 +173,7 @@ def load_reference(
     return module
 
 
-def offload(module: nn.Module, device: str) -> None:
+def offload(module: JanusLogps, device: str) -> None:
     """Keep parameters on the host and lend them to `device` for each unit's forward. They are never
     written, so nothing is copied back."""
     for unit in _units(module):
@@ -193,7 +194,7 @@ def offload(module: nn.Module, device: str) -> None:
         buffer.data = buffer.data.to(device)
 
 
-def _units(module: nn.Module) -> Iterator[nn.Module]:
+def _units(module: JanusLogps) -> Iterator[nn.Module]:
     """What is moved at a time: a head for all its chunks, a layer of the trunk, else one module."""
     heads = [m for m in module.modules() if isinstance(m, TokenLogps)]
     layers = list(module.model.model.language_model.layers)

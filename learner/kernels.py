@@ -1,6 +1,7 @@
 """Faster kernels for a trunk, where they are asked for (`learner.kernels`)."""
 
 from importlib.util import find_spec
+from typing import Any
 
 from torch import nn
 
@@ -32,5 +33,6 @@ def use_kernels(trunk: nn.Module, kind: str) -> None:
             model=trunk,
         )
     elif kind == "compile":
-        for layer in trunk.layers:
+        layers: Any = trunk.layers
+        for layer in layers:
             layer.compile(dynamic=True)

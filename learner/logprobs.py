@@ -9,7 +9,7 @@ them. With a frozen head, not even that: what backward needs is one vector a pos
 computes it. Shapes: M positions, D hidden.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class TokenLogps(nn.Module):
         logps = [self._gather(conditional, ids)]
         if unconditional is not None:
             away = head_logits(self.head, unconditional)
+            assert self._guidance is not None
             logps.append(self._gather(away + self._guidance * (conditional - away), ids))
         return torch.stack(logps)
 
@@ -111,7 +112,11 @@ class JanusLogps(nn.Module):
         super().__init__()
         # First, so that parameters keep the names they have in transformers, after "model.".
         self.model = janus.model
-        options = {"temperature": temperature or 1.0, "guidance": guidance, "chunk": chunk_tokens}
+        options: dict[str, Any] = {
+            "temperature": temperature or 1.0,
+            "guidance": guidance,
+            "chunk": chunk_tokens,
+        }
         self.text = TokenLogps(janus.model.lm_head, **options)
         self.image = TokenLogps(janus.model.model.generation_head, **options)
         self._janus = janus
@@ -150,7 +155,7 @@ class JanusLogps(nn.Module):
 
     def _image_hidden(self, batch: Batch, prompt: Tensor) -> Tensor:
         embedded = torch.cat([self._janus.embed_text(prompt), self._janus.embed_image(batch.image)], 1)
-        mask = torch.cat([batch.image_prompt_mask, torch.ones_like(batch.image, dtype=bool)], 1)
+        mask = torch.cat([batch.image_prompt_mask, torch.ones_like(batch.image, dtype=torch.bool)], 1)
         return self._hidden(embedded, mask, start=prompt.shape[1])
 
     def _unconditional(self, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ is cut into workers and micro-batches.
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import ray
@@ -99,7 +100,7 @@ class LearnerWorker:
         if not on_gpu:
             keep_freed_memory()
         join(self.rank, self.world, where, on_gpu=on_gpu, timeout_s=config.timeout_s)
-        options = {
+        options: dict[str, Any] = {
             "temperature": temperature,
             "guidance": guidance if config.train_distribution == "guided" else None,
             "chunk_tokens": config.logprob_chunk_tokens,
@@ -126,7 +127,10 @@ class LearnerWorker:
         scored. `samples` holds one reference, to a list of references, one a group. All ranks call it
         together. Groups that are lost or late are left out (`arrivals`); `step` computes them then."""
         share = slice(self.rank, None, self.world)
-        limits = {"all_at_once": self._reference_is_collective, "timeout_s": self.config.timeout_s}
+        limits: dict[str, Any] = {
+            "all_at_once": self._reference_is_collective,
+            "timeout_s": self.config.timeout_s,
+        }
         found: Ahead = {}
         for groups in arrivals(samples[0], share, **limits):
             found |= self._reference_of(groups)
@@ -147,6 +151,7 @@ class LearnerWorker:
         for index, batch in enumerate(walk):
             logps = self._reference_logps(batch.to(self.device))
             if index < len(parts):
+                assert logps is not None  # or nobody asks ahead of the step
                 key, part = parts[index]
                 for (_, n), one in zip(part, of_each_sample(batch, logps), strict=True):
                     found[key][n] = one
@@ -197,7 +202,7 @@ class LearnerWorker:
         for index, batch in enumerate(self._walked_alike(batches)):
             reference = None
             if ahead:
-                rows = [row for _, _, row in parts[index]] if index < len(parts) else []
+                rows: list[Any] = [row for _, _, row in parts[index]] if index < len(parts) else []
                 reference = prepared_logps(batch, rows)
             self._backward(batch, reference, total_weight, metrics_sum)
         metrics = metrics_sum.reduce()
@@ -218,7 +223,8 @@ class LearnerWorker:
             # First: what it needs is free again before the policy keeps its activations.
             reference = self._reference_logps(batch)
         else:
-            reference = Logps(*(x if x is None else x.to(self.device) for x in reference))
+            moved: Any = (x if x is None else x.to(self.device) for x in reference)
+            reference = Logps(*moved)
         result = LOSSES[self.config.loss](self._loss_inputs(batch, reference), self.config)
         metrics_sum.add(result)
         split = batch.cot.shape[1]
@@ -234,7 +240,8 @@ class LearnerWorker:
         guided = self.config.train_distribution == "guided"
 
         def columns(logps: Logps) -> torch.Tensor:
-            return torch.cat([logps.cot, logps.guided if guided else logps.image], 1)
+            image: Any = logps.guided if guided else logps.image
+            return torch.cat([logps.cot, image], 1)
 
         sampled, split = batch.sampled_logps, batch.cot.shape[1]
         if guided:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from policy import original_config
+from policy import janus_config
 from policy.errors import UserError
 from policy.hub import Layout, model_folder
 from policy.janus_checkpoint import ModelCheckpoint, open_checkpoint, original_shapes, save_tokenizer
@@ -112,6 +112,7 @@ def _write_original(source: ModelCheckpoint, part: Path, target: Path, shard_byt
         for pair in pairs:
             yield pair.join([source.shards.read(name) for name in pair.transformers])
         for spec in extra:
+            assert unused is not None
             yield unused.read(spec.name)
 
     files = write_shards(part, [*specs, *extra], tensors(), shard_bytes)
@@ -126,7 +127,7 @@ def _write_original(source: ModelCheckpoint, part: Path, target: Path, shard_byt
 
 def _original_config(source: ModelCheckpoint, dtype: str) -> dict:
     """The config as it once was, if it still describes this model; else one of our own."""
-    config = original_config.to_original(source.config, dtype)
+    config = janus_config.to_original(source.config, dtype)
     once = source.folder / KEPT / "config.json"
     if not once.is_file():
         return config
@@ -135,10 +136,10 @@ def _original_config(source: ModelCheckpoint, dtype: str) -> dict:
     except ValueError as error:
         raise UserError(f"{once}: not a model's config: {error}") from None
     text = source.config.text_config
-    tokens = original_config.TokenIds(
+    tokens = janus_config.TokenIds(
         text.bos_token_id, text.eos_token_id, text.pad_token_id, source.config.image_token_id
     )
-    same_model = original_config.to_original(original_config.to_transformers(kept, tokens), dtype)
+    same_model = janus_config.to_original(janus_config.to_transformers(kept, tokens), dtype)
     return kept if same_model == config else config
 
 
@@ -153,7 +154,7 @@ def _dtype(specs: list[TensorSpec]) -> str:
     sizes: dict[str, int] = {}
     for spec in specs:
         sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
-    return max(sizes, key=sizes.get)
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def _copy(file: Path, folder: Path) -> None:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
 
-from policy import original_config
+from policy import janus_config
 from policy.errors import UserError
 from policy.hub import Layout, read_config
 from policy.janus_layout import UNUSED_BY_TRANSFORMERS, Correspondence, correspondences
@@ -84,7 +84,7 @@ class ModelCheckpoint:
     def transformers_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors as transformers names them, one read at a time."""
         if self.layout == "transformers":
-            for name in sorted(self.shapes, key=self.shards.file_of.get):
+            for name in sorted(self.shapes, key=lambda n: self.shards.file_of[n]):
                 yield name, self.shards.read(name)
             return
         for pair in self.correspondences():
@@ -127,7 +127,7 @@ def _config(folder: Path, layout: Layout, raw: dict, tokenizer: PreTrainedTokeni
     if layout == "original":
         image = tokenizer.get_vocab().get("<image_placeholder>")
         ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, image)
-        return original_config.to_transformers(raw, original_config.TokenIds(*ids))
+        return janus_config.to_transformers(raw, janus_config.TokenIds(*ids))
     try:
         config = JanusConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:

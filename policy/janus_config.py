@@ -144,7 +144,7 @@ def to_original(config: JanusConfig, dtype: str | None = None) -> Json:
         ("vq_config double_latent", vq.double_latent, False),
         ("vq_config hidden_act", vq.hidden_act, "gelu"),
     )
-    language = {"model_type": "llama", "torch_dtype": dtype}
+    language: Json = {"model_type": "llama", "torch_dtype": dtype}
     language |= {key: value for key in _LANGUAGE if (value := getattr(text, key, None)) is not None}
     rope = dict(text.rope_parameters)
     language["rope_theta"] = rope.pop("rope_theta")

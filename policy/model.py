@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from transformers import JanusForConditionalGeneration
+from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
 from policy.errors import UserError
@@ -25,7 +25,7 @@ from policy.janus_checkpoint import open_checkpoint
 from policy.prompts import BEGIN_OF_IMAGE, Templates, load_templates
 
 
-def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
+def head_logits(head: nn.Linear | JanusVQVAEHead, hidden: Tensor) -> Tensor:
     """Logits of the text head (a linear layer) or of Janus's image head, float32.
 
     hidden: [..., D] -> [..., V].
@@ -85,7 +85,7 @@ class Janus:
     """A model, its tokenizer and its prompt templates: all that sampling and learning need."""
 
     model: JanusForConditionalGeneration
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerFast
     templates: Templates
 
     # --- vocabulary ---

@@ -174,7 +174,7 @@ def _write_shard(path: Path, specs: tuple[TensorSpec, ...], stream: Iterator[Ten
             found = (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             if found != (spec.shape, spec.dtype):
                 raise ValueError(f"{spec.name}: {found}, where {spec} was planned")
-            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _write_index(folder: Path, files: list[str], manifest: Manifest) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,6 +114,7 @@ class Broadcast:
     def __init__(self, meeting: BroadcastRendezvous, rank: int, device: str):
         self._device = torch.device(device)
         self._limit_s = meeting.bucket_timeout_s
+        self._group: Any  # NCCL's or gloo's: torch describes their methods differently
         timeout = timedelta(seconds=meeting.timeout_s)
         store = dist.TCPStore(
             meeting.host, meeting.port, meeting.world, is_master=rank == 0, timeout=timeout

@@ -119,7 +119,7 @@ def spatial_score(
         firsts, seconds = _objects(found, info.obj1)[:1], _objects(found, info.obj2)[:1]
         pairs = [firsts + seconds] if firsts and seconds else []
         existence = (len(firsts) + len(seconds)) / 2
-    relation = max((relation_score(*pair, info.locality) for pair in pairs), default=0.0)
+    relation = max((relation_score(one, two, info.locality) for one, two in pairs), default=0.0)
     return 0.6 * relation + 0.4 * existence
 
 

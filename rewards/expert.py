@@ -92,8 +92,10 @@ def scatter(scores: ExpertScores | None, applies: Sequence[bool]) -> ExpertScore
     """A scores of those that an expert applies to (None: there were none) as one of all N: NaN, ""
     and no boxes for the others."""
     values = np.full(len(applies), np.nan, np.float32)
-    explanation, boxes = [""] * len(applies), [()] * len(applies)
+    explanation = [""] * len(applies)
+    boxes: list[tuple[Box, ...]] = [()] * len(applies)
     for row, n in enumerate(np.flatnonzero(applies)):
+        assert scores is not None
         values[n] = scores.values[row]
         explanation[n], boxes[n] = scores.explanation[row], scores.boxes[row]
     return ExpertScores(values, tuple(explanation), tuple(boxes))
@@ -101,7 +103,8 @@ def scatter(scores: ExpertScores | None, applies: Sequence[bool]) -> ExpertScore
 
 def concat(parts: Sequence[ExpertScores]) -> ExpertScores:
     """Judgements of consecutive images as one; "" and no boxes where a part has none to show."""
-    explanation, boxes = [], []
+    explanation: list[str] = []
+    boxes: list[tuple[Box, ...]] = []
     for part in parts:
         count = len(part.values)
         explanation += part.explanation or ("",) * count
@@ -138,6 +141,12 @@ class ExpertResult:
     @property
     def failed(self) -> bool:
         return isinstance(self.outcome, Failure)
+
+    @property
+    def scores(self) -> ExpertScores:
+        """Of an expert that has not failed."""
+        assert isinstance(self.outcome, ExpertScores)
+        return self.outcome
 
 
 @dataclass(frozen=True)

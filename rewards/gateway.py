@@ -97,6 +97,7 @@ def _names(config: RewardsConfig, asked: tuple[str, ...] | list[str] | None) -> 
 def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
     """The interface itself; `config.gateway` must be set. `digest`: of the token to ask for."""
     limits = config.gateway
+    assert limits is not None
     client = ExpertClient(config)
     replies: Counter[int] = Counter()
     app = FastAPI(title="bicot experts", description="Vision experts score images by their prompts.")
@@ -187,6 +188,7 @@ def start_gateway(config: RewardsConfig) -> str:
         raise UserError("rewards.gateway is not set: there is no gateway to start")
     digest = token_digest(config.gateway)
     url = start_serve(config.gateway)
+    assert url is not None  # for there is a gateway
     door = serve.deployment(
         serve.ingress(lambda: build_app(config, digest))(),
         name=GATEWAY_APP,

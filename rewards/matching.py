@@ -27,7 +27,7 @@ class Detection:
     """cxcywh, in 0..1 of the image's width and height."""
 
 
-def to_xyxy(cxcywh: Sequence[float]) -> XYXY:
+def to_xyxy(cxcywh: Sequence[float] | np.ndarray) -> XYXY:
     """A box by its corners, in the arithmetic of its numbers: float32 stays float32."""
     cx, cy, width, height = cxcywh
     left, top = cx - width / 2, cy - height / 2

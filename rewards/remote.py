@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from io import BytesIO
 from itertools import groupby
 from json import dumps
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from policy.prompts import prompt_row
 from policy.records import Box, Prompt
 from rewards.expert import Expert, ExpertScores
 from rewards.responses import AppliesReply, ExpertState, ScoreReply
 
+T = TypeVar("T", bound=BaseModel)
 _COME_BACK = (429, 503)
 _LONGEST_PAUSE_S = 30.0
 _PROMPTS_AT_ONCE = 1000
@@ -62,7 +63,8 @@ class RemoteExpert(Expert):
     def applies_to(self, prompts: Sequence[Prompt]) -> list[bool]:
         """Asks for all prompts that differ at once."""
         rows = {prompt: prompt_row(prompt) for prompt in prompts}
-        distinct, answers = list(rows), {}
+        distinct = list(rows)
+        answers: dict[Prompt, bool] = {}
         for begin in range(0, len(distinct), _PROMPTS_AT_ONCE):
             some = distinct[begin : begin + _PROMPTS_AT_ONCE]
             body = {"prompts": [rows[prompt] for prompt in some], "experts": [self._expert]}
@@ -126,7 +128,7 @@ class RemoteExpert(Expert):
         raise RemoteExpertError(f"{self} did not answer: {problem}")
 
 
-def _read(model: type, reply: httpx.Response) -> Any:
+def _read(model: type[T], reply: httpx.Response) -> T:
     try:
         return model.model_validate_json(reply.content)
     except ValidationError as error:

@@ -262,7 +262,7 @@ class ExpertReplica:
         """Score the N images behind a reference to a list of them, wrapped in a list of one."""
         return await self._answer(await image_refs[0], prompts)
 
-    async def applies(self, prompts: list[Prompt]) -> list[bool]:
+    async def applies(self, prompts: Sequence[Prompt]) -> list[bool]:
         """Which prompts the expert has anything to say on."""
         return await self._in_thread(lambda: list(self._expert.applies_to(prompts)))
 

@@ -99,11 +99,11 @@ def _rewards(
     weighted = {name: o for name, o in results.items() if config.experts[name].weight > 0}
     failed = any(o.failed for o in weighted.values())
     # Whether an expert applies depends on the prompt, and all images here have the same one.
-    if failed or all(np.isnan(o.outcome.values).any() for o in weighted.values()):
+    if failed or all(np.isnan(o.scores.values).any() for o in weighted.values()):
         return [None] * images
     scores = weighted_mean(
         [str(n) for n in range(images)],
-        {name: o.outcome for name, o in weighted.items()},
+        {name: o.scores for name, o in weighted.items()},
         {name: config.experts[name].weight for name in weighted},
         {name: o.pass_threshold for name, o in weighted.items()},
         {name: scale_of(config.experts[name], RunningStats()) for name in weighted},
@@ -114,7 +114,7 @@ def _rewards(
 def _cell(result: ExpertResult, n: int) -> ExpertScore:
     if result.failed:
         return ExpertScore(score=None, error=str(result.outcome), explanation="", boxes=[])
-    given, value = result.outcome, float(result.outcome.values[n])
+    given, value = result.scores, float(result.scores.values[n])
     return ExpertScore(
         score=None if np.isnan(value) else value,
         error=None,

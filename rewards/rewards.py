@@ -9,6 +9,7 @@ step: rewards of a step are always made of the same experts.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def weighted_mean(
     share = np.where(counts, weight, 0.0)
     share /= share.max(1, keepdims=True)
     rewards = (share * np.where(counts, (values - offset) / span, 0.0)).sum(1) / share.sum(1)
-    passed = np.where(counts, values >= mark, True).all(1)
+    passed: Any = np.where(counts, values >= mark, True).all(1)
     lines = [by_expert[name].explanation or ("",) * len(sample_ids) for name in names]
     boxes = [by_expert[name].boxes or ((),) * len(sample_ids) for name in names]
     return Scores(
@@ -141,7 +142,7 @@ def compute_rewards(
     left_out: dict[str, Failure] = {}
     for group in groups:
         for name, result in group.by_expert.items():
-            if result.failed and config.experts[name].on_failure == "leave_out":
+            if isinstance(result.outcome, Failure) and config.experts[name].on_failure == "leave_out":
                 left_out.setdefault(name, result.outcome)
     reasons = [_why_not(group, config, left_out) for group in groups]
     answered = [group for group, why in zip(groups, reasons, strict=True) if why is None]
@@ -156,7 +157,7 @@ def _why_not(group: GroupResults, config: RewardsConfig, left_out: Mapping[str, 
         if result.failed:
             return str(result.outcome)
     if left_out:
-        weighty = [o.outcome.values for name, o in answered.items() if config.experts[name].weight > 0]
+        weighty = [o.scores.values for name, o in answered.items() if config.experts[name].weight > 0]
         if not weighty or np.isnan(weighty).all(0).any():
             return f"nobody else scores it while {', '.join(left_out)} is left out"
     return None
@@ -174,7 +175,7 @@ def _scores(
     for name, result in groups[0].by_expert.items():
         marks[name] = result.pass_threshold
         by_expert[name] = concat(
-            [_absent(g) if name in left_out else g.by_expert[name].outcome for g in groups]
+            [_absent(g) if name in left_out else g.by_expert[name].scores for g in groups]
         )
     weights = {name: config.experts[name].weight for name in by_expert}
     scales = {

@@ -25,6 +25,7 @@ T = TypeVar("T", bound=BaseModel)
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
 # What Pillow's decoders raise on bytes that are no image of their kind.
+_UNREADABLE: tuple[type[Exception], ...]
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
 _UNREADABLE += (OverflowError, struct.error, zlib.error)
 

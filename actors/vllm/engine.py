@@ -110,6 +110,7 @@ class Engine:
 
     def collect(self) -> dict[int, Drawn]:
         """What was drawn for every sample that finished."""
+        assert self._plan is not None
         journal = self._on_workers("take_drawn")
         first = self._config.model_config.hf_config.text_vocabulary
         offset = first if self._plan.phase == "image" else 0
@@ -146,6 +147,7 @@ class Engine:
     # --- helpers ---
 
     def _add(self, lane: PairedRow, prompt: list[int]) -> None:
+        assert self._plan is not None
         name = f"{lane.sample}-{lane.role}"
         stop = self._plan.stop_id
         params = SamplingParams(
@@ -186,7 +188,8 @@ class Engine:
 
 def _buckets(named: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
     """In order, and one even if there is nothing. Each is filled only when the last has been sent."""
-    bucket, size = [], 0
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
     for name, tensor in named:
         if bucket and size + tensor.nbytes > _BUCKET_BYTES:
             yield bucket

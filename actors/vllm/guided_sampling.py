@@ -104,7 +104,7 @@ class Layout:
             if lane.sample in rows:
                 raise LockstepError(f"sample {lane.sample} has two rows of one role")
             rows[lane.sample] = row
-        paired = {s for s, row in lead.items() if lanes[row].role == "cond"}
+        paired = {s for s, row in lead.items() if (lane := lanes[row]) and lane.role == "cond"}
         if broken := sorted(paired ^ set(partner)):
             raise LockstepError(f"only one row of a pair is in the batch: samples {broken[:8]}")
         if paired and len(paired) != len(lead):
@@ -148,6 +148,7 @@ class PairSampler:
 
         logits: float32 [R, Vt + Vi]. positions: int [R], how many tokens each row has drawn before.
         """
+        assert self.plan is not None  # or there were no layout
         guided = len(layout.partner) > 0
         lead = positions[layout.lead]
         if guided and (late := np.flatnonzero(lead != positions[layout.partner])).size:
@@ -187,6 +188,7 @@ class PairSampler:
 
     def _span(self, logits: Tensor) -> tuple[int, Tensor]:
         """The phase's part of the joint vocabulary: its first id and its logits, [R, Vt] or [R, Vi]."""
+        assert self.plan is not None
         if self.plan.phase == "cot":
             return 0, logits[:, : self._text_vocabulary]
         return self._text_vocabulary, logits[:, self._text_vocabulary :]
@@ -196,7 +198,7 @@ class PairProcessorV1(LogitsProcessorV1):
     def __init__(self, vllm_config, device, is_pin_memory):
         self.pair_sampler = PairSampler(vllm_config.model_config.hf_config.text_vocabulary)
         self._device = device
-        self._rows: dict[int, tuple[PairedRow, list[int]]] = {}
+        self._rows: dict[int, tuple[PairedRow | None, list[int]]] = {}
         self._layout: Layout | None = None
 
     def is_argmax_invariant(self) -> bool:

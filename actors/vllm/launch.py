@@ -5,6 +5,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import JanusConfig, LlamaConfig
@@ -65,7 +66,7 @@ def executor_class(config: VllmConfig, settings: VLLMConfig) -> type[Executor]:
     vLLM fills all memory that it may have. For a small model that is a million blocks, of which few are
     ever used, and all are walked whenever the weights change.
     """
-    known = Executor.get_class(config)
+    known: Any = Executor.get_class(config)
     if settings.kv_cache_mb:
         return known
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import JanusForConditionalGeneration
 
 from actors.sampler import Cots, Images, SamplingConfig, TwoPhaseSampler
 from actors.vllm.config import VLLMConfig
@@ -77,7 +78,7 @@ class VLLMSampler(TwoPhaseSampler):
         )
 
 
-def _keep_only_the_image_decoder(model: nn.Module) -> None:
+def _keep_only_the_image_decoder(model: JanusForConditionalGeneration) -> None:
     del model.lm_head
     for name, _ in list(model.model.named_children()):
         if name != "vqmodel":

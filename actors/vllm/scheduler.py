@@ -7,6 +7,7 @@ a pair apart as soon as anything is scarce. This one decides for whole samples:
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -22,8 +23,10 @@ def blocks(tokens: int, block_size: int) -> int:
     return -(-tokens // block_size)
 
 
-class _WholeSamples:
+class _WholeSamples(Scheduler):
     """Mixed into both of vLLM's schedulers."""
+
+    waiting: Any
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
         held = self._hold_back() if self.waiting else []

@@ -4,7 +4,8 @@ vLLM imports this in every worker, before it builds the model: so the model is k
 a worker is a process of its own (tensor parallelism).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,9 @@ register()
 
 class JanusWorker:
     """Mixed into vLLM's own worker class. All workers hold the same pair_sampler."""
+
+    get_model: Callable[[], Any]
+    model_runner: Any
 
     def begin_plan(self, plan: Plan) -> None:
         self.get_model().phase = plan.phase

@@ -24,7 +24,7 @@ def env(setting: Setting, figures: Figures, case: str) -> None:
         figures.add("gpu", card.name)
         figures.add("memory_gb", card.total_memory / 1e9, "GB")
         figures.add("free_gb", torch.cuda.mem_get_info()[0] / 1e9, "GB")
-        figures.add("cuda", torch.version.cuda)
+        figures.add("cuda", str(torch.version.cuda))
         figures.add("driver", _driver())
     figures.add("copy_gb_s", copy_bytes_s() / 1e9, "GB/s")
     figures.add("matmul_tflops", _matmul_flops() / 1e12, "TFLOP/s", dtype="bfloat16")

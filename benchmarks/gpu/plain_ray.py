@@ -7,6 +7,7 @@ import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 class Reference:
@@ -53,7 +54,7 @@ def plain_ray() -> None:
         importlib.import_module("ray")
     except ImportError:
         sys.meta_path.insert(0, _Finder())
-    ray = importlib.import_module("ray")
+    ray: Any = importlib.import_module("ray")
     ray.util = importlib.import_module("ray.util")
     ray.get = _get
     ray.util.get_node_ip_address = lambda: "127.0.0.1"

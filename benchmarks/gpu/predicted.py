@@ -27,9 +27,10 @@ class Prediction:
 
 SHAPES = "shapes checkpoint, CPU"
 EXACT = "noise is the same on every device"
-BIG = {"gpu": True, "model": "Janus-Pro-7B"}
-BF16, FP32 = {"dtype": "bfloat16", "sampler": "torch"}, {"dtype": "float32"}
-CPU = {"gpu": False}
+BIG: dict[str, object] = {"gpu": True, "model": "Janus-Pro-7B"}
+BF16: dict[str, object] = {"dtype": "bfloat16", "sampler": "torch"}
+FP32: dict[str, object] = {"dtype": "float32"}
+CPU: dict[str, object] = {"gpu": False}
 
 PREDICTIONS = (
     Prediction("env.copy_gb_s", 3000, 3000, "what is assumed for an H100 below", {"gpu": True}),

@@ -191,7 +191,7 @@ class SpeedModel:
         flops = 2 * samples * self.passes * (self.trunk * self.sample_tokens + heads)
         micro_batches = math.ceil(samples * self.sample_tokens / learner.micro_batch_tokens)
         stage, whole = learner.zero_stage, size.total * self.width
-        sent = size.trained * self.width * (1 + (micro_batches if stage >= 2 else 1))
+        sent: float = size.trained * self.width * (1 + (micro_batches if stage >= 2 else 1))
         if stage == 3:
             sent += micro_batches * whole * (2 + learner.gradient_checkpointing)
         if learner.reference_kind == "sharded":

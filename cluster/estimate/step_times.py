@@ -60,6 +60,6 @@ class Times:
         """The role that must become faster for the step to become faster."""
         if IN_TURNS in self.bounds:
             roles = {"generate": self.generate_s, "score": self.score_s, "learn": self.learn_s}
-            return max(roles, key=roles.get)
-        name = max(self.bounds, key=self.bounds.get)
+            return max(roles, key=lambda role: roles[role])
+        name = max(self.bounds, key=lambda role: self.bounds[role])
         return "the way of one request (max_staleness)" if name == "staleness" else name

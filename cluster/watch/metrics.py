@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cluster.rollouts import RolloutBatch, ScoredGroup
-from rewards.expert import ExpertScores
+from rewards.expert import ExpertScores, Failure
 
 
 def rewards_of(groups: Sequence[ScoredGroup]) -> np.ndarray:
@@ -64,7 +64,9 @@ def expert_metrics(rollout: RolloutBatch) -> dict[str, float]:
             "failures": sum(o.failed for o in results),
             "left_out": name in rollout.left_out,
             "constant": len(given) > 1 and given.min() == given.max(),
-            "not_finite": sum(o.failed and o.outcome.not_a_score for o in results),
+            "not_finite": sum(
+                isinstance(o.outcome, Failure) and o.outcome.not_a_score for o in results
+            ),
             "latency_s": np.mean([o.seconds for o in results]),
         }
         if len(values):

@@ -142,7 +142,9 @@ def _framed(
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # it is, where a size is given
+    return font
 
 
 def _line_height(font: ImageFont.FreeTypeFont) -> int:

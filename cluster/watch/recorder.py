@@ -56,7 +56,7 @@ class Recorder:
             raise ValueError(f"a metric may not be named '{min(clash)}'")
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        line = {"step": step, "time": round(time.monotonic() - self._began, 3)}
+        line: dict[str, float | None] = {"step": step, "time": round(time.monotonic() - self._began, 3)}
         line |= {name: finite.get(name) for name in values}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         for name, value in finite.items():

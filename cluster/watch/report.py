@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -184,7 +185,7 @@ def _tab(evaluation: Evaluation) -> Tab:
     )
 
 
-def _rows(evaluation: Evaluation, expert: str) -> dict[str, list[Shown]]:
+def _rows(evaluation: Evaluation, expert: str) -> dict[str, Any]:
     """By "best" and "worst" what an expert scored so, as it saw it."""
     found = best_worst(evaluation, expert)
     return {

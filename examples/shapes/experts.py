@@ -205,4 +205,5 @@ class RelationExpert(_ShapesExpert):
 
     def grade(self, detections: Sequence[FoundObject], prompt: Prompt) -> float:
         where = prompt.spatial_info
+        assert where is not None  # or it would not apply
         return relation_score(detections, where.obj1, where.obj2, where.locality)

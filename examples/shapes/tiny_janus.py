@@ -26,9 +26,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     plurals = [f"{shape}s" for shape in SHAPES]
     relations = chain.from_iterable(r.split() for r in RELATIONS)
     words = ["User", "Assistant", "plan", "a", "and", *NUMBERS, *COLORS, *SHAPES, *plurals]
-    words = dict.fromkeys([*SPECIAL, *PUNCTUATION, *words, *relations, *ROWS, *COLUMNS])
+    vocabulary = dict.fromkeys([*SPECIAL, *PUNCTUATION, *words, *relations, *ROWS, *COLUMNS])
     tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -189,4 +189,4 @@ def render(plan: Plan) -> np.ndarray:
         else:
             apex = ((left + right) / 2, top)
             pen.polygon([apex, (left, bottom), (right, bottom)], fill=COLORS[color])
-    return np.asarray(canvas.resize((SIZE, SIZE), Image.BOX))
+    return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX))

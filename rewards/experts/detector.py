@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
+from transformers import BaseImageProcessor
 
 from policy.records import Box, Prompt
 from rewards.detection import count_score, existence_score, knows_relation, spatial_score
@@ -23,7 +24,7 @@ from rewards.experts.common import batches
 from rewards.experts.published_weights import Placement, load_part
 from rewards.matching import Detection, Variant, same_noun, to_xyxy
 
-T = TypeVar("T")
+T = TypeVar("T", bound=BaseImageProcessor)
 Question = Literal["spatial", "count", "existence"]
 _OF_TASK: dict[str, Question] = {"spatial": "spatial", "numeracy": "count"}
 
@@ -63,7 +64,9 @@ class Detector(Expert):
         if self._variant == "released":
             return prompt.nouns
         asked = self.question(prompt)
+        every: tuple[str, ...]
         if asked == "spatial":
+            assert prompt.spatial_info is not None
             every = (prompt.spatial_info.obj1, prompt.spatial_info.obj2)
         elif asked == "count":
             every = tuple(count.obj_name for count in prompt.numeracy_info)
@@ -88,6 +91,7 @@ class Detector(Expert):
     def _grade(self, found: Sequence[Detection], prompt: Prompt) -> float:
         asked = self.question(prompt)
         if asked == "spatial":
+            assert prompt.spatial_info is not None
             return spatial_score(found, prompt.spatial_info, variant=self._variant)
         if asked == "count":
             return count_score(found, prompt.numeracy_info, variant=self._variant)

@@ -91,7 +91,7 @@ class HPSv3(Expert):
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         pairs = list(zip(images, prompts, strict=True))
         found = torch.cat(
-            [self._judged(*zip(*some, strict=True)) for some in batches(pairs, self._batch_size)]
+            [self._read_scored(*zip(*some, strict=True)) for some in batches(pairs, self._batch_size)]
         )
         mu, log_sigma = found.cpu().numpy().T
         lines = (f"mu {m:.2f}, sigma {s:.2f}" for m, s in zip(mu, np.exp(log_sigma), strict=True))

@@ -34,10 +34,13 @@ def read_tensors(shards: Shards, tied: bool) -> dict[str, Tensor]:
 
     Raises UserError that lists the ones no rule knows.
     """
-    names = sorted((n for n in shards.specs if not _UNUSED.fullmatch(n)), key=shards.file_of.get)
-    if unknown := [name for name in names if renamed(name, _RULES) is None]:
+    names = sorted(
+        (n for n in shards.specs if not _UNUSED.fullmatch(n)), key=lambda n: shards.file_of[n]
+    )
+    new_names = {name: renamed(name, _RULES) for name in names}
+    if unknown := [name for name, new in new_names.items() if new is None]:
         raise UserError(f"{shards.folder}: {len(unknown)} tensors that no LLaVA has: {listed(unknown)}")
-    tensors = {renamed(name, _RULES): shards.read(name) for name in names}
+    tensors = {new: shards.read(name) for name, new in new_names.items() if new is not None}
     if tied and "lm_head.weight" not in tensors:
         tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"]
     return tensors

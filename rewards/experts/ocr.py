@@ -9,6 +9,7 @@ that nobody asked for cost as much as words that are missing.
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Ocr(Expert):
 
     def _read(self, image: np.ndarray) -> tuple[Box, ...]:
         height, width = image.shape[:2]
-        found = self._engine(np.ascontiguousarray(image[..., ::-1]))  # it reads BGR
+        found: Any = self._engine(np.ascontiguousarray(image[..., ::-1]))  # it reads BGR
         if found.boxes is None:
             return ()
         corners = np.clip(np.asarray(found.boxes) / (width, height), 0, 1)  # [N, 4 corners, x and y]

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    BaseImageProcessor,
     BlipForQuestionAnswering,
     BlipImageProcessorPil,
     CLIPImageProcessorPil,
     GitForCausalLM,
+    PreTrainedModel,
 )
 
 from policy.errors import UserError
@@ -40,9 +42,9 @@ _PHRASE = "{phrase}"
 class _Vqa(Expert):
     """Takes the questions of all images together, `batch_size` questions at a time."""
 
-    model_class: type
+    model_class: type[PreTrainedModel]
     model_type: str
-    image_processor: type
+    image_processor: type[BaseImageProcessor]
 
     def __init__(self, path: str, device: Device, dtype: Dtype, batch_size: int, question: str):
         if _PHRASE not in question:

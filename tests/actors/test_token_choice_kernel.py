@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 COMPARE = """
 import json, torch
-from actors import choice_kernel
+from actors import token_choice_kernel
 from actors.token_choice import choose_tokens
 
 generator = torch.Generator().manual_seed(0)
@@ -24,7 +24,7 @@ for rows, vocabulary in ((5, 300), (3, 5000), (2, 16384)):
             keys = torch.randint(0, 2**32, (rows,), generator=generator)
             where = torch.randint(0, 600, (rows,), generator=generator)
             cond, uncond = logits[:rows], logits[rows:] if guidance != 1 else None
-            mine = choice_kernel.choose(cond, uncond, guidance, keys, where, temperature)
+            mine = token_choice_kernel.choose(cond, uncond, guidance, keys, where, temperature)
             plain = choose_tokens(
                 cond, keys, where, temperature, unconditional=uncond, guidance=guidance
             )
