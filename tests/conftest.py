@@ -33,6 +33,16 @@ settings.register_profile(
 settings.load_profile("busy")
 
 
+KINDS = {"ray", "serve", "deepspeed", "vllm", "e2e", "slurm"}
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Every test without a kind is a unit test."""
+    for item in items:
+        if not KINDS & {mark.name for mark in item.iter_markers()}:
+            item.add_marker("unit")
+
+
 @pytest.fixture(scope="session")
 def policy_config(tmp_path_factory) -> PolicyConfig:
     """A Janus of the shapes world's size with random weights, on disk."""

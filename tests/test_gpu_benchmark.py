@@ -17,6 +17,8 @@ from benchmarks.gpu.setting import Lengths, Setting, made_up_tokenizer
 from policy.prompts import load_templates
 from tests.conftest import ROOT
 
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
 GAPS = {"gap_mean", "gap_max", "gap_share"}
 SAME = {"cots_same", "images_same", "logps_same", "logp_difference", "pixels_apart"}
 SPEED = {"text_step_ms", "step_ms", "images_s", "limit_ms", "of_limit"}

@@ -12,7 +12,7 @@ from policy.model import load_janus
 from policy.records import Group, Work
 from policy.weights import PublishedWeights, TensorSpec, pack, plan_buckets
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 from actors.token_choice import choose_tokens, token_logps
 from actors.vllm.guided_sampling import Layout, LockstepError, PairedRow, PairSampler, Plan
 
+pytestmark = pytest.mark.vllm
+
 TEXT, IMAGE = 50, 30
 GUIDED = Plan("image", temperature=0.8, guidance=3.0, max_tokens=9)
 CPU = torch.device("cpu")

@@ -20,6 +20,8 @@ import actors.vllm.sampler
 from actors.vllm.launch import engine_config, model_folder
 from actors.vllm.model import joint_config
 
+pytestmark = pytest.mark.vllm
+
 SETTINGS = VLLMConfig(block_size=32)
 
 

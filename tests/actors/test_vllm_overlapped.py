@@ -22,6 +22,8 @@ from actors.vllm.scheduler import AsyncPairScheduler
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from tests.actors.overlapped import BLOCK, HEAD_SIZE, HEADS, LAYERS, OneWorker, plain_loop
 
+pytestmark = pytest.mark.vllm
+
 CONTEXT = 448
 STOP = 2
 COT = Plan("cot", temperature=1.0, guidance=1.0, max_tokens=12, stop_id=STOP)

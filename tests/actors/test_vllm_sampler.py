@@ -27,6 +27,8 @@ import actors.vllm.engine
 from actors.vllm.engine import Request
 from actors.vllm.sampler import VLLMSampler
 
+pytestmark = pytest.mark.vllm
+
 SAMPLING = SamplingConfig(guidance=2.0, max_cot_tokens=12)
 ROOMY = VLLMConfig(block_size=32)
 # One sample in two or three at a time: rows, tokens of a step and cache blocks are all scarce.

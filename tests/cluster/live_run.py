@@ -16,12 +16,12 @@ from tests.conftest import ROOT
 SMALL = [
     "train.groups_per_step=3",
     "train.group_size=4",
-    "train.save_every=5",
+    "train.save_every=4",
     "train.keep_checkpoints=6",
     "evaluate.every=1000",
     "evaluate.samples_per_prompt=1",
-    "actors.timeout_s=10",
-    "learner.timeout_s=12",
+    "actors.timeout_s=6",
+    "learner.timeout_s=9",
 ]
 
 

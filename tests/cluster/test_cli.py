@@ -16,6 +16,8 @@ from policy.errors import UserError
 from tests.cluster.commands import TRAIN, a_few, bicot, environment
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.mark.parametrize(
     ("override", "complaint"),

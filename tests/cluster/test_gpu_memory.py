@@ -21,6 +21,8 @@ from policy.model import Janus, PolicyConfig
 from tests.conftest import ROOT, SHAPES
 from tests.learner.test_group import ADVANTAGES, scored
 
+pytestmark = pytest.mark.deepspeed
+
 SEVEN_B = ROOT / "examples" / "janus_pro" / "train.yaml"
 ONE_B = ROOT / "examples" / "janus_pro" / "train_1b.yaml"
 

@@ -13,6 +13,8 @@ from tests.cluster.commands import TRAIN, a_few, wait_for
 from tests.cluster.head import ray_head
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.e2e
+
 SUBMIT = ("job", "submit", "--runtime-env", "cluster/job.yaml", "--working-dir", ".")
 COMMAND = ("--", "python", "-m", "cluster", "train", TRAIN)
 DASHBOARD = ROOT / "cluster" / "kubernetes" / "monitoring" / "dashboard.json"

@@ -12,6 +12,8 @@ from cluster.ray_session import missing
 from tests.cluster.commands import environment
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.ray
+
 AMOUNTS = st.integers(0, 8)
 NODES = st.lists(st.fixed_dictionaries({"CPU": AMOUNTS, "GPU": AMOUNTS}), max_size=5)
 

@@ -17,6 +17,8 @@ from cluster.watch.recorder import Recorder, gauge_name
 from policy.errors import UserError
 from policy.records import ObjectCount, Prompt, Sample, SpatialInfo
 
+pytestmark = pytest.mark.ray
+
 PROMPT = Prompt(
     "p0",
     "a red circle left of a blue square",

@@ -20,6 +20,8 @@ from policy.records import Group, Prompt
 from tests.cluster.commands import TRAIN
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.ray
+
 
 def groups_of(sizes):
     return [Group(Prompt(f"p{n}", "a red circle", "object"), size) for n, size in enumerate(sizes)]

@@ -12,6 +12,8 @@ from tests.cluster.head import SCRIPTS, free_ports
 from tests.cluster.slurm_host import Slurm, missing, two_nodes
 from tests.conftest import ROOT
 
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
 SCRIPT = ROOT / "cluster" / "slurm" / "train.sbatch"
 
 

@@ -17,6 +17,8 @@ from policy.model import load_janus
 from tests.cluster.commands import TRAIN, a_few, bicot
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.e2e
+
 
 def read_lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

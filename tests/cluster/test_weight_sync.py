@@ -18,7 +18,7 @@ from policy.errors import UserError
 from policy.records import SampleRequest
 from tests.actors.test_rollout import draw
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 
 SAMPLING = SamplingConfig(guidance=2.0, max_cot_tokens=8)
 SAMPLERS = ["torch", "vllm"] if find_spec("vllm") else ["torch", "torch"]

@@ -8,7 +8,7 @@ import ray
 from learner.group import LearnerGroup
 from tests.learner.test_group import ADVANTAGES, groups, scored, settings, start  # noqa: F401 (fixtures)
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 LORA = {"rank": 4, "target_modules": ["q_proj", "down_proj"]}
 
 

@@ -11,7 +11,7 @@ from learner.deepspeed_engine import Resume
 from policy.model import load_janus
 from tests.learner.test_group import groups, save, start, weights_of  # noqa: F401 (fixtures)
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 
 
 def steps(learner, groups, count):  # noqa: F811

@@ -18,7 +18,7 @@ from learner.losses import bicot_loss
 from policy.model import load_janus
 from policy.weights import unpack
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 FREEZE = ["model.vision_model", "model.aligner", "model.vqmodel"]
 ADVANTAGES = np.array([1.0, -1.0, 0.5, -0.5, 0.2, -0.2, -1.0, 1.0], np.float32).reshape(4, 2)
 

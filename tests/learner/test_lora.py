@@ -17,6 +17,8 @@ from policy.records import SampleRequest
 from policy.weights import unpack
 from tests.learner.test_group import ADVANTAGES, save, scored, settings
 
+pytestmark = pytest.mark.deepspeed
+
 LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 
 

@@ -6,7 +6,7 @@ import torch
 
 from tests.learner.test_group import five_steps, groups, start  # noqa: F401 (fixtures)
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 
 
 def fused(rank) -> bool:

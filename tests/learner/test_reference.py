@@ -12,6 +12,8 @@ from learner.logprobs import JanusLogps
 from policy.model import load_janus
 from tests.learner.test_group import ADVANTAGES, scored, settings
 
+pytestmark = pytest.mark.deepspeed
+
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-4)])
 @pytest.mark.usefixtures("local_ray")

@@ -20,6 +20,8 @@ from rewards.serving import deploy_experts, start_serve, usable_port
 from tests.rewards.asking_the_gateway import CIRCLE, CONFIG, ROW, as_json, encoded, form, metric
 from tests.rewards.drawing import draw
 
+pytestmark = pytest.mark.serve
+
 # --- before anything starts ---
 
 

@@ -16,6 +16,8 @@ from tests.rewards.asking_the_gateway import CIRCLE, CONFIG, ROW, encoded, form,
 from tests.rewards.drawing import draw
 from tests.rewards.experts_for_tests import Boxes
 
+pytestmark = pytest.mark.serve
+
 
 def test_a_remote_expert_says_what_the_expert_says(http):
     prompts = [parse_prompt(json.loads(ROW)), plain_prompt("x"), parse_prompt(json.loads(ROW))]

@@ -23,6 +23,8 @@ from tests.rewards.drawing import draw
 from tests.rewards.experts_for_tests import SaysWhatItIsTold
 from tests.rewards.samples import PLAIN, RED, WHITE, sample
 
+pytestmark = pytest.mark.serve
+
 HERE = "tests.rewards.experts_for_tests"
 
 # --- what an expert says is checked ---
