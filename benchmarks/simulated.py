@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import ray
@@ -174,13 +174,12 @@ def measure(actors: int, steps: int, folder: Path) -> Pace:
     scored = (ScoredSample(prompts[0], nothing, 0, False, None, {"a": 0.0}, {}),)
     recorder = ClockedRecorder(config.folder)
     workers: Any = SimpleNamespace(rollouts=rollouts, learner=learner, publish=learner.publish)
-    evaluator: Any = lambda rollouts, weights, step: (Evaluation(step, 0, scored), [])  # noqa: E731
     with open(os.devnull, "w") as nowhere:
         run = Run(
             config=config,
             workers=workers,
             progress=TrainProgress(Console(file=nowhere), steps),
-            evaluator=evaluator,
+            evaluator=cast(Any, lambda rollouts, weights, step: (Evaluation(step, 0, scored), [])),
             recorder=recorder,
             ledger=Ledger(config.folder),
             checkpoints=CheckpointManager(config.folder / "checkpoints", 1, print),
