@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.token_choice import stream_key
 from policy.errors import UserError
-from policy.model import Janus
+from policy.model import PolicyModel
 from policy.records import Sample, SampleRequest
 from policy.weights import TensorSpec
 
@@ -84,7 +84,7 @@ class Images:
 class TwoPhaseSampler(Sampler):
     """Writes the CoTs, then the images. How each is done is the subclass's business."""
 
-    def __init__(self, janus: Janus, config: SamplingConfig, run_seed: int):
+    def __init__(self, janus: PolicyModel, config: SamplingConfig, run_seed: int):
         self.janus = janus
         self.config = config
         self.run_seed = run_seed

@@ -15,14 +15,14 @@ from torch import Tensor
 from actors.kv_decoder import FusedLlama, LockstepDecoder
 from actors.sampler import Cots, Images, SamplingConfig, TwoPhaseSampler
 from actors.token_choice import Choice, choose_tokens
-from policy.model import Janus
+from policy.model import PolicyModel
 
 
 class TorchSampler(TwoPhaseSampler):
-    def __init__(self, janus: Janus, config: SamplingConfig, run_seed: int):
+    def __init__(self, janus: PolicyModel, config: SamplingConfig, run_seed: int):
         super().__init__(janus, config, run_seed)
         self.device = next(janus.model.parameters()).device
-        self._trunk = FusedLlama(janus.model.model.language_model)
+        self._trunk = FusedLlama(janus.trunk)
 
     @torch.no_grad()
     def load_parameters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -110,7 +110,7 @@ def straightforward(janus: Janus, batch: Batch) -> torch.Tensor:
     """float32 [N, Lc + Ti]."""
 
     def both_heads(embedded, mask, start):
-        output = janus.model.model.language_model(
+        output = janus.trunk(
             inputs_embeds=embedded,
             attention_mask=mask.long(),
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),

@@ -51,7 +51,7 @@ class Published:
         freeze(janus.model, LearnerConfig().freeze)
         self.reference.model.requires_grad_(False)
         for each in (janus, self.reference):
-            trunk = each.model.model.language_model
+            trunk = each.trunk
             trunk.gradient_checkpointing_enable({"use_reentrant": False})
         parameters = [p for p in janus.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, 1e-6)
@@ -62,7 +62,7 @@ class Published:
         self.loop.images(image_prompts)
 
     def learn(self, samples: list[Sample], advantages: list[float]) -> None:
-        self.janus.model.model.language_model.train()
+        self.janus.trunk.train()
         batch = make_batch(samples, advantages, pad_id=self.janus.pad_id)
         logps = teacher_forced(self.janus, batch)
         with torch.no_grad():
@@ -78,7 +78,7 @@ def teacher_forced(janus: Janus, batch: Batch) -> torch.Tensor:
     """Log-probabilities of both CoTs, float32 [N, Lc + Ti]."""
 
     def hidden(embedded, mask):
-        output = janus.model.model.language_model(
+        output = janus.trunk(
             inputs_embeds=embedded, attention_mask=mask.long(), output_hidden_states=True
         )
         janus.text_logits(output.hidden_states[-1])  # of either sequence; nobody reads them

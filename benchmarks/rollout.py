@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
-from policy.model import Janus, PolicyConfig, load_janus
+from policy.model import PolicyConfig, PolicyModel, load_janus
 from policy.prompts import read_prompts
 from policy.records import SampleRequest
 
@@ -24,9 +24,9 @@ from policy.records import SampleRequest
 class TransformersBaseline:
     """Both phases with transformers' own modules and a growing cache."""
 
-    def __init__(self, janus: Janus, config: SamplingConfig):
+    def __init__(self, janus: PolicyModel, config: SamplingConfig):
         self.janus, self.config = janus, config
-        self.trunk = janus.model.model.language_model
+        self.trunk = janus.trunk
         self.device = next(janus.model.parameters()).device
 
     def draw(self, texts: list[str]):
@@ -43,7 +43,7 @@ class TransformersBaseline:
         hidden, cache, mask = self._prefill(rows)
         ids = []
         for _ in range(self.janus.image_tokens):
-            cond, uncond = self.janus.model.model.generation_head(hidden).chunk(2)
+            cond, uncond = self.janus.image_head(hidden).chunk(2)
             token = self._pick(uncond + self.config.guidance * (cond - uncond))
             ids.append(token)
             if len(ids) < self.janus.image_tokens:
@@ -58,7 +58,7 @@ class TransformersBaseline:
         done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
         drawn = []
         for _ in range(self.config.max_cot_tokens):
-            token = self._pick(self.janus.model.lm_head(hidden))
+            token = self._pick(self.janus.text_head(hidden))
             drawn.append(token)
             done |= token == self.janus.eos_id
             if done.all():

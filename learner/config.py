@@ -11,7 +11,7 @@ from torch import nn
 from learner.kernels import check_kernels
 from learner.losses import LOSSES
 from policy.errors import UserError
-from policy.model import PolicyConfig, meta_model
+from policy.model import PolicyConfig, meta_model, trunk_of
 from policy.resources import CustomResources, Labels
 
 
@@ -200,7 +200,7 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
     if model is None:
         return
     if config.lora:
-        check_targets(model.model.language_model, config.lora.target_modules)
+        check_targets(trunk_of(model), config.lora.target_modules)
     for name in config.freeze:
         frozen_module(model, name)
 

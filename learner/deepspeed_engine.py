@@ -28,7 +28,7 @@ from learner.batch import Batch
 from learner.config import LearnerConfig, deepspeed_settings, frozen_module
 from learner.logprobs import JanusLogps, Logps, TokenLogps
 from policy.errors import UserError
-from policy.model import PolicyConfig, load_janus
+from policy.model import PolicyConfig, load_janus, trunk_of
 
 """In a checkpoint: DeepSpeed's state, and the same for another number of ranks."""
 
@@ -197,7 +197,7 @@ def offload(module: JanusLogps, device: str) -> None:
 def _units(module: JanusLogps) -> Iterator[nn.Module]:
     """What is moved at a time: a head for all its chunks, a layer of the trunk, else one module."""
     heads = [m for m in module.modules() if isinstance(m, TokenLogps)]
-    layers = list(module.model.model.language_model.layers)
+    layers = list(trunk_of(module.model).layers)
     yield from (*heads, *layers)
     covered = {id(m) for unit in (*heads, *layers) for m in unit.modules()}
     for other in module.modules():

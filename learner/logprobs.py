@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learner.batch import Batch
 from learner.kernels import use_kernels
-from policy.model import Janus, head_logits
+from policy.model import PolicyModel, head_logits, trunk_of
 
 
 class TokenLogps(nn.Module):
@@ -100,7 +100,7 @@ class JanusLogps(nn.Module):
 
     def __init__(
         self,
-        janus: Janus,
+        janus: PolicyModel,
         *,
         temperature: float = 1.0,
         guidance: float | None = None,
@@ -117,11 +117,11 @@ class JanusLogps(nn.Module):
             "guidance": guidance,
             "chunk": chunk_tokens,
         }
-        self.text = TokenLogps(janus.model.lm_head, **options)
-        self.image = TokenLogps(janus.model.model.generation_head, **options)
+        self.text = TokenLogps(janus.text_head, **options)
+        self.image = TokenLogps(janus.image_head, **options)
         self._janus = janus
         self._guided = guidance is not None
-        use_kernels(janus.model.model.language_model, kernels)
+        use_kernels(janus.trunk, kernels)
 
     def zero3_leaves(self) -> list[nn.Module]:
         """Modules whose parameters ZeRO-3 must gather as a whole, and whose children it must not."""
@@ -129,7 +129,7 @@ class JanusLogps(nn.Module):
 
     def checkpoint_layers(self) -> None:
         """Recompute each layer of the trunk in backward instead of keeping what is inside it."""
-        trunk = self.model.model.language_model
+        trunk = trunk_of(self.model)
         trunk.gradient_checkpointing_enable({"use_reentrant": False})
         for layer in trunk.layers:
             # transformers checkpoints in training mode alone. Only the layer is told so: its children
@@ -174,7 +174,7 @@ class JanusLogps(nn.Module):
         """
         longest = int(mask.sum(1).max())
         order = (~mask).int().argsort(dim=1, stable=True)[:, :longest]
-        output = self.model.model.language_model(
+        output = trunk_of(self.model)(
             inputs_embeds=_rows(embedded, order), use_cache=False
         ).last_hidden_state
         places = mask.cumsum(1)[:, start:] - 1  # padding has its last token's

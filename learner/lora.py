@@ -16,18 +16,18 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from learner.config import LoraSettings, check_targets
-from policy.model import Janus
+from policy.model import PolicyModel
 from policy.weights import TensorSpec
 
 ADAPTER = "default"
 
 
-def add_adapters(janus: Janus, settings: LoraSettings) -> None:
+def add_adapters(janus: PolicyModel, settings: LoraSettings) -> None:
     """Freeze the model and put trainable adapters into its trunk.
 
     Raises UserError if a target is not there or is not a linear module.
     """
-    trunk = janus.model.model.language_model
+    trunk = janus.trunk
     check_targets(trunk, settings.target_modules)
     janus.model.requires_grad_(False)
     options = LoraConfig(

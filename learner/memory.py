@@ -13,6 +13,7 @@ from torch import nn
 from transformers import JanusForConditionalGeneration
 
 from learner.config import LearnerConfig, check_targets, deepspeed_settings, frozen_module
+from policy.model import image_head_of, text_head_of, trunk_of
 
 MASTER_AND_MOMENTS = 12
 """Bytes a trained parameter: float32 copy, first and second moment."""
@@ -36,10 +37,10 @@ def sizes(model: JanusForConditionalGeneration, config: LearnerConfig) -> Sizes:
     Raises UserError for a name that the model does not have.
     """
     total = sum(p.numel() for p in model.parameters())
-    units = [*model.model.language_model.layers, model.lm_head, model.model.generation_head]
+    units = [*trunk_of(model).layers, text_head_of(model), image_head_of(model)]
     largest = max(sum(p.numel() for p in unit.parameters()) for unit in units)
     if config.lora:
-        trunk = model.model.language_model
+        trunk = trunk_of(model)
         check_targets(trunk, config.lora.target_modules)
         ends = tuple(f".{target}" for target in config.lora.target_modules)
         adapters = sum(
@@ -146,5 +147,5 @@ def chunk_bytes(model: JanusForConditionalGeneration, config: LearnerConfig, wid
     vocabulary = model.config.text_config.vocab_size
     wide = 12 + (width if width < 4 else 0)
     trained = not config.lora and "lm_head" not in config.freeze
-    weights = 2 * model.lm_head.weight.numel() * width if trained else 0
+    weights = 2 * text_head_of(model).weight.numel() * width if trained else 0
     return config.logprob_chunk_tokens * vocabulary * wide + weights

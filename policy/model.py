@@ -9,7 +9,7 @@ stays there. Sampler and learner call the same function.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -80,13 +80,77 @@ class PolicyConfig(BaseModel):
     """Of the weights, when sampling and when training."""
 
 
+class PolicyModel(Protocol):
+    """What sampling and learning need of a family of models; Janus is the one there is.
+
+    A sample is text, then image tokens, through one trunk with a head for each. Parameter names are
+    those of `model`, in memory, on the wire and on disk.
+    """
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def trunk(self) -> Any: ...
+    @property
+    def text_head(self) -> Any: ...
+    @property
+    def image_head(self) -> Any: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def image_tokens(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
+
+    def cot_prompt_ids(self, prompt: str) -> list[int]: ...
+    def image_prompt_ids(self, prompt: str, cot: str) -> list[int]: ...
+    def unconditional_ids(self, image_prompt_ids: list[int]) -> list[int]: ...
+    def cot_text(self, cot_ids: list[int]) -> str: ...
+    def embed_text(self, ids: Tensor) -> Tensor: ...
+    def embed_image(self, ids: Tensor) -> Tensor: ...
+    def text_logits(self, hidden: Tensor) -> Tensor: ...
+    def image_logits(self, hidden: Tensor) -> Tensor: ...
+    def decode_images(self, ids: Tensor, batch: int = 8) -> np.ndarray: ...
+
+
+def trunk_of(model: JanusForConditionalGeneration) -> Any:
+    """The Llama of a Janus as transformers has it, with or without weights."""
+    return model.model.language_model
+
+
+def text_head_of(model: JanusForConditionalGeneration) -> Any:
+    """The head over the text vocabulary."""
+    return model.lm_head
+
+
+def image_head_of(model: JanusForConditionalGeneration) -> Any:
+    """The head over the image codebook."""
+    return model.model.generation_head
+
+
 @dataclass(frozen=True)
 class Janus:
-    """A model, its tokenizer and its prompt templates: all that sampling and learning need."""
+    """A model, its tokenizer and its prompt templates: a `PolicyModel`."""
 
     model: JanusForConditionalGeneration
     tokenizer: PreTrainedTokenizerFast
     templates: Templates
+
+    # --- parts ---
+
+    @property
+    def trunk(self) -> Any:
+        return trunk_of(self.model)
+
+    @property
+    def text_head(self) -> Any:
+        return text_head_of(self.model)
+
+    @property
+    def image_head(self) -> Any:
+        return image_head_of(self.model)
 
     # --- vocabulary ---
 
@@ -135,11 +199,11 @@ class Janus:
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> float32 [..., Vt]."""
-        return head_logits(self.model.lm_head, hidden)
+        return head_logits(self.text_head, hidden)
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> float32 [..., Vi]."""
-        return head_logits(self.model.model.generation_head, hidden)
+        return head_logits(self.image_head, hidden)
 
     @torch.no_grad()
     def decode_images(self, ids: Tensor, batch: int = 8) -> np.ndarray:

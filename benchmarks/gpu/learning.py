@@ -38,7 +38,7 @@ def learn(setting: Setting, figures: Figures, case: str) -> None:
     """`case`: one of VARIANTS."""
     changes, passes = VARIANTS[case]
     rank = _rank(setting, figures, _config(**changes), case=case)
-    trunk = parameters(rank.janus.model.model.language_model.layers)
+    trunk = parameters(rank.janus.trunk.layers)
     # Groups of eight. The published recipes take more a step; what a token costs is the same.
     samples, advantages = setting.scored_samples(2 if setting.tiny else 4)
     tokens = sum(

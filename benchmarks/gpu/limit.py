@@ -10,7 +10,7 @@ from transformers import JanusConfig
 
 from benchmarks.gpu.measure import parameters
 from benchmarks.gpu.setting import Setting
-from policy.model import Janus
+from policy.model import Janus, image_head_of, text_head_of, trunk_of
 
 
 def kv_bytes(config: JanusConfig, width: int) -> int:
@@ -24,10 +24,10 @@ def step_bytes(janus: Janus, setting: Setting, phase: str, pairs: int) -> float:
     """Of one step in the middle of a phase: a CoT is one row a sample, an image two."""
     model, lengths = janus.model, setting.lengths
     width = model.dtype.itemsize
-    head: nn.Module = model.lm_head
+    head: nn.Module = text_head_of(model)
     rows, seen = pairs, lengths.cot_prompt + lengths.cot / 2
     if phase == "image":
-        head = model.model.generation_head
+        head = image_head_of(model)
         rows, seen = 2 * pairs, lengths.image_prompt + janus.image_tokens / 2
-    weights = parameters([*model.model.language_model.layers, head]) * width
+    weights = parameters([*trunk_of(model).layers, head]) * width
     return weights + rows * seen * kv_bytes(model.config, width)

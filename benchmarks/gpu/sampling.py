@@ -21,7 +21,7 @@ from benchmarks.gpu.measure import (
 from benchmarks.gpu.setting import DEVICE, GROUP, ON_GPU, Setting, with_short_images
 from benchmarks.rollout import TransformersBaseline
 from cluster.estimate.speed import decoder_flops
-from policy.model import Janus
+from policy.model import PolicyModel
 
 
 def torch_sampler(setting: Setting, figures: Figures, case: str) -> None:
@@ -45,7 +45,7 @@ def torch_sampler(setting: Setting, figures: Figures, case: str) -> None:
         against_the_plain_loop(setting, figures, sampler, setting.pairs[0])
 
 
-def single_steps(setting: Setting, figures: Figures, janus: Janus, pairs: int) -> None:
+def single_steps(setting: Setting, figures: Figures, janus: PolicyModel, pairs: int) -> None:
     """From the middle of an image: the difference between drawing a few tokens and some more of them,
     so that the prompt's own pass does not count. At one pair the GPU waits for the host: the time to
     launch is the host's."""

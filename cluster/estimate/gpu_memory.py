@@ -16,7 +16,7 @@ from cluster.config import RunConfig
 from learner.config import LearnerConfig, check_targets
 from learner.memory import rank_bytes, sizes
 from policy.errors import UserError
-from policy.model import PolicyConfig, meta_model
+from policy.model import PolicyConfig, meta_model, trunk_of
 
 GIB = 2**30
 PROMPT_TOKENS = 128
@@ -79,7 +79,7 @@ def published_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> 
 def published_parameters(model: JanusForConditionalGeneration, config: LearnerConfig) -> int:
     if not config.lora:
         return sizes(model, config).trained
-    trunk = model.model.language_model
+    trunk = trunk_of(model)
     check_targets(trunk, config.lora.target_modules)
     ends = tuple(f".{target}" for target in config.lora.target_modules)
     linear = [(f".{name}", m) for name, m in trunk.named_modules() if isinstance(m, nn.Linear)]

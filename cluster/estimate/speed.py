@@ -19,6 +19,7 @@ from cluster.estimate.workload import Lengths, gflop_an_image
 from cluster.rollouts import cut_in_batches
 from cluster.weight_sync import wants_broadcast
 from learner.memory import sizes
+from policy.model import image_head_of, text_head_of, trunk_of
 from policy.records import Group, Prompt
 
 ADAM_BYTES = 28
@@ -50,15 +51,15 @@ class SpeedModel:
     @cached_property
     def trunk(self) -> int:
         """Parameters that every token passes: not the embeddings, which are looked up."""
-        return _count(self.model.model.language_model.layers)
+        return _count(trunk_of(self.model).layers)
 
     @cached_property
     def text_head(self) -> int:
-        return _count(self.model.lm_head)
+        return _count(text_head_of(self.model))
 
     @cached_property
     def image_head(self) -> int:
-        return _count(self.model.model.generation_head)
+        return _count(image_head_of(self.model))
 
     @cached_property
     def cache_token(self) -> float:
