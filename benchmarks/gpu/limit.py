@@ -10,7 +10,7 @@ from transformers import JanusConfig
 
 from benchmarks.gpu.measure import parameters
 from benchmarks.gpu.setting import Setting
-from policy.model import Janus, image_head_of, text_head_of, trunk_of
+from policy.model import PolicyModel, image_head_of, text_head_of, trunk_of
 
 
 def kv_bytes(config: JanusConfig, width: int) -> int:
@@ -20,7 +20,7 @@ def kv_bytes(config: JanusConfig, width: int) -> int:
     return 2 * text.num_hidden_layers * text.num_key_value_heads * size * width
 
 
-def step_bytes(janus: Janus, setting: Setting, phase: str, pairs: int) -> float:
+def step_bytes(janus: PolicyModel, setting: Setting, phase: str, pairs: int) -> float:
     """Of one step in the middle of a phase: a CoT is one row a sample, an image two."""
     model, lengths = janus.model, setting.lengths
     width = model.dtype.itemsize

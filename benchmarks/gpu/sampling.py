@@ -1,6 +1,7 @@
 """Parts `torch` and `decode`: the torch sampler at a published model's size, and the image decoder."""
 
 import gc
+from typing import Any
 
 import torch
 from transformers import JanusForConditionalGeneration
@@ -21,7 +22,6 @@ from benchmarks.gpu.measure import (
 from benchmarks.gpu.setting import DEVICE, GROUP, ON_GPU, Setting, with_short_images
 from benchmarks.rollout import TransformersBaseline
 from cluster.estimate.speed import decoder_flops
-from policy.model import PolicyModel
 
 
 def torch_sampler(setting: Setting, figures: Figures, case: str) -> None:
@@ -45,7 +45,7 @@ def torch_sampler(setting: Setting, figures: Figures, case: str) -> None:
         against_the_plain_loop(setting, figures, sampler, setting.pairs[0])
 
 
-def single_steps(setting: Setting, figures: Figures, janus: PolicyModel, pairs: int) -> None:
+def single_steps(setting: Setting, figures: Figures, janus: Any, pairs: int) -> None:
     """From the middle of an image: the difference between drawing a few tokens and some more of them,
     so that the prompt's own pass does not count. At one pair the GPU waits for the host: the time to
     launch is the host's."""
