@@ -1,11 +1,9 @@
 """DeepSpeed's checkpoints, written while training goes on.
 
-`save` copies tensors to host memory, where later steps do not reach them, and a thread writes the files
-from there. For another number of ranks a checkpoint is converted to DeepSpeed's universal format, one
-file a parameter.
-"""
+Tensors are copied to host memory, where later steps do not reach them, and a thread writes the files
+from there (`learner/snapshot_engine.py` has DeepSpeed do so). For another number of ranks a checkpoint
+is converted to DeepSpeed's universal format, one file a parameter."""
 
-import os
 import subprocess
 import sys
 import time
@@ -15,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 
 from policy.errors import UserError
 
+ENGINE_FOLDER = "learner"
+UNIVERSAL_FOLDER = "learner_universal"
+
 
 class HostCopies:
-    """Copies in host memory, which are written to again at the next checkpoint: to fill fresh memory
-    takes longer. Nobody may read them any more by then."""
+    """Copies in host memory. The next checkpoint reuses the memory, because filling fresh memory takes
+    longer; so the files of the last one must be written by then."""
 
     def __init__(self):
         self._held: dict[str, torch.Tensor] = {}
@@ -45,10 +42,6 @@ class HostCopies:
         if isinstance(value, list | tuple):
             return type(value)(self.of(item, f"{name}/{n}") for n, item in enumerate(value))
         return value
-
-
-ENGINE_FOLDER = "learner"
-UNIVERSAL_FOLDER = "learner_universal"
 
 
 class Writer:
@@ -82,36 +75,6 @@ class Writer:
         for future in pending:
             future.result()
         return True
-
-
-_KNOWN = [LossScaler, ZeroStageEnum, fragment_address]
-"""DeepSpeed's own classes in its checkpoints; everything else in them is tensors and plain values."""
-
-
-class SnapshotEngine(CheckpointEngine):
-    """Takes the place of DeepSpeed's own: the same files, from a copy. Loads tensors and plain values
-    only."""
-
-    def __init__(self, writer: Writer):
-        super().__init__()
-        self._writer = writer
-
-    def create(self, info: CheckpointCommitInfo) -> None:
-        pass
-
-    def save(self, state_dict: Any, path: str) -> None:
-        copy = self._writer.copies.of(state_dict, os.path.basename(path))
-        self._writer.add(lambda: torch.save(copy, path))
-
-    def load(self, path: str, map_location=None) -> Any:
-        with torch.serialization.safe_globals(_KNOWN):
-            return torch.load(path, map_location=map_location, weights_only=True)
-
-    def commit(self, info: CheckpointCommitInfo) -> bool:
-        return True
-
-    def preserves_storage_sharing(self) -> bool:
-        return False  # `save` copies what a tensor shows, not the storage behind it
 
 
 def to_universal(folder: Path) -> None:

@@ -110,7 +110,7 @@ def training_engine(
         settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
     engine = _initialize(module, settings, optimizer=optimizer, model_parameters=trained)
 
-    from learner.async_checkpoint import SnapshotEngine
+    from learner.snapshot_engine import SnapshotEngine
 
     engine.checkpoint_engine = SnapshotEngine(writer)
     if resume:

@@ -35,7 +35,7 @@ FIGURES = {
     | GAPS
     | SAME
     | {"start_s", "v2_runner", "async_scheduling", "load_gb_s", "changed_by_new_weights"},
-    "end_to_end": {"images_s", "sample_s", "judge_s", "learn_s", "publish_s", "step_s"},
+    "end_to_end": {"images_s", "generate_s", "score_s", "learn_s", "publish_s", "step_s"},
 }
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install")
 

@@ -53,7 +53,7 @@ def evaluate(config: RunConfig, out: Path | None, console: Console) -> None:
 def generate(
     config: RunConfig, asked: Sequence[str], out: Path, samples: int, console: Console
 ) -> None:
-    """Draw prompts on this machine: NNNN.png, plans.jsonl and grid.png into `out`."""
+    """Draw prompts on this machine: NNNN.png, cots.jsonl and grid.png into `out`."""
     prompts = _prompts(asked)
     torch.set_num_threads(1)
     # A GPU is used where there is one, whatever the run gives its actors.
@@ -66,7 +66,7 @@ def generate(
     generated = [
         s for batch in track(batches, "generating", console=console) for s in sampler.generate(batch)
     ]
-    with (out / "plans.jsonl").open("w", encoding="utf-8") as plans:
+    with (out / "cots.jsonl").open("w", encoding="utf-8") as plans:
         for number, (request, sample) in enumerate(zip(requests, generated, strict=True)):
             name = f"{number:04d}.png"
             Image.fromarray(sample.image).save(out / name)

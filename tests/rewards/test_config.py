@@ -23,7 +23,7 @@ def test_built_in_expert_is_found_by_its_full_name():
         ("rewards.shape:ObjectsExpert", "there is no module 'rewards.shape'"),
         ("nowhere.at.all:Expert", "there is no module 'nowhere'"),
         ("examples.shapes.experts:ObjectExpert", "did you mean ObjectsExpert?"),
-        ("examples.shapes.experts:Detection", "not a subclass of rewards.expert.Expert"),
+        ("examples.shapes.experts:FoundObject", "not a subclass of rewards.expert.Expert"),
         (f"{HERE}:NotAnExpert", "not a subclass of rewards.expert.Expert"),
         (f"{HERE}:Unfinished", "does not define score"),
     ],

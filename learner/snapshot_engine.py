@@ -1,0 +1,44 @@
+"""DeepSpeed's checkpoint engine, for checkpoints that are written while training goes on.
+
+In a file of its own because it imports DeepSpeed, which the driver and the commands do without.
+"""
+
+import os
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+from learner.async_checkpoint import Writer
+
+_KNOWN = [LossScaler, ZeroStageEnum, fragment_address]
+"""DeepSpeed's own classes in its checkpoints; everything else in them is tensors and plain values."""
+
+
+class SnapshotEngine(CheckpointEngine):
+    """Takes the place of DeepSpeed's own: the same files, from a copy. Loads tensors and plain values
+    only."""
+
+    def __init__(self, writer: Writer):
+        super().__init__()
+        self._writer = writer
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        pass
+
+    def save(self, state_dict: Any, path: str) -> None:
+        copy = self._writer.copies.of(state_dict, os.path.basename(path))
+        self._writer.add(lambda: torch.save(copy, path))
+
+    def load(self, path: str, map_location=None) -> Any:
+        with torch.serialization.safe_globals(_KNOWN):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return True
+
+    def preserves_storage_sharing(self) -> bool:
+        return False  # `save` copies what a tensor shows, not the storage behind it
