@@ -301,7 +301,8 @@ _OF_AN_EXPERT = ("use", "options", "weight", "normalize", "applies", "on_failure
 
 
 def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint to go on from; None: there is none, or the earlier run reached its end.
+    """The checkpoint to resume from, which is told; None: there is none, or the earlier run reached its
+    end.
 
     Raises UserError, naming the keys, if the earlier run was of other settings.
     """
@@ -331,6 +332,7 @@ def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint
             f" settings: {listed}; give this run another name=..., or train.resume=never to put that"
             " one aside"
         )
+    tell(f"{config.folder} goes on from step {checkpoint.state.step}")
     return checkpoint
 
 

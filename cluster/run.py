@@ -232,6 +232,12 @@ class Run:
         ]
         self.ledger.add(sorted(entries, key=lambda entry: entry.group))
 
+    def check_staleness(self, groups: Sequence[ScoredGroup]) -> None:
+        """Raises RuntimeError for a group that is staler than `train.max_staleness` promises."""
+        staleness = max((self.version - group.weights_version for group in groups), default=0)
+        if staleness > self.config.train.max_staleness:
+            raise RuntimeError(f"a group is {staleness} steps old: max_staleness was not kept")
+
     def check_skipped(self, skipped: bool) -> None:
         """Count steps in a row that changed nothing. Raises UserError when there are too many."""
         self.skipped = self.skipped + 1 if skipped else 0

@@ -11,9 +11,11 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import ray
 import torch
 from ray import ObjectRef
@@ -46,11 +48,8 @@ def train(config: RunConfig, console: Console) -> Path:
     """
     inputs = validate_run(config)
     with run_lock(config.folder):
-        start = where_to_start(config, console.print)
+        start = where_to_start(config, partial(console.print, highlight=False, soft_wrap=True))
         done, as_json = (start.state.step if start else 0), config.train.log == "json"
-        if start:
-            told = f"{config.folder} goes on from step {done}"
-            console.print(told, highlight=False, soft_wrap=True)
         resume = start.resume(config.learner.ranks) if start else None
         with (
             ray_session(config.ray, total_cpus(config), console, inputs.store_need(config)),
@@ -123,17 +122,10 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[E
 
 
 def filter_zero_variance_groups(run: Run, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-    """A group whose rewards are all equal has nothing to teach but the KL term, and may be left out.
-    Raises RuntimeError for one that is staler than was promised."""
-    if not groups:
-        return []
-    staleness = run.version - min(group.weights_version for group in groups)
-    if staleness > run.config.train.max_staleness:
-        raise RuntimeError(f"a group is {staleness} steps old: max_staleness was not kept")
-    rewards = rewards_of(groups)
-    differ = (rewards != rewards[:, :1]).any(1)
+    """A group whose rewards are all equal has nothing to teach but the KL term, and may be left out."""
+    run.check_staleness(groups)
     keep_all = not run.config.train.filter_equal_groups
-    return [group for group, differs in zip(groups, differ, strict=True) if differs or keep_all]
+    return [group for group in groups if keep_all or np.ptp(group.scores.rewards) > 0]
 
 
 def update(
