@@ -138,10 +138,10 @@ class RolloutWorker:
 
     # --- weights by broadcast, instead of pulling ---
 
-    def join_broadcast(self, meeting: BroadcastRendezvous, rank: int, manifest: Manifest) -> None:
+    def join_broadcast(self, rendezvous: BroadcastRendezvous, rank: int, manifest: Manifest) -> None:
         """Be one of the receivers of all versions to come; waits for the others."""
         self._manifest = manifest
-        self._broadcast = Broadcast(meeting, rank, self.device)
+        self._broadcast = Broadcast(rendezvous, rank, self.device)
 
     def receive(self, version: int, incarnation: int = 0) -> None:
         """Take part in the broadcast of a version. All receivers call it, and the sender sends."""

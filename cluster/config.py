@@ -199,8 +199,19 @@ def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> st
     return f"{source}: '{key}': {message}{given}{more}" if key else f"{source}: {message}{more}"
 
 
+RENAMED = {
+    "learner.beta": "learner.kl_coef",
+    "learner.betas": "learner.adam_betas",
+    "learner.guidance": "learner.train_distribution",
+    "evaluate.plan_judge": "evaluate.cot_checker",
+}
+"""Keys that had another name once."""
+
+
 def _nearest(key: str, loc: list) -> str | None:
-    """The likeliest right key: a sibling with a similar name, else the same name elsewhere."""
+    """The likeliest right key: its new name, a sibling with a similar one, else the same elsewhere."""
+    if key in RENAMED:
+        return RENAMED[key]
     known = list(_keys(RunConfig, loc))
     parent = key.rpartition(".")[0]
     siblings = [k for k in known if k.rpartition(".")[0] == parent]

@@ -127,9 +127,9 @@ class LearnerGroup:
         """Connect rank 0 with these rollout workers, as receivers of all versions to come."""
         where, manifest = ray.get([self.ranks[0].rendezvous.remote(), self.ranks[0].manifest.remote()])
         limits = self.config.timeout_s, self.config.broadcast_timeout_s
-        meeting = BroadcastRendezvous(where.host, where.port, 1 + len(receivers), *limits)
-        joining = [a.join_broadcast.remote(meeting, n, manifest) for n, a in enumerate(receivers, 1)]
-        joining.append(self.ranks[0].join_broadcast.remote(meeting))
+        rendezvous = BroadcastRendezvous(where.host, where.port, 1 + len(receivers), *limits)
+        joining = [a.join_broadcast.remote(rendezvous, n, manifest) for n, a in enumerate(receivers, 1)]
+        joining.append(self.ranks[0].join_broadcast.remote(rendezvous))
         ray.get(joining, timeout=self.config.timeout_s)
 
     def broadcast(self) -> list[ObjectRef]:

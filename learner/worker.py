@@ -147,7 +147,7 @@ class LearnerWorker:
             for part in by_tokens([(s, n) for n, s in enumerate(group)], self.config.micro_batch_tokens)
         ]
         batches = [self._batch([sample for sample, _ in part]) for _, part in parts]
-        walk = self._walked_alike(batches) if self._reference_is_collective else batches
+        walk = self._same_rounds(batches) if self._reference_is_collective else batches
         for index, batch in enumerate(walk):
             logps = self._reference_logps(batch.to(self.device))
             if index < len(parts):
@@ -199,7 +199,7 @@ class LearnerWorker:
         total_weight = sum((b.token_weights.sum() for b in batches), torch.zeros(())).to(self.device)
         dist.all_reduce(total_weight)
         metrics_sum = StepMetrics(self.device)
-        for index, batch in enumerate(self._walked_alike(batches)):
+        for index, batch in enumerate(self._same_rounds(batches)):
             reference = None
             if ahead:
                 rows: list[Any] = [row for _, _, row in parts[index]] if index < len(parts) else []
@@ -298,8 +298,9 @@ class LearnerWorker:
             image_weight=self.config.image_weight,
         )
 
-    def _walked_alike(self, batches: list[Batch]) -> Iterator[Batch]:
-        """These, then weightless ones until every rank has had as many."""
+    def _same_rounds(self, batches: list[Batch]) -> Iterator[Batch]:
+        """These, then weightless ones until every rank has had as many: all must make the same
+        passes."""
         rounds = torch.tensor(float(len(batches)), device=self.device)
         dist.all_reduce(rounds, op=dist.ReduceOp.MAX)
         if rounds > 0:
@@ -323,19 +324,19 @@ class LearnerWorker:
         """
         if self.rank == 0:
             yield self.manifest()
-        for tensors in self._walk():
+        for tensors in self._iter_buckets():
             if self.rank == 0:
                 yield pack(tensors)
 
-    def join_broadcast(self, meeting: BroadcastRendezvous) -> None:
+    def join_broadcast(self, rendezvous: BroadcastRendezvous) -> None:
         """Rank 0 becomes the sender to all rollout workers; waits for them."""
-        self._broadcast = Broadcast(meeting, 0, self.device)
+        self._broadcast = Broadcast(rendezvous, 0, self.device)
 
     def broadcast(self) -> None:
         """Send the trained tensors to the rollout workers. Every rank walks every gather, and walks on
         if a receiver is lost: a walk that stopped half-way would leave the other ranks waiting."""
         failure = None
-        for tensors in self._walk():
+        for tensors in self._iter_buckets():
             if self.rank == 0 and failure is None:
                 try:
                     self._broadcast.send(tensors)
@@ -349,7 +350,7 @@ class LearnerWorker:
         specs = [e.spec for e in exports(self.janus.model) if e.trained]
         return plan_buckets(specs, int(self.config.bucket_mb * 2**20))
 
-    def _walk(self) -> Iterator[list[torch.Tensor]]:
+    def _iter_buckets(self) -> Iterator[list[torch.Tensor]]:
         """The tensors of bucket after bucket, gathered from all ranks (ZeRO-3 is collective); good
         until the next is asked for. Whole on rank 0 alone, the others get none."""
         trained = {e.name: e for e in exports(self.janus.model) if e.trained}

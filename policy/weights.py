@@ -111,30 +111,30 @@ class Broadcast:
     """One member. The sender has rank 0. Building it waits until all are there; after an error the
     group is of no more use."""
 
-    def __init__(self, meeting: BroadcastRendezvous, rank: int, device: str):
+    def __init__(self, rendezvous: BroadcastRendezvous, rank: int, device: str):
         self._device = torch.device(device)
-        self._limit_s = meeting.bucket_timeout_s
+        self._limit_s = rendezvous.bucket_timeout_s
         self._group: Any  # NCCL's or gloo's: torch describes their methods differently
-        timeout = timedelta(seconds=meeting.timeout_s)
+        timeout = timedelta(seconds=rendezvous.timeout_s)
         store = dist.TCPStore(
-            meeting.host, meeting.port, meeting.world, is_master=rank == 0, timeout=timeout
+            rendezvous.host, rendezvous.port, rendezvous.world, is_master=rank == 0, timeout=timeout
         )
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = timeout
             with _errors_spare_the_process():
-                self._group = dist.ProcessGroupNCCL(store, rank, meeting.world, options)
+                self._group = dist.ProcessGroupNCCL(store, rank, rendezvous.world, options)
         else:
-            self._group = dist.ProcessGroupGloo(store, rank, meeting.world, timeout)
+            self._group = dist.ProcessGroupGloo(store, rank, rendezvous.world, timeout)
         hello = torch.zeros(1, dtype=torch.uint8, device=self._device)
-        self._pass(hello, meeting.timeout_s)  # connects, or raises
+        self._broadcast_flat(hello, rendezvous.timeout_s)  # connects, or raises
 
     def send(self, tensors: Sequence[Tensor]) -> None:
         """One bucket, in the manifest's order. Raises RuntimeError if a receiver is lost, or has not
         taken it within `bucket_timeout_s`."""
         flat = [t.detach().to(self._device).contiguous().view(-1).view(torch.uint8) for t in tensors]
-        self._pass(torch.cat(flat), self._limit_s)
+        self._broadcast_flat(torch.cat(flat), self._limit_s)
 
     def receive(self, manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
         """All tensors of the manifest, bucket after bucket as they arrive. A tensor is good until the
@@ -142,7 +142,7 @@ class Broadcast:
         within `bucket_timeout_s`."""
         for specs in manifest:
             flat = torch.empty(sum(s.nbytes for s in specs), dtype=torch.uint8, device=self._device)
-            self._pass(flat, self._limit_s)
+            self._broadcast_flat(flat, self._limit_s)
             offset = 0
             for spec in specs:
                 dtype, piece = getattr(torch, spec.dtype), flat[offset : offset + spec.nbytes]
@@ -151,7 +151,7 @@ class Broadcast:
                 yield spec.name, piece.view(dtype).view(spec.shape)
                 offset += spec.nbytes
 
-    def _pass(self, flat: Tensor, limit_s: float) -> None:
+    def _broadcast_flat(self, flat: Tensor, limit_s: float) -> None:
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         with _abort_after(limit_s, self._group.abort):

@@ -48,6 +48,8 @@ def test_overrides_are_yaml_values_at_dotted_keys():
             "actors.guidance=4",
             "unknown key 'actors.guidance'; did you mean 'actors.sampling.guidance'?",
         ),
+        ("learner.beta=0.1", "unknown key 'learner.beta'; did you mean 'learner.kl_coef'?"),
+        ("evaluate.plan_judge=a:b", "did you mean 'evaluate.cot_checker'?"),
         ("rewards.experts.count.wieght=4", "did you mean 'rewards.experts.count.weight'?"),
         (
             "learner.lr=fast",
