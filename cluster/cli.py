@@ -130,7 +130,7 @@ def scale(
 
 
 @app.command()
-def plan(
+def estimate(
     config: ConfigFile,
     overrides: Overrides = [],  # noqa: B006
     gpu: Annotated[
@@ -150,10 +150,10 @@ def plan(
 ):
     """Estimate memory, seconds a step, hours and the best split of GPUs. Loads and starts nothing; exit
     status 1 where a process does not fit its GPU."""
-    from cluster.estimate.tables import Question, show_plan
+    from cluster.estimate.tables import Question, show_estimate
 
     question = Question(gpu, gpus, gpu_gb, price, cot_tokens, figures)
-    if not show_plan(config, overrides, question, console):
+    if not show_estimate(config, overrides, question, console):
         raise typer.Exit(1)
 
 

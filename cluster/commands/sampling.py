@@ -66,12 +66,12 @@ def generate(
     generated = [
         s for batch in track(batches, "generating", console=console) for s in sampler.generate(batch)
     ]
-    with (out / "cots.jsonl").open("w", encoding="utf-8") as plans:
+    with (out / "cots.jsonl").open("w", encoding="utf-8") as rows:
         for number, (request, sample) in enumerate(zip(requests, generated, strict=True)):
             name = f"{number:04d}.png"
             Image.fromarray(sample.image).save(out / name)
             row = {"image": name, "prompt": request.prompt.text, "cot": sample.cot_text}
-            plans.write(json.dumps(row, ensure_ascii=False) + "\n")
+            rows.write(json.dumps(row, ensure_ascii=False) + "\n")
     _grid([s.image for s in generated], [o.prompt.text for o in requests], samples, out / "grid.png")
     for request, sample in zip(requests[::samples], generated[::samples], strict=True):
         console.print(f"{request.prompt.text}\n  {sample.cot_text}", highlight=False, markup=False)

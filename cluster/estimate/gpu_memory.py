@@ -132,7 +132,7 @@ def needs(config: RunConfig, model: JanusForConditionalGeneration) -> list[Need]
     ]
 
 
-def plan_table(config: RunConfig, needed: list[Need], gpu_gb: float) -> Table:
+def memory_table(config: RunConfig, needed: list[Need], gpu_gb: float) -> Table:
     """GiB a process: each part, the sum, and whether it fits its share of a GPU."""
     table = Table(title=f"memory of each process, GiB (GPUs of {gpu_gb:g})")
     table.add_column("")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import load_config
-from cluster.estimate.gpu_memory import model_shapes, needs, plan_table, published_bytes
+from cluster.estimate.gpu_memory import memory_table, model_shapes, needs, published_bytes
 from cluster.estimate.hardware import FACTORS, Efficiency, gpu_named, read_figures
 from cluster.estimate.speed import SpeedModel
 from cluster.estimate.split import Split, gpus_of, splits
@@ -162,13 +162,13 @@ class Question:
     figures: Path | None = None
 
 
-def show_plan(path: Path, overrides: Sequence[str], asked: Question, console: Console) -> bool:
+def show_estimate(path: Path, overrides: Sequence[str], asked: Question, console: Console) -> bool:
     """Print it. Returns whether every process fits its GPU."""
     config = load_config(path, overrides)
     shapes, gpu = model_shapes(config.policy), gpu_named(asked.gpu)
     gib = asked.gpu_gb or gpu.gib
     needed = needs(config, shapes)
-    console.print(plan_table(config, needed, gib))
+    console.print(memory_table(config, needed, gib))
     efficiency = read_figures(asked.figures) if asked.figures else Efficiency()
     lengths = lengths_of(config, asked.cot_tokens)
     model = SpeedModel(config, shapes, gpu, efficiency, lengths)

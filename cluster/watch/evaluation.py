@@ -83,8 +83,8 @@ class Evaluation:
             "strict_accuracy": _mean(j.passed for j in self.scored),
             "cot_tokens": _mean(len(j.sample.cot_ids) for j in self.scored),
         }
-        if plans := [j.cot_right for j in self.scored if j.cot_right is not None]:
-            found["cot_accuracy"] = _mean(plans)
+        if right := [j.cot_right for j in self.scored if j.cot_right is not None]:
+            found["cot_accuracy"] = _mean(right)
         if groups := [g for g in self.by_prompt().values() if len(g) > 1]:
             found["diversity"] = _mean(diversity([j.sample.image for j in g]) for g in groups)
         for expert in self.experts:
@@ -127,7 +127,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 def load_evaluation(folder: Path) -> Evaluation:
-    """Read back what `save_evaluation` wrote. Prompts, plans, CoT ids, images and all by_expert
+    """Read back what `save_evaluation` wrote. Prompts, CoTs with their ids, images and all scores
     return as they were; image tokens and log-probabilities are not kept, their arrays are empty."""
     path = folder / "evaluation.json"
     try:
@@ -143,7 +143,7 @@ def _row(scored: ScoredSample) -> dict[str, Any]:
     sample = scored.sample
     return {
         "prompt": {"id": prompt.pop("id"), "prompt": prompt.pop("text"), **prompt},
-        "plan": sample.cot_text,
+        "cot": sample.cot_text,
         "reward": float(scored.reward),
         "passed": bool(scored.passed),
         "cot_right": None if scored.cot_right is None else bool(scored.cot_right),
@@ -170,7 +170,7 @@ def _read_scored(row: dict[str, Any], folder: Path) -> ScoredSample:
         weights_version=row["weights_version"],
         cot_prompt_ids=no_ids,
         cot_ids=np.array(row["cot_ids"], np.int64),
-        cot_text=row["plan"],
+        cot_text=row["cot"],
         image_prompt_ids=no_ids,
         image_ids=no_ids,
         cot_logps=no_logps,

@@ -1,4 +1,4 @@
-"""Everything a run leaves for people, in one folder: numbers, pictures, plans."""
+"""Everything a run leaves for people, in one folder: numbers, pictures, CoTs."""
 
 import json
 import math
@@ -99,7 +99,7 @@ class Recorder:
         self._picture(tag, picture, step)
         table = ["| prompt | plan | reward |", "|---|---|---|"]
         table += [f"| {_cell(text)} | {_cell(plan)} | {reward:.3f} |" for text, plan, reward in rows]
-        self._board.add_text(f"{tag}/plans", "\n".join(table), step)
+        self._board.add_text(f"{tag}/cots", "\n".join(table), step)
         self._board.flush()
 
     def _picture(self, tag: str, picture: Image, step: int) -> None:

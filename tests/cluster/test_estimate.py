@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.expected import ideas, published, steps_so_far, today
@@ -204,7 +205,7 @@ def test_measured_figures_take_the_place_of_assumed_ones(tmp_path, seven_b):
     measured = replace(seven_b, efficiency=efficiency).times()
     assert measured.publish == pytest.approx(seven_b.times().publish / 2)
     assert measured.score["vqa"] == pytest.approx(128 * 0.05)
-    result = CliRunner().invoke(app, ["plan", str(SEVEN_B), "--figures", str(file)])
+    result = CliRunner().invoke(app, ["estimate", str(SEVEN_B), "--figures", str(file)])
     assert (
         "measured: link 0.3, decode_step_s 0.002, expert_s.vqa 0.05; the rest is assumed"
         in result.output
@@ -229,8 +230,8 @@ def test_every_factor_says_where_it_is_from():
 
 
 def test_the_command_tells_time_money_and_the_split(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    command = ["plan", str(SEVEN_B), "--gpus", "8", "--gpu", "h100", "--price", "2"]
+    monkeypatch.setattr("cluster.cli.console", Console(width=100))
+    command = ["estimate", str(SEVEN_B), "--gpus", "8", "--gpu", "h100", "--price", "2"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     for told in (
@@ -250,10 +251,10 @@ def test_the_command_tells_time_money_and_the_split(monkeypatch):
 
 
 def test_a_smaller_gpu_is_told_apart():
-    l40s = CliRunner().invoke(app, ["plan", str(ONE_B), "--gpu", "l40s", "--gpus", "4"])
+    l40s = CliRunner().invoke(app, ["estimate", str(ONE_B), "--gpu", "l40s", "--gpus", "4"])
     assert l40s.exit_code == 1  # not as configured, on one
     assert "the best of 4 GPUs: actors.count=" in l40s.output
-    unknown = CliRunner().invoke(app, ["plan", str(ONE_B), "--gpu", "gtx"])
+    unknown = CliRunner().invoke(app, ["estimate", str(ONE_B), "--gpu", "gtx"])
     assert isinstance(unknown.exception, UserError)
     assert "--gpu: 'gtx' is not known; there are a100-40, " in str(unknown.exception)
 

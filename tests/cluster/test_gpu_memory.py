@@ -158,7 +158,7 @@ def test_a_model_that_is_not_known_is_named():
 
 @pytest.mark.parametrize("file", [SEVEN_B, ONE_B])
 def test_the_examples_fit(file):
-    result = CliRunner().invoke(app, ["plan", str(file), "--gpu-gb", "80"])
+    result = CliRunner().invoke(app, ["estimate", str(file), "--gpu-gb", "80"])
     assert result.exit_code == 0, result.output
     assert "does not fit" not in result.output
 
@@ -173,7 +173,7 @@ def test_the_examples_fit(file):
     ],
 )
 def test_what_does_not_fit_fails(overrides, gpu_gb):
-    result = CliRunner().invoke(app, ["plan", str(SEVEN_B), *overrides, "--gpu-gb", gpu_gb])
+    result = CliRunner().invoke(app, ["estimate", str(SEVEN_B), *overrides, "--gpu-gb", gpu_gb])
     assert result.exit_code == 1
     assert "does not fit" in result.output
 
@@ -203,6 +203,6 @@ def test_images_are_decoded_eight_at_a_time():
 
 
 def test_roles_without_gpus_are_not_judged():
-    result = CliRunner().invoke(app, ["plan", str(SHAPES / "train.yaml"), "--gpu-gb", "1"])
+    result = CliRunner().invoke(app, ["estimate", str(SHAPES / "train.yaml"), "--gpu-gb", "1"])
     assert result.exit_code == 0
     assert result.output.count("on the CPU") == 2

@@ -159,7 +159,7 @@ def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path):
     assert [(e.step, e.value) for e in events] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
 
 
-def test_training_samples_are_shown_with_their_plans(tmp_path):
+def test_training_samples_are_shown_with_their_cots(tmp_path):
     recorder = Recorder(tmp_path)
     recorder.samples(7, [(PROMPT, sample(PROMPT, 0, 9), 0.25), (OTHER, sample(OTHER, 0, 9), 1.0)])
     recorder.close()
@@ -167,7 +167,7 @@ def test_training_samples_are_shown_with_their_plans(tmp_path):
     assert Image.open(tmp_path / "samples" / "step_000007.png").width == 2 * (96 + 10) + 10
     events = board(tmp_path)
     assert events.Images("samples")[0].step == 7
-    text = events.Tensors("samples/plans/text_summary")[0].tensor_proto.string_val[0].decode()
+    text = events.Tensors("samples/cots/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| two \\| green triangles | red circle top left | 1.000 |" in text
 
 

@@ -82,7 +82,7 @@ def test_the_run_directory_is_complete(sync_run):
     tags = board.Tags()
     assert {"reward/mean", "loss/cot", "loss/image", "eval/reward"} <= set(tags["scalars"])
     assert "evaluation" in tags["images"]
-    assert any("plans" in tag for tag in tags["tensors"])
+    assert any("cots" in tag for tag in tags["tensors"])
     assert (folder / "samples" / "eval_000004" / "grid.png").exists()
     assert (folder / "samples" / "step_000004.png").exists()
 
