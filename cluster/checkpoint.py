@@ -297,7 +297,7 @@ MAY_CHANGE = (
     "rewards.timeout_s",
 )
 """Settings that say where and how fast, not what is learned. Of an expert only what it is counts."""
-_OF_AN_EXPERT = ("use", "options", "weight", "normalize", "applies", "on_failure")
+_OF_AN_EXPERT = ("use", "options", "dtype", "weight", "normalize", "on_failure")
 
 
 def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint | None:

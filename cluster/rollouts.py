@@ -6,9 +6,8 @@ generated. `collect` waits, and makes rewards of the scores when all groups of a
 that they are comparable.
 
 Generation is deterministic: a sample is a function of its request and the weights, not of the worker.
-So there is one recovery for samples that were lost, whoever lost them and whenever: `ensure` generates
-them again, the same.
-"""
+So a batch that is late or lost is generated again, the same, by `_generate_again`: while it is waited
+for, or by `ensure` when its samples are missing later, to whomever."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -131,9 +130,9 @@ class RolloutBatch:
 
 
 class PullableWeights(Protocol):
-    """Where weights that were broadcast can be had by a worker that was not there."""
+    """Where a worker that was not there for a broadcast gets weights: the newest ones."""
 
-    def pullable(self, weights: PublishedWeights) -> PublishedWeights: ...
+    def pullable(self) -> PublishedWeights: ...
 
 
 class RolloutManager:
@@ -163,7 +162,8 @@ class RolloutManager:
         """Have groups generated with these weights (None: as loaded) and scored. Returns at once."""
         # Cut for all workers, ready or not: a log-probability's last bits depend on its batch.
         batches = cut_in_batches(groups, len(self.workers), self.config.actors.batch_size)
-        weights = self._pullable(weights)
+        if self.workers.replaced:
+            weights = self._pullable(weights)
         work = ray.put(Work.of(batches, weights))
         ready = self.workers.ready()
         pending = [
@@ -185,17 +185,17 @@ class RolloutManager:
         return PendingBatch(groups, number, handle, samples, stats)
 
     def _pullable(self, weights: PublishedWeights | None) -> PublishedWeights | None:
-        """After a failed broadcast, workers that started later pull the weights from the object
-        store."""
-        if self.workers.replaced and weights is not None and weights.parts is None:
-            assert self.weight_sync is not None
-            return self.weight_sync.pullable(weights)
-        return weights
+        """Weights that any worker can get. A version that was broadcast is with those that were there,
+        until they receive the next; others pull the newest, which is no staler."""
+        if weights is None or weights.parts is not None:
+            return weights
+        assert self.weight_sync is not None
+        return self.weight_sync.pullable()
 
     # --- collect ---
 
     def collect(self, pending: PendingRollout, *, learn: bool = True) -> RolloutBatch:
-        """Wait for a request. A group without scores is left out, and told of.
+        """Wait for a request. A group without scores is dropped and reported.
 
         The statistics of experts with `normalize: running` grow with every request that is learned
         from. Elsewhere such experts count on their own scale, so that two evaluations can be compared.
@@ -229,8 +229,9 @@ class RolloutManager:
         return rollout
 
     def _wait(self, pending: PendingRollout) -> list[RolloutStats]:
-        """Of each batch, when all are generated, by whomever in the end. Each may take
-        `actors.timeout_s`; a worker that has several has as much longer."""
+        """Wait for all batches; those that are late or lost are generated again elsewhere. Each may
+        take `actors.timeout_s`; a worker that has several has as much longer. Returns a batch's stats
+        each."""
         limit_s = self.config.actors.timeout_s
         self.workers.wait_for_loading(batch.worker for batch in pending.batches)
         for turn in _turns(pending.batches):
@@ -277,7 +278,9 @@ class RolloutManager:
         batches, limit_s = pending.batches_of(lost), self.config.actors.timeout_s
         for batch in batches:
             # The driver may still have what others have lost.
-            why = _loss_of(batch.samples, limit_s) or ObjectLostError(batch.samples[0].hex(), b"", "")
+            why = _fetch_error(batch.samples, limit_s) or ObjectLostError(
+                batch.samples[0].hex(), b"", ""
+            )
             self._generate_again(pending, batch, why)
         for batch in batches:
             self._wait_for(pending, batch)
@@ -285,14 +288,20 @@ class RolloutManager:
         return batches
 
     def samples(self, pending: PendingRollout, places: Sequence[int]) -> list[list[Sample]]:
-        """The samples of the groups at some places."""
+        """The samples of the groups at some places. Raises as `collect` does."""
         limit_s = self.config.actors.timeout_s
-        while True:
+        try:
             refs = pending.sample_refs()
+            return ray.get([refs[place] for place in places], timeout=limit_s)
+        except LOST:
+            return [self._samples_at(pending, place) for place in places]
+
+    def _samples_at(self, pending: PendingRollout, place: int) -> list[Sample]:
+        while True:
             try:
-                return ray.get([refs[place] for place in places], timeout=limit_s)
+                return ray.get(pending.sample_refs()[place], timeout=self.config.actors.timeout_s)
             except LOST:
-                self.ensure(pending, [n for n in places if _loss_of([refs[n]], limit_s)])
+                self.ensure(pending, [place])
 
     def _generate_again(self, pending: PendingRollout, batch: PendingBatch, why: Exception) -> None:
         """Give a batch to the next worker that is ready, and replace the one that had it, unless only
@@ -328,8 +337,8 @@ def _turns(batches: Sequence[PendingBatch]) -> Iterator[list[PendingBatch]]:
         yield [theirs[turn] for theirs in by_worker.values() if turn < len(theirs)]
 
 
-def _loss_of(refs: Sequence[ObjectRef], limit_s: float) -> Exception | None:
-    """The error that getting samples gives, which were there; None if they can be had."""
+def _fetch_error(refs: Sequence[ObjectRef], limit_s: float) -> Exception | None:
+    """Why samples that were generated cannot be fetched; None if they can."""
     try:
         ray.get(list(refs), timeout=limit_s)
     except LOST as error:

@@ -74,7 +74,8 @@ class LearnerLost(Exception):
 
 @contextmanager
 def learner_at_work():
-    """What a lost learner looks like from outside becomes LearnerLost. What a person can mend stays."""
+    """What a lost learner looks like from outside becomes LearnerLost. A UserError is raised again
+    unchanged."""
     try:
         yield
     except (RayActorError, GetTimeoutError, RayTaskError) as error:

@@ -35,23 +35,28 @@ class WeightSync:
         self._handles = handles
         self._incarnation = incarnation
         self._timeout_s = config.learner.timeout_s
+        self._version = 0
         self._stored: PublishedWeights | None = None
+        self._members: list[ActorHandle] = list(handles)
         self.broadcasts = wants_broadcast(config)
         if self.broadcasts:
             self._try(lambda: learner.join_broadcast(handles))
 
     def __call__(self, version: int) -> PublishedWeights:
         """Returns when every worker has the version, or can pull it."""
+        self._version = version
+        if self.broadcasts and list(self._handles) != self._members:
+            log.warning("no broadcast of weights from here on, for a rollout worker was replaced")
+            self.broadcasts = False
         if self.broadcasts and self._try(lambda: self._broadcast(version)):
             return PublishedWeights(version, incarnation=self._incarnation)
         return self._store(version)
 
-    def pullable(self, weights: PublishedWeights) -> PublishedWeights:
-        """The newest version in the object store, for a worker that was not there when it was
-        broadcast. From here on there is no broadcast, for its group is broken."""
-        self.broadcasts = False
-        if self._stored is None or self._stored.version != weights.version:
-            return self._store(weights.version)
+    def pullable(self) -> PublishedWeights:
+        """The newest version in the object store, for a worker that has not got it by broadcast. There
+        is no older one to be had: a broadcast leaves nothing behind."""
+        if self._stored is None or self._stored.version != self._version:
+            return self._store(self._version)
         return self._stored
 
     def _store(self, version: int) -> PublishedWeights:

@@ -18,6 +18,7 @@ from policy.errors import UserError
 
 ENGINE_FOLDER = "learner"
 UNIVERSAL_FOLDER = "learner_universal"
+"""In a checkpoint: DeepSpeed's state, and the same for another number of ranks."""
 
 
 class HostCopies:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from learner.kernels import check_kernels
-from learner.losses import LOSSES
+from learner.losses import load_loss
 from policy.errors import UserError
 from policy.model import PolicyConfig, meta_model, trunk_of
 from policy.resources import CustomResources, Labels
@@ -40,7 +40,7 @@ class LearnerConfig(BaseModel):
     num_cpus: float = Field(1.0, ge=0)
     """CPUs that Ray reserves for one rank."""
     num_gpus: float = Field(0.0, ge=0)
-    """Resources of one rank."""
+    """GPUs that Ray reserves for one rank."""
     resources: CustomResources = {}
     """Custom resources of Ray that one rank takes, by name; only some nodes have them."""
     labels: Labels = {}
@@ -56,7 +56,7 @@ class LearnerConfig(BaseModel):
     """0: gradients are not clipped."""
 
     loss: str = "grpo"
-    """One of `learner.losses.LOSSES`."""
+    """A name in `learner.losses.LOSSES`, or `package.module:function` of your own."""
     kl_coef: float = Field(0.01, ge=0)
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
     reference: Literal["copy", "sharded", "offload", "none"] | None = None
@@ -76,7 +76,7 @@ class LearnerConfig(BaseModel):
     cot_weight: float = Field(1.0, ge=0)
     """Weight of the semantic CoT's tokens in the one token mean."""
     image_weight: float = Field(1.0, ge=0)
-    """Weight of each CoT's tokens in the one token mean."""
+    """Weight of the image's tokens in the one token mean."""
 
     freeze: list[str] = [
         "model.vision_model",
@@ -117,12 +117,6 @@ class LearnerConfig(BaseModel):
     """How long a rank waits for the others before it gives them up."""
 
     @model_validator(mode="after")
-    def _loss_is_there(self):
-        if self.loss not in LOSSES:
-            raise ValueError(f"learner.loss {self.loss!r} is unknown; there are {', '.join(LOSSES)}")
-        return self
-
-    @model_validator(mode="after")
     def _reference_makes_sense(self):
         if self.reference == "none" and self.kl_coef > 0:
             raise ValueError(
@@ -152,9 +146,8 @@ class LearnerConfig(BaseModel):
 def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
     """The settings DeepSpeed is started with: defaults, then the user's, key by key.
 
-    `managed_gradient_accumulation: false` leaves the division of the loss to us (see rank.py).
-    Raises UserError for a file that is missing or is not a JSON object.
-    """
+    `managed_gradient_accumulation: false` leaves the division of the loss to us (see
+    `LearnerWorker._backward`). Raises UserError for a file that is missing or is not a JSON object."""
     defaults = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -180,10 +173,11 @@ def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
 
 def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
     """What a driver can refuse before it starts ranks: GPUs that ranks would share, DeepSpeed's
-    settings, kernels that are not installed, and names of modules to freeze or to adapt.
+    settings, a loss or kernels that are not there, and names of modules to freeze or to adapt.
 
     Raises UserError.
     """
+    load_loss(config.loss)
     if config.ranks > 1 and 0 < config.num_gpus < 1:
         raise UserError(
             f"learner.num_gpus {config.num_gpus:g}: NCCL wants a GPU of its own for each of"

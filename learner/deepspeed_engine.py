@@ -30,8 +30,6 @@ from learner.logprobs import JanusLogps, Logps, TokenLogps
 from policy.errors import UserError
 from policy.model import PolicyConfig, load_janus, trunk_of
 
-"""In a checkpoint: DeepSpeed's state, and the same for another number of ranks."""
-
 
 @dataclass(frozen=True)
 class Rendezvous:

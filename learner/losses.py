@@ -13,10 +13,14 @@ number of GPUs).
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+from policy.errors import UserError
+from policy.imports import load_named
 
 if TYPE_CHECKING:
     from learner.config import LearnerConfig
@@ -79,8 +83,8 @@ def bicot_loss(
 @dataclass(frozen=True)
 class LossInputs:
     """What a loss sees of N samples: both CoTs side by side, `cot_tokens` columns of text, then those
-    of the image. All float32 [N, T], but advantages [N]. Log-probabilities are of the same
-    distribution: what was sampled from, or the conditional one, never one of each."""
+    of the image. All float32 [N, T], but advantages [N]. All log-probabilities are of one distribution
+    (`learner.train_distribution`). Padding may hold anything: leave out where `token_weights` is 0."""
 
     logps: Tensor  # differentiable
     sampled_logps: Tensor
@@ -93,7 +97,8 @@ class LossInputs:
 @dataclass(frozen=True)
 class LossResult:
     """`sum` is differentiable; the loss of a step is the sum of sums over the sum of `token_weights`,
-    over all micro-batches and workers. `metrics`: a sum and a weight each, which add up likewise."""
+    over all micro-batches and workers. `metrics`: a sum and a weight each, which add up likewise. Their
+    names must be the same for every batch. Those of `loss/...` are the parts of the loss."""
 
     sum: Tensor
     metrics: dict[str, tuple[Tensor, Tensor]]
@@ -128,4 +133,15 @@ def grpo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
 
 
 LOSSES: dict[str, Loss] = {"grpo": grpo_loss}
-"""By the name in `learner.loss`. A new loss is a function in a file of its own, and a line here."""
+"""By the name in `learner.loss`, which may also be the `package.module:function` of one's own."""
+
+
+def load_loss(name: str) -> Loss:
+    """Raises UserError for a name that is not known, or a function that cannot be loaded."""
+    if ":" in name:
+        return load_named(name, "learner.loss")
+    if name not in LOSSES:
+        near = get_close_matches(name, LOSSES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(LOSSES)}"
+        raise UserError(f"learner.loss: {name!r} is unknown; {hint} (or write package.module:function)")
+    return LOSSES[name]

@@ -34,7 +34,7 @@ from learner.deepspeed_engine import (
 )
 from learner.logprobs import JanusLogps, Logps
 from learner.lora import adapters_off, add_adapters, exports, gathered
-from learner.losses import LOSSES, LossInputs, LossResult
+from learner.losses import LossInputs, LossResult, load_loss
 from policy.model import PolicyConfig, load_janus
 from policy.records import Sample
 from policy.weights import Broadcast, BroadcastRendezvous, Manifest, pack, plan_buckets
@@ -47,7 +47,9 @@ class StepMetrics:
         self.device = device
         self.sums: dict[str, Tensor] = {}  # [sum, count] each
 
-    def add(self, loss: LossResult) -> None:
+    def add(self, loss: LossResult, weight: Tensor) -> None:
+        """`weight`: the sum of the batch's token weights."""
+        self._add("loss", loss.sum.detach(), weight)
         for name, (total, count) in loss.metrics.items():
             self._add(name, total, count)
 
@@ -59,14 +61,16 @@ class StepMetrics:
         self.sums[name] = self.sums.get(name, torch.zeros(2, device=self.device)) + pair
 
     def reduce(self) -> dict[str, float]:
-        """Means over all ranks, and `loss`: the mean over the tokens of both phases."""
+        """Means over all ranks; `loss` is the mean over all tokens, those of its parts (`loss/...`)
+        together where the loss tells them."""
         names = sorted(self.sums)
         table = torch.stack([self.sums[name] for name in names])
         dist.all_reduce(table)
         sums = dict(zip(names, table.tolist(), strict=True))
-        both = [sum(column) for column in zip(sums["loss/cot"], sums["loss/image"], strict=True)]
-        means = {name: total / max(count, 1e-8) for name, (total, count) in sums.items()}
-        return {"loss": both[0] / max(both[1], 1e-8), **means}
+        parts = [pair for name, pair in sums.items() if name.startswith("loss/")]
+        if parts:
+            sums["loss"] = [sum(column) for column in zip(*parts, strict=True)]
+        return {name: total / max(count, 1e-8) for name, (total, count) in sums.items()}
 
 
 class LearnerWorker:
@@ -116,6 +120,7 @@ class LearnerWorker:
         if config.gradient_checkpointing:
             module.checkpoint_layers()
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        self.loss = load_loss(config.loss)
         self.writer = Writer()
         self.engine = training_engine(module, config, policy.dtype, self.writer, resume)
         return count
@@ -225,8 +230,8 @@ class LearnerWorker:
         else:
             moved: Any = (x if x is None else x.to(self.device) for x in reference)
             reference = Logps(*moved)
-        result = LOSSES[self.config.loss](self._loss_inputs(batch, reference), self.config)
-        metrics_sum.add(result)
+        result = self.loss(self._loss_inputs(batch, reference), self.config)
+        metrics_sum.add(result, batch.token_weights.sum())
         split = batch.cot.shape[1]
         gap = (batch.guided_logps - batch.sampled_logps[:, split:]).abs()
         metrics_sum.add_mean("guidance_gap", gap, batch.token_weights[:, split:])
@@ -269,9 +274,9 @@ class LearnerWorker:
         count: int | None,
         ahead: Sequence[ObjectRef],
     ) -> list[list[tuple[Sample, float, Logps | None]]]:
-        """Samples with their advantage and, if ranks have prepared, the reference's; what they lack
-        is computed now. Cut as `_reference_of` does, so that policy and reference differ by their
-        weights alone, to the last bit."""
+        """Samples with their advantage and, if ranks have prepared, the reference's; the
+        log-probabilities that are missing are computed now. Cut as `_reference_of` does, so that policy
+        and reference differ by their weights alone, to the last bit."""
         fetched, self._fetched = self._fetched, {}
         missing = [ref for ref in refs if ref.hex() not in fetched]
         had = ray.get(missing, timeout=self.config.timeout_s)

@@ -28,7 +28,8 @@ class Scale:
 
 @dataclass(frozen=True)
 class RunningStats:
-    """Of all scores so far: how many, their mean, the sum of pad_to_square distances from it
+    """Of all scores so far: how many, their mean, the sum of squared
+    distances from it
     (Welford)."""
 
     count: int = 0
@@ -36,7 +37,7 @@ class RunningStats:
     squares: float = 0.0
 
     def with_more(self, values: np.ndarray) -> "RunningStats":
-        """And those of `values`, float [N] without NaN (Chan, Golub and LeVeque 1979)."""
+        """A copy updated with `values`, float [N] without NaN (Chan, Golub and LeVeque 1979)."""
         if not len(values):
             return self
         values = values.astype(np.float64)

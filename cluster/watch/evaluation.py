@@ -3,7 +3,6 @@
 `Evaluation` is the record of what was found, with its numbers and its form on disk.
 """
 
-import importlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from PIL import Image
 from cluster.config import EvaluateConfig
 from cluster.rollouts import RolloutManager
 from policy.errors import UserError
+from policy.imports import load_named
 from policy.prompts import parse_prompt
 from policy.records import Box, Group, Prompt, Sample, Scores
 from policy.weights import PublishedWeights
@@ -197,12 +197,7 @@ def mentions_every_noun(prompt: Prompt, cot: str) -> bool:
 
 def load_cot_checker(name: str) -> CotChecker:
     """The function that `package.module:function` names, or UserError."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"evaluate.cot_checker: {name!r} cannot be loaded: {error}") from None
-    return found
+    return load_named(name, "evaluate.cot_checker")
 
 
 @dataclass(frozen=True)

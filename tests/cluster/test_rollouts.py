@@ -17,6 +17,7 @@ from cluster.rollouts import RolloutManager, cut_in_batches
 from policy.errors import UserError
 from policy.prompts import read_prompts
 from policy.records import Group, Prompt
+from policy.weights import PublishedWeights
 from tests.cluster.commands import TRAIN
 from tests.conftest import ROOT
 
@@ -200,3 +201,20 @@ def test_a_group_that_is_lost_too_often_ends_the_run(rollouts, groups):
     rollouts.ensure(pending, [0])
     with pytest.raises(ObjectLostError):
         rollouts.ensure(pending, [0])
+
+
+def test_groups_of_a_version_that_was_broadcast_come_from_the_newest_and_say_so(rollouts, groups):
+    """It cannot be had any more when their samples are lost, whether a worker was replaced or not."""
+
+    class Sync:
+        def pullable(self):
+            return None  # as loaded: version 0
+
+    pending = rollouts.request(groups, None)
+    rollouts._wait(pending)
+    pending.weights = PublishedWeights(3)
+    rollouts.weight_sync = Sync()
+    rollouts.ensure(pending, [1])
+    stats = rollouts._wait(pending)
+    assert [each.weights_version for each in stats] == [0, 0, 0, 0]
+    assert pending.weights is None

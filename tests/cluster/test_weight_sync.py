@@ -16,6 +16,7 @@ from learner.config import LearnerConfig
 from learner.group import LearnerGroup, TrainingGroups
 from policy.errors import UserError
 from policy.records import SampleRequest
+from policy.weights import PublishedWeights
 from tests.actors.test_rollout import draw
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
@@ -98,3 +99,31 @@ def test_what_can_be_broadcast(roomy_policy):
     assert wants_broadcast(config(roomy_policy, transport="broadcast"))
     with pytest.raises(UserError, match="between GPUs or between CPUs"):
         wants_broadcast(config(roomy_policy, num_gpus=1.0, transport="broadcast"))
+
+
+class CountingLearner:
+    """Stands for a learner, where only versions matter."""
+
+    def join_broadcast(self, handles):
+        pass
+
+    def broadcast(self):
+        return []
+
+    def publish(self, version, incarnation):
+        return PublishedWeights(version, "in the store", incarnation)
+
+
+def test_who_missed_a_broadcast_is_given_the_newest_version_under_its_own_number(roomy_policy, caplog):
+    """A broadcast leaves nothing behind, so the version before cannot be had any more."""
+    handles = []
+    sync = WeightSync(config(roomy_policy, transport="broadcast"), CountingLearner(), handles)
+    assert sync(3) == PublishedWeights(3)
+    assert sync(4) == PublishedWeights(4)
+    assert sync.pullable() == PublishedWeights(4, "in the store")
+    assert sync(5) == PublishedWeights(5), "the members are all there: broadcasts go on"
+
+    handles.append("a new worker")
+    assert sync(6) == PublishedWeights(6, "in the store")
+    assert not sync.broadcasts
+    assert "a rollout worker was replaced" in caplog.text

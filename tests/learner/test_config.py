@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
 from pydantic import ValidationError
 
 from learner.config import LearnerConfig, check_learner, deepspeed_settings
+from learner.losses import LOSSES, load_loss
 from policy.errors import UserError
 
 
@@ -68,3 +70,16 @@ def test_ranks_that_would_share_a_gpu_are_refused(policy_config):
     with pytest.raises(UserError, match=r"learner.num_gpus 0\.5: NCCL wants a GPU of its own"):
         check_learner(LearnerConfig(ranks=2, num_gpus=0.5), policy_config)
     check_learner(LearnerConfig(ranks=1, num_gpus=0.5), policy_config)
+
+
+def test_a_loss_is_found_by_its_name_or_as_a_function_of_ones_own():
+    assert load_loss("grpo") is LOSSES["grpo"]
+    assert load_loss("learner.losses:grpo_loss") is LOSSES["grpo"]
+    for name, told in (
+        ("grop", "learner.loss: 'grop' is unknown; did you mean grpo?"),
+        ("my_losses:nothing", "learner.loss: 'my_losses:nothing' cannot be loaded"),
+        ("learner.losses:nothing", "has no attribute 'nothing'"),
+        ("learner.losses:", "write package.module:name"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            load_loss(name)

@@ -195,6 +195,43 @@ def test_no_kl_weight_means_no_kl(groups, start):
     assert metrics["kl/cot"] == metrics["kl/image"] == 0
 
 
+def test_a_loss_of_ones_own_trains(samples, groups, start):
+    learner = start(ranks=1, kl_coef=0.0, loss="tests.learner.own_loss:unclipped_loss")
+    first, second = (ray.get(learner.step(groups))[0] for _ in range(2))
+    tokens = np.array([len(s.cot_ids) + len(s.image_ids) for s in samples], np.float64)
+    wanted = -(ADVANTAGES.ravel() * tokens).sum() / tokens.sum()  # of ratios that are 1
+    assert first["loss"] == pytest.approx(wanted, abs=1e-4)
+    assert second["loss"] < first["loss"]
+    assert first["grad_norm"] > 0
+
+
+def test_samples_that_are_lost_are_told_before_anything_is_learned(samples, groups, start):
+    learner = start(ranks=2)
+    refs = ray.get(groups.samples)
+    holder = ray.remote(num_cpus=0)(Holder).remote()
+    [gone] = ray.get(holder.put.remote())
+    ray.kill(holder)
+    while had(gone):  # the news of its end takes a moment
+        time.sleep(0.05)
+    lost = replace(groups, samples=ray.put([refs[0], gone, refs[2], gone]))
+    assert learner.fetch(lost) == [1, 3]
+    assert learner.fetch(groups) == []
+    assert ray.get(learner.step(groups))[0]["step/skipped"] == 0
+
+
+def had(ref):
+    try:
+        ray.get(ref)
+    except ray.exceptions.ObjectLostError:
+        return False
+    return True
+
+
+class Holder:
+    def put(self):
+        return [ray.put(np.zeros(2**18))]  # too large to travel inside the reference
+
+
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_loss_that_is_not_finite_skips_the_step(samples, groups, start, stage):
     learner, other = (start(ranks=1, zero_stage=stage) for _ in range(2))

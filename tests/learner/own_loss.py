@@ -1,0 +1,12 @@
+"""A loss as a user writes one: the README's."""
+
+import torch
+
+from learner.losses import LossInputs, LossResult
+
+
+def unclipped_loss(inputs: LossInputs, config) -> LossResult:
+    real = inputs.token_weights > 0  # padding may hold anything
+    ratio = torch.where(real, inputs.logps - inputs.sampled_logps, 0.0).exp()
+    losses = -ratio * inputs.advantages[:, None] * inputs.token_weights
+    return LossResult(losses.sum(), {})
