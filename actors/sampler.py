@@ -148,7 +148,7 @@ class TwoPhaseSampler(Sampler):
 
     @abstractmethod
     def generate_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
-        """Phase 2, guided; where the images are to be decoded."""
+        """Phase 2, guided; on the device that decodes the images."""
 
     @abstractmethod
     def load_parameters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -38,7 +38,7 @@ EXIT_STATUS = 75
 
 
 class Stopped(Exception):
-    """The run stopped as it was asked to, after `step`, of which there is a checkpoint."""
+    """The run stopped as it was asked to, after it had saved a checkpoint of `step`."""
 
     def __init__(self, step: int):
         super().__init__(step)
@@ -149,8 +149,8 @@ class Run:
     # --- going back ---
 
     def rollback(self, lost: LearnerLost) -> None:
-        """Rebuild the learner from the newest checkpoint, and stand where it was written. Raises the
-        loss if that has not helped at this step before."""
+        """Rebuild the learner from the newest checkpoint, and continue from its step. Raises `lost`
+        again after `train.max_learner_restarts` losses at the same step."""
         self.lost_at.append(self.step)
         if self.lost_at.count(self.step) > self.config.train.max_learner_restarts:
             raise lost
@@ -167,8 +167,8 @@ class Run:
         )
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Take the place in the prompts, the weights and the records of a checkpoint that the learner
-        holds; of the beginning for None."""
+        """Restore step, statistics, records and weights from a checkpoint that the learner has loaded;
+        None: the start."""
         self.step = checkpoint.state.step if checkpoint else 0
         version = checkpoint.state.weights_version if checkpoint else 0
         stats = checkpoint.state.expert_stats if checkpoint else {}
@@ -249,7 +249,7 @@ class Run:
             )
 
     def run_hooks(self, rollout: RolloutBatch) -> Evaluation | None:
-        """Gallery, checkpoint and evaluation, when it is time for them; the last step is always one."""
+        """Gallery, checkpoint and evaluation, when they are due; always at the last step."""
         train, last = self.config.train, self.step == self.config.train.steps
         if rollout.groups and (last or self.step % train.show_every == 0):
             shown = rollout.groups[:4]
@@ -294,7 +294,7 @@ class Run:
     # --- evaluations ---
 
     def first_evaluation(self) -> Evaluation:
-        """Of the weights before the first step; a run that goes on has it on disk."""
+        """Of the weights before the first step; a resumed run reads it from disk."""
         folder = self.config.folder / "samples" / "eval_000000"
         if (folder / "evaluation.json").exists():
             return load_evaluation(folder)

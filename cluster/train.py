@@ -2,7 +2,7 @@
 
 The driver moves references and numbers, never tensors. With `max_staleness` 0 generating waits for the
 newest weights; with S, up to S further steps are generated while one is learned from. A learner that is
-lost takes the loop back to the newest checkpoint; everything generated since is generated again, the
+lost restarts the loop from the newest checkpoint; everything generated since is generated again, the
 same.
 """
 
@@ -40,7 +40,7 @@ from policy.records import Prompt
 
 
 def train(config: RunConfig, console: Console) -> Path:
-    """A whole run, from prompts to report, or what is left of one that stopped. Returns the run
+    """A whole run, from prompts to report, or resume one that stopped. Returns the run
     directory.
 
     Raises UserError for anything wrong in the configuration before anything starts, and for anything
@@ -81,7 +81,7 @@ def train_with_recovery(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation
 def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[Evaluation, Evaluation]:
     """All steps that are left. Returns the evaluations before the first and after the last.
 
-    Raises LearnerLost, after which the run stands in the middle of a step; and Stopped between two.
+    Raises LearnerLost in the middle of a step, and Stopped between two.
     """
     config, rollouts, learner = run.config.train, run.workers.rollouts, run.learner
     done = run.step * config.groups_per_step

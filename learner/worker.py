@@ -304,8 +304,7 @@ class LearnerWorker:
         )
 
     def _same_rounds(self, batches: list[Batch]) -> Iterator[Batch]:
-        """These, then weightless ones until every rank has had as many: all must make the same
-        passes."""
+        """These, then batches of weight 0, so that all ranks make the same number of passes."""
         rounds = torch.tensor(float(len(batches)), device=self.device)
         dist.all_reduce(rounds, op=dist.ReduceOp.MAX)
         if rounds > 0:

@@ -59,7 +59,8 @@ def _in_a_line(error: Exception) -> str:
 
 
 class ExpertClient:
-    """All experts of a configuration that run on this cluster, each found when it is first asked."""
+    """All experts of a configuration that run on this cluster, whose handles are looked up when they
+    are first asked."""
 
     def __init__(self, config: RewardsConfig):
         self._config = config

@@ -89,7 +89,7 @@ def score_checked(
 
 
 def scatter(scores: ExpertScores | None, applies: Sequence[bool]) -> ExpertScores:
-    """A scores of those that an expert applies to (None: there were none) as one of all N: NaN, ""
+    """The scores of those that an expert applies to (None: there were none) as those of all N: NaN, ""
     and no boxes for the others."""
     values = np.full(len(applies), np.nan, np.float32)
     explanation = [""] * len(applies)
@@ -102,7 +102,7 @@ def scatter(scores: ExpertScores | None, applies: Sequence[bool]) -> ExpertScore
 
 
 def concat(parts: Sequence[ExpertScores]) -> ExpertScores:
-    """Judgements of consecutive images as one; "" and no boxes where a part has none to show."""
+    """Scores of consecutive images as one; "" and no boxes where a part has none to show."""
     explanation: list[str] = []
     boxes: list[tuple[Box, ...]] = []
     for part in parts:
@@ -130,8 +130,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class ExpertResult:
-    """What came of asking one expert about a group: a scores or a failure, after `retries`, in
-    `seconds` with all of them. A scores comes with the expert's pass threshold."""
+    """What came of asking one expert about a group: scores, or a failure, after `retries`, in `seconds`
+    with all of them. Scores come with the expert's pass threshold."""
 
     outcome: ExpertScores | Failure
     seconds: float

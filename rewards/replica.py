@@ -227,7 +227,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Answer:
-    """A scores, and the score from which its expert counts a sample as right."""
+    """Scores, and the score from which its expert counts a sample as right."""
 
     scores: ExpertScores
     pass_threshold: float

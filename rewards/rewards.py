@@ -1,10 +1,9 @@
 """Rewards: the scores of many experts as one number a sample. Pure functions; rewards/client.py asks.
 
 A score enters the reward as it is, from a fixed range, or by running statistics. A reward is the
-weighted mean of what the experts that apply really gave. A group that an expert gave no scores on has
-no reward at all, or, where the expert is configured so, the expert is left out for all groups of the
-step: rewards of a step are always made of the same experts.
-"""
+weighted mean of the scores that the experts that apply returned. A group that an expert gave no scores
+on has no reward at all, or, where the expert is configured so, the expert is left out for all groups of
+the step: rewards of a step are always made of the same experts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -170,8 +169,7 @@ def _scores(
     left_out: Mapping[str, Failure],
     running: Mapping[str, RunningStats],
 ) -> list[Scores]:
-    """Of groups that all have a reward: combined as one, for a step may have hundreds, and taken apart
-    again."""
+    """Scores of groups that all have a reward, computed in one call: a step may have hundreds."""
     by_expert, marks = {}, {}
     for name, result in groups[0].by_expert.items():
         marks[name] = result.pass_threshold
