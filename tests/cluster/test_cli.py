@@ -123,6 +123,7 @@ def ours(children):
     return [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_nothing_behind(tmp_path, which):
     """In the middle of training: workers, Ray and Serve are gone within ten seconds."""

@@ -63,6 +63,7 @@ class Weighed(LearnerWorker):
         }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (3, "bfloat16")])
 def test_a_real_engine_holds_what_was_foretold(policy_config, samples, stage, dtype):

@@ -13,7 +13,7 @@ from tests.cluster.commands import TRAIN, a_few, wait_for
 from tests.cluster.head import ray_head
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SUBMIT = ("job", "submit", "--runtime-env", "cluster/job.yaml", "--working-dir", ".")
 COMMAND = ("--", "python", "-m", "cluster", "train", TRAIN)

@@ -100,7 +100,8 @@ def test_the_checkpoint_is_a_model_that_has_learned_where_it_may(sync_run):
     assert not any(name.startswith(frozen) for name in changed)
 
 
-def test_drawing_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(tmp_path):
+@pytest.mark.slow
+def test_generating_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(tmp_path):
     """max_staleness 1, and an expert that is blind to yellow: its groups go, told and counted. Another,
     blind to blue, is left out of the steps that have any, and takes no group with it."""
     held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=40)
@@ -157,6 +158,7 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install")
 def test_vllm_trains_as_the_torch_sampler_does(sync_run, tmp_path):
     """Two steps with broadcast weights; the samples are token for token those of the other run."""
@@ -179,6 +181,7 @@ def test_vllm_trains_as_the_torch_sampler_does(sync_run, tmp_path):
         assert one == pytest.approx(other, abs=1e-6), (step, kind)
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_finite_stop_the_run_with_what_was_good(sync_run, tmp_path):
     """A KL term of 1e38 is nothing in the first step, where policy and reference are the same, and
     overflows in every later one."""

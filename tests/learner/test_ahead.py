@@ -25,8 +25,14 @@ def break_reference(learner: LearnerGroup) -> None:
     "how",
     [
         {"ranks": 1},
-        {"ranks": 2, "zero_stage": 3, "reference": "sharded", "micro_batch_tokens": 300},
-        {"ranks": 2, "zero_stage": 3, "lora": LORA, "train_distribution": "guided", "lr": 5e-2},
+        pytest.param(
+            {"ranks": 2, "zero_stage": 3, "reference": "sharded", "micro_batch_tokens": 300},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"ranks": 2, "zero_stage": 3, "lora": LORA, "train_distribution": "guided", "lr": 5e-2},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["copy", "sharded", "lora off"],
 )
