@@ -14,7 +14,14 @@ from actors.torch_sampler import TorchSampler
 from policy.errors import UserError
 from policy.model import PolicyConfig, load_janus
 from policy.records import Sample, Work
-from policy.weights import Broadcast, BroadcastRendezvous, Manifest, PublishedWeights, unpack
+from policy.weights import (
+    Broadcast,
+    BroadcastRendezvous,
+    Manifest,
+    PublishedWeights,
+    StoredBuckets,
+    WeightTransport,
+)
 
 
 def make_sampler(policy: PolicyConfig, config: ActorsConfig, run_seed: int) -> Sampler:
@@ -127,9 +134,7 @@ class RolloutWorker:
                 f" {self.sampler.weights_version}, was not there"
             )
         manifest, *buckets = ray.get(ray.get(weights.parts))
-        specs = [spec for bucket in manifest for spec in bucket]
-        self.sampler.load_weights(weights.version, unpack(manifest, buckets), specs)
-        self._incarnation = weights.incarnation
+        self._load(weights.version, weights.incarnation, StoredBuckets(buckets), manifest)
         return time.perf_counter() - started
 
     @property
@@ -145,6 +150,11 @@ class RolloutWorker:
 
     def receive(self, version: int, incarnation: int = 0) -> None:
         """Take part in the broadcast of a version. All receivers call it, and the sender sends."""
-        specs = [spec for bucket in self._manifest for spec in bucket]
-        self.sampler.load_weights(version, self._broadcast.receive(self._manifest), specs)
+        self._load(version, incarnation, self._broadcast, self._manifest)
+
+    def _load(
+        self, version: int, incarnation: int, transport: WeightTransport, manifest: Manifest
+    ) -> None:
+        specs = [spec for bucket in manifest for spec in bucket]
+        self.sampler.load_weights(version, transport.receive(manifest), specs)
         self._incarnation = incarnation

@@ -3,9 +3,10 @@
 A bucket is a uint8 array, so any dtype travels (numpy has no bfloat16) and Ray's object store can map
 it into every reader's memory without a copy.
 
-`Broadcast` sends them from one process to many at once: NCCL from GPU memory to GPU memory, gloo
-between CPUs. Its process group has a store of its own, so it stands beside any other group of a process
-(DeepSpeed's), and both samplers are fed alike."""
+There are two ways to travel (`WeightTransport`). `StoredBuckets` are kept where whoever is late can
+pull them. `Broadcast` sends them from one process to many at once: NCCL from GPU memory to GPU memory,
+gloo between CPUs. Its process group has a store of its own, so it stands beside any other group of a
+process (DeepSpeed's), and both samplers are fed alike."""
 
 import os
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class PublishedWeights:
     version: int
     parts: object | None = None
     incarnation: int = 0
-    """A run that goes back to a checkpoint counts versions again, on a new incarnation."""
+    """A run that goes back to a checkpoint counts versions again, in a new incarnation."""
 
 
 Manifest = tuple[tuple[TensorSpec, ...], ...]
@@ -93,6 +94,32 @@ def _views(manifest: Manifest, buckets: Sequence[np.ndarray]) -> Iterator[tuple[
                 raw[:] = bucket[offset : offset + spec.nbytes]
             yield spec.name, tensor
             offset += spec.nbytes
+
+
+class WeightTransport(Protocol):
+    """A way from the learner's rank 0 to the rollout workers. Each end has one."""
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        """One bucket, in the manifest's order."""
+        ...
+
+    def receive(self, manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the manifest. A tensor is good until the next one is asked for. Raises
+        RuntimeError or ValueError if they do not all come."""
+        ...
+
+
+class StoredBuckets:
+    """Packed buckets, which somebody else carries: here, Ray's object store."""
+
+    def __init__(self, buckets: Iterable[np.ndarray] = ()):
+        self.buckets = list(buckets)
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        self.buckets.append(pack(tensors))
+
+    def receive(self, manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
+        return unpack(manifest, self.buckets)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.weights import TensorSpec, pack, plan_buckets, unpack
+from policy.weights import StoredBuckets, TensorSpec, plan_buckets, unpack
 
 DTYPES = ("float32", "bfloat16", "float16", "int64", "uint8")
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -19,8 +19,10 @@ def test_every_tensor_comes_back_as_it_was(kinds, bucket_bytes):
     }
     specs = [TensorSpec(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in tensors.items()]
     manifest = plan_buckets(specs, bucket_bytes)
-    buckets = [pack([tensors[spec.name] for spec in bucket]) for bucket in manifest]
-    back = dict(unpack(manifest, buckets))
+    sender = StoredBuckets()
+    for bucket in manifest:
+        sender.send([tensors[spec.name] for spec in bucket])
+    back = dict(StoredBuckets(sender.buckets).receive(manifest))
     assert list(back) == list(tensors)
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype
