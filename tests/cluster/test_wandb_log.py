@@ -12,6 +12,7 @@ from PIL import Image
 from cluster.watch.recorder import Recorder
 from cluster.watch.wandb_log import WandbConfig, WandbLog
 from policy.errors import UserError
+from tests.cluster.commands import wait_for
 
 wandb = pytest.importorskip("wandb", reason="wandb is an extra")
 
@@ -75,6 +76,10 @@ def test_pictures_arrive(begin, tmp_path):
     log = begin()
     log.picture(3, "samples", Image.fromarray(np.zeros((4, 4, 3), np.uint8)))
     log.close()
+    # On a busy machine W&B's own process ends a moment later than it says.
+    wait_for(
+        lambda: logged(tmp_path), "the picture", lambda: str(list(tmp_path.rglob("*"))), limit_s=60
+    )
     (line,) = logged(tmp_path)
     assert (line["step"], line["samples/_type"], line["samples/width"]) == (3, "image-file", 4)
 
