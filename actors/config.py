@@ -25,14 +25,16 @@ class ActorsConfig(BaseModel):
     sampler: Literal["auto", "torch", "vllm"] = "auto"
     """auto: vllm where it is installed and `num_gpus` asks for a GPU, else torch. The tokens are the
     same."""
+    load_timeout_s: float = Field(1800.0, gt=0)
+    """How long a rollout worker may take to load the model, a download included."""
     timeout_s: float = Field(1800, gt=0)
-    """How long a batch may take, waiting included. An actor that takes longer is replaced."""
+    """How long a batch may take, waiting included. A worker that takes longer is replaced."""
     max_redraws: int = Field(5, ge=0)
-    """How often a batch is given to another actor before the run gives up."""
+    """How often a batch is given to another worker before the run gives up."""
     batch_size: int = Field(32, ge=1)
-    """Samples that one actor draws together, at most; a group is never split."""
+    """Samples that one worker generates together, at most; a group is never split."""
     sampling: SamplingConfig = SamplingConfig()
-    """How a sample is drawn."""
+    """How a sample is generated."""
     vllm: VLLMConfig = VLLMConfig()
     """Settings of the vLLM engine; the torch sampler has none."""
 

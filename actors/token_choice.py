@@ -1,10 +1,10 @@
-"""The random choice of a token, as a pure function of where it is drawn.
+"""The random choice of a token, as a pure function of where it is chosen.
 
-A token is drawn by an exponential race (the Gumbel-max trick, without its second logarithm): each token
-i gets a standard exponential time E_i, and the one with the largest p_i / E_i wins, which happens with
-probability p_i. E_i is a hash of (stream, position, token) and nothing else. So two samplers that agree
-on the logits agree on the tokens, a lost sample can be drawn again on another machine, and no sample
-depends on its batch-mates or on how many samples were drawn before it.
+A token is sampled by an exponential race (the Gumbel-max trick, without its second logarithm): each
+token i gets a standard exponential time E_i, and the one with the largest p_i / E_i wins, which happens
+with probability p_i. E_i is a hash of (stream, position, token) and nothing else. So two samplers that
+agree on the logits agree on the tokens, a lost sample can be generated again on another machine, and no
+sample depends on its batch-mates or on how many samples were generated before it.
 
 B rows, V tokens of the vocabulary."""
 
@@ -27,11 +27,11 @@ _STRIPE = 256
 
 
 class Choice(NamedTuple):
-    """The tokens that were drawn, and their log-probabilities at the sampling temperature."""
+    """The tokens that were chosen, and their log-probabilities at the sampling temperature."""
 
     tokens: Tensor  # int64 [B]
     logps: Tensor  # float32 [B], of the conditional distribution
-    guided_logps: Tensor  # float32 [B], of the guided one, which was drawn from
+    guided_logps: Tensor  # float32 [B], of the guided one, which was sampled from
 
 
 def stream_key(run_seed: int, prompt_id: str, index: int, phase: str) -> int:
@@ -81,15 +81,15 @@ def _choose(conditional, unconditional, guidance, keys, positions, temperature) 
         target = (conditional - unconditional).mul_(guidance).add_(unconditional)
     scale = temperature or 1.0
     top = target.amax(1, keepdim=True)
-    chances = target - top
+    unnormalized = target - top
     if scale != 1:
-        chances /= scale
-    chances.exp_()  # up to a factor
-    total = chances.sum(1)
+        unnormalized /= scale
+    unnormalized.exp_()  # up to a factor
+    total = unnormalized.sum(1)
     if temperature == 0:
         tokens = _argmax(target)
     else:
-        tokens = _argmax(chances.div_(exponential_noise(keys, positions, target.shape[1])))
+        tokens = _argmax(unnormalized.div_(exponential_noise(keys, positions, target.shape[1])))
     guided = (_at(target, tokens) - top[:, 0]) / scale - total.log()
     if unconditional is None:
         return Choice(tokens, guided, guided)

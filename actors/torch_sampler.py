@@ -1,9 +1,9 @@
 """The plain-PyTorch sampler: two phases, all rows in lockstep. The oracle for every other sampler.
 
-Phase 1 writes the semantic CoT as text. Phase 2 draws the image tokens with classifier-free
-guidance: each sample has a conditional and an unconditional row, and the token drawn from both goes
+Phase 1 writes the semantic CoT as text. Phase 2 generates the image tokens with classifier-free
+guidance: each sample has a conditional and an unconditional row, and the token sampled from both goes
 into both. Log-probabilities are of the conditional distribution over the full vocabulary at the
-sampling temperature, which is what the learner trains; those of the guided one that was drawn from
+sampling temperature, which is what the learner trains; those of the guided one that was sampled from
 travel beside them.
 """
 

@@ -280,6 +280,7 @@ MAY_CHANGE = (
     "actors.vllm",
     "actors.batch_size",
     "actors.timeout_s",
+    "actors.load_timeout_s",
     "actors.max_redraws",
     "learner.ranks",
     "learner.num_cpus",

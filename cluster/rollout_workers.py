@@ -43,7 +43,7 @@ class RolloutWorkers:
             raise UserError(f"a rollout worker does not start: {reason}") from error
         except GetTimeoutError as error:
             raise UserError(
-                f"the rollout workers have not loaded the model within ray.start_timeout_s"
+                f"the rollout workers have not loaded the model within actors.load_timeout_s"
                 f" ({load_timeout_s:g} s)"
             ) from error
 
@@ -60,7 +60,7 @@ class RolloutWorkers:
             worker = ray.remote(RolloutWorker).options(**options, scheduling_strategy=place)
             return worker.remote(config.policy, actors, config.seed, number)
 
-        return cls(actors.count, start, load_timeout_s=config.ray.start_timeout_s)
+        return cls(actors.count, start, load_timeout_s=actors.load_timeout_s)
 
     def __len__(self) -> int:
         return len(self.handles)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from policy.errors import UserError
+from policy.imports import split_name
 from policy.records import Box, Prompt
 from rewards.config import ExpertConfig, RewardsConfig
 from rewards.middleware import token_digest
@@ -159,10 +160,10 @@ class GroupResults:
 
 def split_use(use: str) -> tuple[str, str]:
     """Module and class of "package.module:Class". Raises UserError for anything else."""
-    module_name, colon, class_name = use.partition(":")
-    if not (colon and class_name.isidentifier() and all(map(str.isidentifier, module_name.split(".")))):
+    parts = split_name(use)
+    if parts is None:
         raise UserError(f"{use!r} does not name an expert: write package.module:Class")
-    return module_name, class_name
+    return parts
 
 
 def load_expert_class(use: str) -> type[Expert]:

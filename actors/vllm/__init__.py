@@ -1,9 +1,8 @@
 """vLLM runs both phases of Janus: the sampler for GPUs. docs/vllm.md tells how it works.
 
-Reading order: lane.py (what a request carries), drawing.py (how a token is drawn), processors.py (where
-vLLM calls that), scheduler.py (which rows run together), model.py (Janus as one language model),
-worker.py (in each of vLLM's workers), launch.py (what vLLM is started with), engine.py (all of it
-together), sampler.py.
+Reading order: guided_sampling.py (how a pair of rows gets one token), scheduler.py (which rows run
+together), model.py (Janus as one language model), worker.py (in each of vLLM's workers), launch.py
+(what vLLM is started with), engine.py (all of it together), sampler.py.
 
 Nothing here may be imported where vLLM is not installed, but config.py.
 """

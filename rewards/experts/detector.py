@@ -133,7 +133,7 @@ def pixels(processor, images: Sequence[np.ndarray], place: Placement) -> Tensor:
     return found.pixel_values.to(place.device, place.dtype)
 
 
-def chances(logits: Tensor) -> Tensor:
+def token_probabilities(logits: Tensor) -> Tensor:
     """Probabilities, on the CPU. What is not a number would look like an object that is not there."""
     found = logits.float().sigmoid().cpu()
     if found.isnan().any():

@@ -19,11 +19,11 @@ from policy.hub import model_file, model_folder
 from rewards.experts.common import Device, Dtype, batches
 from rewards.experts.detector import (
     Detector,
-    chances,
     detections,
     image_processor,
     pixels,
     same_size_batches,
+    token_probabilities,
 )
 from rewards.experts.grounding_checkpoint import config_of, to_transformers, use_published_positions
 from rewards.experts.published_weights import (
@@ -91,7 +91,7 @@ class GroundingDino(Detector):
                 attention_mask=words.attention_mask.to(self._place.device),
             )
             tokens = words.input_ids.shape[1]
-            probabilities = chances(shown.logits[..., :tokens])
+            probabilities = token_probabilities(shown.logits[..., :tokens])
             boxes = shown.pred_boxes.float().cpu()
             for row, n in enumerate(some):
                 for of_noun in spans[row]:
@@ -181,7 +181,7 @@ class Owlv2(Detector):
         height, width, _ = images[0].shape
         side = max(height, width)
         scale = torch.tensor([side / width, side / height] * 2)
-        return chances(logits), boxes.float().cpu() * scale
+        return token_probabilities(logits), boxes.float().cpu() * scale
 
 
 def _tokens_in(offsets: Tensor, spans: Sequence[Sequence[int]]) -> Tensor:
