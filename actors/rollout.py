@@ -90,6 +90,7 @@ class RolloutWorker:
         self.sampler = make_sampler(policy, config, run_seed)
         self.device = "cuda:0" if config.num_gpus > 0 else "cpu"
         self._incarnation = 0
+        self._timeout_s = config.timeout_s
 
     def ready(self) -> bool:
         return True
@@ -133,7 +134,8 @@ class RolloutWorker:
                 f"weights version {weights.version} was broadcast, and this worker, which has"
                 f" {self.sampler.weights_version}, was not there"
             )
-        manifest, *buckets = ray.get(ray.get(weights.parts))
+        parts = ray.get(weights.parts, timeout=self._timeout_s)
+        manifest, *buckets = ray.get(parts, timeout=self._timeout_s)
         self._load(weights.version, weights.incarnation, StoredBuckets(buckets), manifest)
         return time.perf_counter() - started
 

@@ -63,7 +63,7 @@ def main() -> None:
         )
         group = TrainingGroups.of([ray.put(drawn)], np.linspace(-1, 1, 4, dtype=np.float32)[None])
         learner = LearnerGroup.start(policy, LearnerConfig(kl_coef=0.0), temperature=1.0, guidance=2.0)
-        ray.get(learner.step(group))
+        ray.get(learner.step(group), timeout=600)
         for number in range(options.repeats):
             target = folder / f"checkpoint{number}"
             target.mkdir()

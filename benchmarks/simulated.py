@@ -103,7 +103,7 @@ def simulated_rollouts(config: RunConfig) -> RolloutManager:
     host = ray.remote(Host).options(num_cpus=0, max_concurrency=4000).remote()
     workers = RolloutWorkers(config.actors.count, lambda number: host, load_timeout_s=60)
     scorer = ray.remote(Experts).options(num_cpus=0, max_concurrency=4000).remote()
-    return RolloutManager(config, workers, scorer)
+    return RolloutManager(config, workers, lambda: scorer)
 
 
 def simulated_learner(config: RunConfig) -> LearnerGroup:

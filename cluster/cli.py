@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from policy.errors import UserError
+from policy.errors import UserError, in_one_line
 
 app = typer.Typer(
     help="Reinforcement learning for text-to-image models that think before they draw.",
@@ -39,7 +39,8 @@ def train(
 ):
     """Train with BiCoT-GRPO and write runs/NAME/."""
     from cluster.config import dump_config, load_config
-    from cluster.ray_session import check_kept, placement_table, tell_store
+    from cluster.placement import placement_table
+    from cluster.ray_session import check_kept, tell_store
     from cluster.run import EXIT_STATUS, Stopped
     from cluster.train import train as run
     from cluster.validate import validate_run
@@ -224,8 +225,8 @@ def main() -> None:
         app()
     except UserError as error:
         # Raised in a worker, it comes wrapped in that worker's traceback.
-        told = getattr(error, "cause", None) or error
-        console.print(f"error: {told}", style="red", highlight=False, markup=False, soft_wrap=True)
+        told = f"error: {in_one_line(error)}"
+        console.print(told, style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from actors.config import ActorsConfig
 from cluster.watch.wandb_log import WandbConfig
@@ -29,8 +29,9 @@ class TrainConfig(BaseModel):
     """A file of prompts, JSON lines."""
     steps: int = Field(1600, ge=1)
     """Optimizer steps of the whole run."""
-    group_size: int = Field(8, ge=1)
-    """G, the samples of one prompt that are compared with each other."""
+    group_size: int = Field(8, ge=2)
+    """G, the samples of one prompt that are compared with each other; of one alone nothing is
+    learned."""
     groups_per_step: int = Field(8, ge=1)
     """Prompts of one optimizer step."""
     max_staleness: int = Field(0, ge=0)
@@ -47,6 +48,9 @@ class TrainConfig(BaseModel):
     put aside, and a new one starts."""
     max_skipped_steps: int = Field(5, ge=1)
     """Steps in a row whose gradient is not finite, before the run stops."""
+    max_empty_steps: int = Field(10, ge=1)
+    """Steps in a row without a group to learn from (no scores, or all rewards equal), before the run
+    stops; it says so after 3."""
     max_learner_restarts: int = Field(3, ge=0)
     """Times that the learner may be lost at one and the same step, before the run stops."""
     show_every: int = Field(20, ge=1)
@@ -116,14 +120,6 @@ class RunConfig(BaseModel):
     """Evaluations on held-out prompts."""
     ray: RayConfig = RayConfig()
     """Which Ray cluster, and how long to wait for it."""
-
-    @model_validator(mode="after")
-    def _sizes_fit(self):
-        if self.train.group_size < 2 and self.learner.kl_coef == 0:
-            raise ValueError(
-                "train.group_size of 1 with learner.kl_coef 0 leaves nothing to learn from"
-            )
-        return self
 
     @property
     def folder(self) -> Path:

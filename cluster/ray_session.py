@@ -1,6 +1,4 @@
-"""Ray for the length of a command: an existing cluster, or one of our own that ends with us; and what
-each role asks of it, with the placement groups that reserve it.
-"""
+"""Ray for the length of a command: an existing cluster, or one of our own that ends with us."""
 
 import json
 import logging
@@ -9,22 +7,19 @@ import os
 import signal
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import ray
+from ray._private.worker import BaseContext
 from ray.exceptions import AuthenticationError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from rich.console import Console
-from rich.table import Table
 
-from cluster.config import RayConfig, RunConfig
+from cluster.config import RayConfig
 from cluster.estimate.store_memory import MB, StoreNeed, asked_of_cluster, machine_mb, store_size
-from policy.errors import UserError
+from policy.errors import UserError, in_one_line
 
 WORKER_ENV = {
     # One thread a process: on a shared machine more only get in each other's way.
@@ -66,11 +61,8 @@ def ray_session(
             "include_dashboard": config.dashboard,
             "object_store_memory": store_mb * MB,
         }
-    try:
-        with console.status("starting Ray"):
-            context = ray.init(**options)
-    except (ConnectionError, AuthenticationError) as error:
-        raise not_let_in(address, error) from None
+    with console.status("starting Ray"):
+        context = start_ray(address, options, config.start_timeout_s)
     if address:
         told, small = asked_of_cluster(need, address, largest_store_mb())
         if small:
@@ -85,6 +77,37 @@ def ray_session(
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, previous)
+
+
+def start_ray(address: str | None, options: Mapping[str, Any], timeout_s: float) -> BaseContext:
+    """Connect, or start a cluster; a node that is slow to start is started again until `timeout_s` is
+    over. Raises UserError with what Ray says, and with what it may depend on."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return ray.init(**options)
+        except (ConnectionError, AuthenticationError) as error:
+            raise not_let_in(address, error) from None
+        except Exception as error:  # Ray has no kind of its own for these
+            ray.shutdown()
+            if "timed out during startup" in str(error) and time.monotonic() < deadline:
+                continue
+            raise UserError(f"Ray does not start: {why_not(address, error)}") from error
+
+
+def why_not(address: str | None, error: Exception) -> str:
+    """Ray's reason, and the variable or key that a person can change."""
+    said = in_one_line(error)
+    if address and isinstance(error, ValueError):
+        return (
+            f"{address!r} is no address of a cluster's head: set ray.address or RAY_ADDRESS to"
+            " host:port (usually port 6379), or to auto; an http:// address is for `ray job submit --address`"
+        )
+    if "AF_UNIX" in said:
+        return f"{said}: the path of the temporary directory is too long: set RAY_TMPDIR to a short one"
+    if isinstance(error, OSError):
+        return f"{said}: Ray writes below RAY_TMPDIR, else TMPDIR, else /tmp, and below HOME"
+    return said
 
 
 def largest_store_mb() -> int:
@@ -145,129 +168,3 @@ def check_kept(folder: Path) -> None:
 
 def _interrupt(signum, frame):
     raise KeyboardInterrupt
-
-
-@dataclass(frozen=True)
-class Role:
-    """`count` processes of one kind, each with its resources; `custom` ones, by name, and `labels`, by
-    key, hold it to the nodes that have them. `strategy` is a placement group's, or "" where Ray Serve
-    places the processes."""
-
-    name: str
-    count: int
-    cpus: float
-    gpus: float
-    strategy: str
-    custom: Mapping[str, float] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
-def roles(config: RunConfig) -> list[Role]:
-    """Learner ranks together (they exchange gradients), rollouts apart (they exchange nothing)."""
-
-    def role(name, count, strategy, of) -> Role:
-        return Role(name, count, of.num_cpus, of.num_gpus, strategy, of.resources, of.labels)
-
-    actors, learner, experts = config.actors, config.learner, config.rewards.experts
-    return [
-        role("rollout", actors.count, "SPREAD", actors),
-        role("learner", learner.ranks, "PACK", learner),
-        *(role(f"expert {name}", e.most_replicas, "", e) for name, e in experts.items()),
-    ]
-
-
-def total_cpus(config: RunConfig) -> float:
-    return sum(role.count * role.cpus for role in roles(config))
-
-
-def reserve(role: Role, config: RayConfig) -> PlacementGroup:
-    """One bundle a process.
-
-    Raises UserError, saying what is missing and what the cluster has: at once if its nodes could not
-    hold the role even if they were idle, unless `wait_for_nodes_s` has it wait for nodes to come; and
-    if there is no room after `start_timeout_s`.
-    """
-    bundle = {"CPU": role.cpus, "GPU": role.gpus, **role.custom}
-    # A placement group may not hold an empty bundle; a role that asks for nothing runs anywhere.
-    bundle = {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
-    group = placement_group(  # an autoscaler sees it now
-        [bundle] * role.count,
-        strategy=role.strategy,
-        bundle_label_selector=[dict(role.labels)] * role.count,
-    )
-    wanted = f"no room for {role.name}, {role.count} x {_listed(bundle)}{_on(role.labels)}"
-    deadline = time.monotonic() + config.wait_for_nodes_s
-    while wrong := missing(bundle, role.count, nodes_with(role.labels)):
-        if time.monotonic() > deadline:
-            remove_placement_group(group)
-            hint = "" if config.wait_for_nodes_s else "; ray.wait_for_nodes_s has it wait for more"
-            raise UserError(f"{wanted}: {wrong}{hint}")
-        time.sleep(1)
-    if not group.wait(config.start_timeout_s):
-        remove_placement_group(group)
-        free = {k: v for k, v in ray.available_resources().items() if k in bundle}
-        raise UserError(
-            f"{wanted}, in {config.start_timeout_s:g} s: the cluster has enough, but others use it;"
-            f" free now: {_listed(free) or 'nothing'}"
-        )
-    return group
-
-
-def nodes_with(labels: Mapping[str, str]) -> list[dict[str, float]]:
-    """What each living node with these labels has in all."""
-    return [
-        node["Resources"]
-        for node in ray.nodes()
-        if node["Alive"] and labels.items() <= node["Labels"].items()
-    ]
-
-
-def missing(
-    bundle: Mapping[str, float], count: int, nodes: Sequence[Mapping[str, float]]
-) -> str | None:
-    """What keeps idle nodes from holding `count` bundles, in words; None: nothing does."""
-    fits = [
-        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in bundle.items()) for node in nodes
-    ]
-    if sum(fits) >= count:
-        return None
-    have = "; ".join(
-        f"{number} x {_listed({name: node.get(name, 0) for name in bundle})}"
-        for node, number in _alike(nodes, bundle)
-    )
-    if not nodes:
-        return "there are no such nodes"
-    return f"the nodes hold {sum(fits)} of them, having {have}"
-
-
-def _alike(nodes, bundle) -> list[tuple[Mapping[str, float], int]]:
-    """Nodes that are the same in what is asked for, and how many."""
-    counts = Counter(tuple(node.get(name, 0) for name in bundle) for node in nodes)
-    return [(dict(zip(bundle, values, strict=True)), n) for values, n in counts.items()]
-
-
-def _listed(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
-
-
-def _on(labels: Mapping[str, str]) -> str:
-    named = ", ".join(f"{key}={value}" for key, value in labels.items())
-    return f" on nodes with {named}" if named else ""
-
-
-def placement_table(config: RunConfig) -> Table:
-    """What each role asks for, and the sum."""
-    table = Table(title="placement")
-    for column in ("role", "processes", "CPUs each", "GPUs each", "placed"):
-        side: Literal["left", "right"] = "left" if column in ("role", "placed") else "right"
-        table.add_column(column, justify=side, overflow="fold")
-    placed = {"SPREAD": "spread over nodes", "PACK": "packed together", "": "by Ray Serve"}
-    asked = roles(config)
-    for r in asked:
-        where = placed[r.strategy] + "".join(f", on {name} nodes" for name in r.custom)
-        where += f",{_on(r.labels)}" if r.labels else ""
-        table.add_row(r.name, str(r.count), f"{r.cpus:g}", f"{r.gpus:g}", where)
-    gpus = sum(r.count * r.gpus for r in asked)
-    table.add_section()
-    table.add_row("sum", str(sum(r.count for r in asked)), f"{total_cpus(config):g}", f"{gpus:g}", "")
-    return table

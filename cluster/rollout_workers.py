@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.rollout import RolloutWorker
 from cluster.config import RunConfig
-from policy.errors import UserError
+from policy.errors import UserError, in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,7 @@ class RolloutWorkers:
         try:
             ray.get([handle.ready.remote() for handle in self.handles], timeout=load_timeout_s)
         except RayActorError as error:
-            reason = str(error).strip().splitlines()[-1].removeprefix("policy.errors.UserError: ")
-            raise UserError(f"a rollout worker does not start: {reason}") from error
+            raise UserError(f"a rollout worker does not start: {in_one_line(error)}") from error
         except GetTimeoutError as error:
             raise UserError(
                 f"the rollout workers have not loaded the model within actors.load_timeout_s"

@@ -9,8 +9,9 @@ Generation is deterministic: a sample is a function of its request and the weigh
 So a batch that is late or lost is generated again, the same, by `_generate_again`: while it is waited
 for, or by `ensure` when its samples are missing later, to whomever."""
 
+import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -25,14 +26,19 @@ from ray.util.placement_group import PlacementGroup
 from actors.rollout import RolloutStats
 from cluster.config import RunConfig
 from cluster.rollout_workers import RolloutWorkers
+from policy.errors import UserError
 from policy.records import Batch, Group, Prompt, Sample, Scores, Work
 from policy.weights import PublishedWeights
 from rewards.client import RewardWorker
 from rewards.expert import Failure, GroupResults
 from rewards.rewards import RunningStats, compute_rewards, update_running_stats
 
+log = logging.getLogger(__name__)
+
 LOST = (RayActorError, GetTimeoutError, ObjectLostError)
 """The worker died, did not answer in time, or its node took its samples with it."""
+
+_REWARD_WORKERS_TRIED = 3  # over one request
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,15 @@ class PendingRollout:
     """Groups that are being generated and scored.
 
     `samples` refers to a list of references, one a group in the request's order, to its list[Sample].
-    `results` refers to a list of GroupResults, one a group, None where its samples were lost.
+    `results` refers to a list of GroupResults, one a group, None where its samples were lost;
+    `reward_worker` makes it.
     """
 
     weights: PublishedWeights | None
     batches: list[PendingBatch]
     samples: ObjectRef
     results: ObjectRef
+    reward_worker: ActorHandle
 
     def batches_of(self, places: Iterable[int]) -> list[PendingBatch]:
         """Those that hold the groups at some places, each once."""
@@ -141,12 +149,19 @@ class RolloutManager:
     `running` are the statistics of experts with `normalize: running`: nobody else keeps them.
     """
 
-    def __init__(self, config: RunConfig, workers: RolloutWorkers, reward_worker: ActorHandle):
+    def __init__(
+        self,
+        config: RunConfig,
+        workers: RolloutWorkers,
+        start_reward_worker: Callable[[], ActorHandle],
+    ):
+        """`start_reward_worker` is called again when the one that it started hangs."""
         self.config = config
         self.workers = workers
         self.running: dict[str, RunningStats] = {}
         self.weight_sync: PullableWeights | None = None
-        self._reward_worker = reward_worker
+        self._start_reward_worker = start_reward_worker
+        self._reward_worker = start_reward_worker()
         self._calls: dict[tuple[int, int], tuple[ActorHandle, Any]] = {}
 
     @classmethod
@@ -154,7 +169,7 @@ class RolloutManager:
         """Start the workers and wait until each holds the model. The experts must be running."""
         workers = RolloutWorkers.placed(config, placement)
         scorer = ray.remote(RewardWorker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-        return cls(config, workers, scorer.remote(config.rewards))
+        return cls(config, workers, lambda: scorer.remote(config.rewards))
 
     # --- request ---
 
@@ -171,7 +186,7 @@ class RolloutManager:
         ]
         samples = ray.put([ref for batch in pending for ref in batch.samples])
         results = self._reward_worker.score_groups.remote(samples, work)
-        return PendingRollout(weights, pending, samples, results)
+        return PendingRollout(weights, pending, samples, results, self._reward_worker)
 
     def _generate(self, groups: Batch, number: int, work: ObjectRef, which: int) -> PendingBatch:
         """Call worker `number` for batch `which` of `work`."""
@@ -256,18 +271,43 @@ class RolloutManager:
     def _results(self, pending: PendingRollout) -> list[GroupResults]:
         """Of all groups. Samples that were lost before they were scored are generated and scored
         again."""
-        results = ray.get(pending.results)
+        results: list[Any] = self._answer(pending, pending.batches)
         while lost := [place for place, found in enumerate(results) if found is None]:
             batches = self.ensure(pending, lost)
-            work = ray.put(Work.of([batch.groups for batch in batches], pending.weights))
-            refs = ray.put([ref for batch in batches for ref in batch.samples])
-            again = iter(ray.get(self._reward_worker.score_groups.remote(refs, work)))
+            self._score_again(pending, batches)
+            again = iter(self._answer(pending, batches))
             place = 0
             for batch in pending.batches:
                 if batch in batches:
                     results[place : place + len(batch.groups)] = islice(again, len(batch.groups))
                 place += len(batch.groups)
         return results
+
+    def _score_again(self, pending: PendingRollout, batches: Sequence[PendingBatch]) -> None:
+        work = ray.put(Work.of([batch.groups for batch in batches], pending.weights))
+        samples = ray.put([ref for batch in batches for ref in batch.samples])
+        pending.reward_worker = self._reward_worker
+        pending.results = self._reward_worker.score_groups.remote(samples, work)
+
+    def _answer(
+        self, pending: PendingRollout, batches: Sequence[PendingBatch]
+    ) -> list[GroupResults | None]:
+        """What `pending.results` refers to, of these batches, whose samples are there. A reward worker
+        that takes longer than all tries of all experts hangs: another one takes its place."""
+        limit_s = self.config.rewards.longest_answer_s
+        for _ in range(_REWARD_WORKERS_TRIED):
+            try:
+                return ray.get(pending.results, timeout=limit_s)
+            except (GetTimeoutError, RayActorError):
+                if pending.reward_worker is self._reward_worker:
+                    log.warning("the reward worker hangs; a new one scores its groups again")
+                    ray.kill(self._reward_worker)
+                    self._reward_worker = self._start_reward_worker()
+                self._score_again(pending, batches)
+        raise UserError(
+            f"no scores within {limit_s:g} s, the longest that rewards.timeout_s and rewards.retries"
+            f" allow, {_REWARD_WORKERS_TRIED} times: is this machine overloaded?"
+        )
 
     # --- lost samples ---
 

@@ -23,16 +23,17 @@ from cluster.config import RunConfig
 from cluster.ledger import Entry, Ledger, Outcome
 from cluster.rollouts import RolloutBatch, ScoredGroup
 from cluster.watch.console import TrainProgress
-from cluster.watch.evaluation import Evaluation, Evaluator, load_evaluation
+from cluster.watch.evaluation import Evaluation, Evaluator, NothingScored, load_evaluation
 from cluster.watch.recorder import Recorder
 from cluster.watch.reward_warnings import RewardWarnings
 from cluster.watch.wandb_log import WandbLog
 from cluster.workers import Workers
 from learner.group import LearnerGroup
-from policy.errors import UserError
+from policy.errors import UserError, in_one_line
 from policy.weights import PublishedWeights
 from rewards.rewards import RunningStats
 
+_EMPTY_STEPS_TOLD = 3
 EXIT_STATUS = 75
 """EX_TEMPFAIL of sysexits.h: the same command, given again, goes on."""
 
@@ -89,8 +90,7 @@ def _in_short(error: Exception) -> str:
         return "a rank died"
     if isinstance(error, GetTimeoutError):
         return "no answer in learner.timeout_s"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return in_one_line(error)[:300]
 
 
 @dataclass
@@ -111,6 +111,7 @@ class Run:
     step: int = 0
     weights: PublishedWeights | None = None
     skipped: int = 0
+    empty: int = 0
     lost_at: list[int] = field(default_factory=list)
 
     @classmethod
@@ -179,7 +180,7 @@ class Run:
             truncate_after(self.config.folder / name, self.step)
         self.recorder = Recorder(self.config.folder, next_step=self.step + 1, wandb=self.wandb)
         self.ledger = Ledger(self.config.folder)
-        self.skipped = 0
+        self.skipped = self.empty = 0
         assert self.workers.publish is not None
         with learner_at_work():
             self.weights = self.workers.publish(version)
@@ -204,6 +205,7 @@ class Run:
         warnings = self.reward_warnings.new(metrics)
         self.progress.step(self.step, metrics, rollout.failures, warnings)
         self.check_skipped(skipped)
+        self.check_empty(rollout, trained)
         return self.run_hooks(rollout)
 
     def log_groups(self, rollout: RolloutBatch, trained: Sequence[ScoredGroup], skipped: bool) -> None:
@@ -247,6 +249,22 @@ class Run:
                 f"the gradient was not finite in {self.skipped} steps in a row, up to step {self.step};"
                 f" the last good checkpoint is in {self.checkpoints.folder}"
             )
+
+    def check_empty(self, rollout: RolloutBatch, trained: Sequence[ScoredGroup]) -> None:
+        """Count steps in a row without a group to learn from, and warn. Raises UserError, after a
+        checkpoint, when there are too many."""
+        self.empty = 0 if trained else self.empty + 1
+        most = self.config.train.max_empty_steps
+        if self.empty not in (_EMPTY_STEPS_TOLD, most):
+            return
+        why = rollout.failures[-1] if rollout.failures else "the rewards of each group are all equal"
+        told = f"nothing was learned in {self.empty} steps in a row, up to step {self.step}: {why}"
+        if self.empty < most:
+            self.progress.say(f"{told}; the run stops after {most} (train.max_empty_steps)")
+            return
+        self.save()
+        self.finish()
+        raise UserError(f"{told}; mend that, and the same command goes on from here")
 
     def run_hooks(self, rollout: RolloutBatch) -> Evaluation | None:
         """Gallery, checkpoint and evaluation, when they are due; always at the last step."""
@@ -300,10 +318,19 @@ class Run:
             return load_evaluation(folder)
         if self.step:
             raise UserError(f"{folder}: the first evaluation of the run that goes on is missing")
-        return self.evaluate()
+        first = self.evaluate()
+        assert first is not None  # at step 0
+        return first
 
-    def evaluate(self) -> Evaluation:
-        found, failures = self.evaluator(self.workers.rollouts, self.weights, self.step)
+    def evaluate(self) -> Evaluation | None:
+        """None if no sample was scored: training goes on. Without a first one it does not begin."""
+        try:
+            found, failures = self.evaluator(self.workers.rollouts, self.weights, self.step)
+        except NothingScored as error:
+            if self.step == 0:
+                raise
+            self.progress.say(str(error))
+            return None
         self.recorder.evaluation(self.step, found)
         self.progress.evaluation(found, failures)
         return found

@@ -24,7 +24,8 @@ from rich.console import Console
 from cluster.checkpoint import where_to_start
 from cluster.config import RunConfig
 from cluster.lock import run_lock
-from cluster.ray_session import ray_session, total_cpus
+from cluster.placement import total_cpus
+from cluster.ray_session import ray_session
 from cluster.rollouts import PendingRollout, RolloutBatch, ScoredGroup
 from cluster.run import LearnerLost, Run, StopSignal, catch_stop_signals, learner_at_work
 from cluster.validate import run_folder, validate_run

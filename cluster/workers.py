@@ -10,7 +10,8 @@ from ray.util.placement_group import PlacementGroup
 from rich.console import Console
 
 from cluster.config import RunConfig
-from cluster.ray_session import existing_cluster, reserve, roles
+from cluster.placement import check_room, reserve, roles
+from cluster.ray_session import existing_cluster
 from cluster.rollouts import RolloutManager
 from cluster.weight_sync import WeightSync
 from learner.deepspeed_engine import Resume
@@ -67,6 +68,8 @@ def start_workers(
     that applies to it.
     """
     rollout, learner_role, *_ = roles(config)
+    fewest = roles(config, fewest=True)
+    check_room(config.ray, [role for role in fewest if learn or role.name != "learner"])
     groups = []
     try:
         with console.status("starting experts") as status:

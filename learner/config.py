@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+from learner.deepspeed_check import check_deepspeed
 from learner.kernels import check_kernels
 from learner.losses import load_loss
 from policy.errors import UserError
@@ -113,6 +114,8 @@ class LearnerConfig(BaseModel):
     broadcast_timeout_s: float = Field(30.0, gt=0)
     """How long one bucket may take to all rollout workers, before the broadcast is given up and the
     object store carries the weights."""
+    load_timeout_s: float = Field(1800.0, gt=0)
+    """How long the ranks may take to load the model, a download included."""
     timeout_s: float = Field(600.0, gt=0)
     """How long a rank waits for the others before it gives them up."""
 
@@ -183,7 +186,10 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
             f"learner.num_gpus {config.num_gpus:g}: NCCL wants a GPU of its own for each of"
             f" {config.ranks} ranks; set learner.num_gpus: 1, or learner.ranks: 1"
         )
-    stage = deepspeed_settings(config, policy.dtype)["zero_optimization"]["stage"]
+    settings = deepspeed_settings(config, policy.dtype)
+    user = _user_settings(config.deepspeed)
+    check_deepspeed(user, settings, policy.dtype, on_gpu=config.num_gpus > 0)
+    stage = settings["zero_optimization"]["stage"]
     if config.kernels == "compile" and (stage == 3 or config.reference in ("sharded", "offload")):
         raise UserError(
             "learner.kernels: compile wants each layer's weights to stay in place: leave it out, or set"

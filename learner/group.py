@@ -7,6 +7,7 @@ import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -14,6 +15,7 @@ from learner.batch import deal
 from learner.config import LearnerConfig
 from learner.deepspeed_engine import Resume
 from learner.worker import LearnerWorker
+from policy.errors import UserError, in_one_line
 from policy.model import PolicyConfig
 from policy.weights import BroadcastRendezvous, PublishedWeights
 
@@ -63,7 +65,11 @@ class LearnerGroup:
         first_bundle: int = 0,
         resume: Resume | None = None,
     ) -> "LearnerGroup":
-        """Start the workers and wait until all hold the model, or with `resume` a checkpoint's."""
+        """Start the workers and wait until all hold the model, or with `resume` a checkpoint's.
+
+        Raises UserError, in a worker's own words, if one does not start; and GetTimeoutError or
+        RayActorError if one hangs or dies meanwhile.
+        """
         actor = ray.remote(LearnerWorker)
         ranks = []
         for rank in range(config.ranks):
@@ -76,10 +82,14 @@ class LearnerGroup:
                 "scheduling_strategy": strategy,
             }
             ranks.append(actor.options(**options).remote(rank, config.ranks))
-        where = ray.get(ranks[0].rendezvous.remote())
+        limit_s = config.load_timeout_s
+        where = ray.get(ranks[0].rendezvous.remote(), timeout=limit_s)
         setups = [r.setup.remote(policy, config, temperature, guidance, where, resume) for r in ranks]
         group = cls(config, ranks)
-        group.trained_parameters = ray.get(setups)[0]
+        try:
+            group.trained_parameters = ray.get(setups, timeout=limit_s)[0]
+        except RayTaskError as error:
+            raise UserError(f"the learner does not start: {in_one_line(error)}") from error
         return group
 
     def prepare(self, samples: ObjectRef) -> list[ObjectRef]:
@@ -125,7 +135,8 @@ class LearnerGroup:
 
     def join_broadcast(self, receivers: Sequence[ActorHandle]) -> None:
         """Connect rank 0 with these rollout workers, as receivers of all versions to come."""
-        where, manifest = ray.get([self.ranks[0].rendezvous.remote(), self.ranks[0].manifest.remote()])
+        asked = [self.ranks[0].rendezvous.remote(), self.ranks[0].manifest.remote()]
+        where, manifest = ray.get(asked, timeout=self.config.timeout_s)
         limits = self.config.timeout_s, self.config.broadcast_timeout_s
         rendezvous = BroadcastRendezvous(where.host, where.port, 1 + len(receivers), *limits)
         joining = [a.join_broadcast.remote(rendezvous, n, manifest) for n, a in enumerate(receivers, 1)]

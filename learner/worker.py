@@ -282,7 +282,8 @@ class LearnerWorker:
         had = ray.get(missing, timeout=self.config.timeout_s)
         fetched |= {ref.hex(): group for ref, group in zip(missing, had, strict=True)}
         groups = [(ref.hex(), fetched[ref.hex()]) for ref in refs]
-        prepared: dict = {key: rows for each in ray.get(list(ahead)) for key, rows in each.items()}
+        had = ray.get(list(ahead), timeout=self.config.timeout_s)
+        prepared: dict = {key: rows for each in had for key, rows in each.items()}
         if ahead:
             prepared |= self._reference_of({key: g for key, g in groups if key not in prepared})
         by_group = [

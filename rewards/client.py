@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from policy.errors import in_one_line
 from policy.records import Group, Prompt, Work
 from rewards.config import RewardsConfig
 from rewards.expert import ExpertResult, Failure, GroupResults, InvalidScore, SamplesLost
@@ -19,6 +20,7 @@ from rewards.replica import Answer
 from rewards.serving import app_name
 
 _FIRST_PAUSE_S = 0.25  # doubles with every try
+_LOOK_S = 60.0
 
 
 async def ask(
@@ -37,7 +39,7 @@ async def ask(
         except (RayError, RayServeException) as error:  # first: Ray's may be TimeoutErrors as well
             if isinstance(_cause(error), SamplesLost):
                 raise _cause(error) from error
-            reason, not_a_score = _in_a_line(error), isinstance(_cause(error), InvalidScore)
+            reason, not_a_score = in_one_line(error), isinstance(_cause(error), InvalidScore)
         except TimeoutError:
             reason, not_a_score = f"no answer within {timeout_s:g} s", False
         else:
@@ -49,13 +51,6 @@ async def ask(
 
 def _cause(error: Exception) -> Exception:
     return getattr(error, "cause", None) or error
-
-
-def _in_a_line(error: Exception) -> str:
-    """A remote exception prints as a whole traceback, of which the last line names the fault."""
-    cause = _cause(error)
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip()}" if lines else type(cause).__name__
 
 
 class ExpertClient:
@@ -144,8 +139,8 @@ async def arrivals(refs: Sequence[ObjectRef]) -> AsyncIterator[ObjectRef]:
     """Each as soon as it is anywhere in the cluster, or lost; nothing is brought here."""
     coming = list(refs)
     while coming:
-        some, coming = await asyncio.to_thread(ray.wait, coming, fetch_local=False)
-        if coming:
+        some, coming = await asyncio.to_thread(ray.wait, coming, timeout=_LOOK_S, fetch_local=False)
+        if some and coming:
             more, coming = ray.wait(coming, num_returns=len(coming), timeout=0, fetch_local=False)
             some += more
         for ref in some:

@@ -126,6 +126,10 @@ class ExpertConfig(_Strict):
         return self.autoscale.max if self.autoscale else self.replicas
 
     @property
+    def fewest_replicas(self) -> int:
+        return self.autoscale.min if self.autoscale else self.replicas
+
+    @property
     def has_own_packages(self) -> bool:
         """Whether its environment differs from the driver's, where the class then cannot be loaded."""
         return bool(self.runtime_env.keys() - {"env_vars", "config"})
@@ -185,6 +189,12 @@ class RewardsConfig(_Strict):
         if not any(entry.weight > 0 for entry in experts.values()):
             raise ValueError("at least one expert with a weight above 0 is needed")
         return experts
+
+    @property
+    def longest_answer_s(self) -> float:
+        """How long the answer of all experts may take: all tries, and the pauses between them."""
+        tries = {name: 1 + self.retries_of(name) for name in self.experts}
+        return max(n * self.timeout_of(name) + 2**n for name, n in tries.items()) + 10
 
     def retries_of(self, expert: str) -> int:
         own = self.experts[expert].retries

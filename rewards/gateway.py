@@ -26,6 +26,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from policy.errors import UserError
+from rewards import controller
 from rewards.client import ExpertClient
 from rewards.config import RewardsConfig
 from rewards.middleware import CountReplies, LimitBody, LimitConcurrency, RequireToken, token_digest
@@ -197,6 +198,6 @@ def start_gateway(config: RewardsConfig) -> str:
         graceful_shutdown_wait_loop_s=0.2,
     )
     target = serve.RunTarget(door.bind(), GATEWAY_APP, "/", QUIET)
-    serve.run_many([target], wait_for_applications_running=False)
+    controller.within_limit(lambda: serve.run_many([target], wait_for_applications_running=False))
     wait_until_running({GATEWAY_APP: "the gateway"}, timeout_s=120)
     return url

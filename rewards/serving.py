@@ -10,16 +10,17 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 
 from policy.errors import UserError
 from policy.records import Prompt
+from rewards import controller
 from rewards.config import AutoscaleConfig, ExpertConfig, GatewayConfig, RewardsConfig
 from rewards.middleware import token_digest
 from rewards.replica import ExpertReplica
@@ -36,21 +37,25 @@ def start_serve(gateway: GatewayConfig | None) -> str | None:
     """
     if gateway is not None:
         token_digest(gateway)
-    running = _get_global_client(raise_if_no_controller_running=False) is not None
+    running = controller.is_running()
     if gateway is None:
         if not running:
-            serve.start(proxy_location="Disabled", logging_config=QUIET)
+            controller.within_limit(
+                lambda: serve.start(proxy_location="Disabled", logging_config=QUIET)
+            )
         return None
     if not running:
         http = {"host": gateway.host, "port": usable_port(gateway)}
-        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+        controller.within_limit(
+            lambda: serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+        )
     return _url(gateway)
 
 
 def _url(gateway: GatewayConfig) -> str:
     """The address that Serve has; raises UserError if it is not the one that is wanted."""
-    there = _get_global_client().http_config
-    if not serve.status().proxies:
+    there = controller.http_options()
+    if not controller.status().proxies:
         raise UserError("Ray Serve already runs on this cluster, without HTTP: stop it first")
     if there.host != gateway.host or gateway.port not in (0, there.port):
         raise UserError(
@@ -81,7 +86,7 @@ def wait_until_running(apps: dict[str, str], timeout_s: float, say_every_s: floa
     own words if one fails; says now and then what it is waiting for."""
     start = told_at = time.monotonic()
     while True:
-        status = serve.status().applications
+        status = controller.status().applications
         waiting = [app for app in apps if status[app].status != ApplicationStatus.RUNNING]
         for app in waiting:
             if status[app].status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
@@ -134,7 +139,7 @@ def deploy_experts(config: RewardsConfig, timeout_s: float = 1800) -> dict[str, 
         )
         for name, entry in config.experts.items()
     ]
-    serve.run_many(targets, wait_for_applications_running=False)
+    controller.within_limit(lambda: serve.run_many(targets, wait_for_applications_running=False))
     try:
         wait_until_running({app_name(name): f"expert {name}" for name in config.experts}, timeout_s)
     except UserError:
@@ -195,12 +200,12 @@ def check_applicability(config: RewardsConfig, prompts: Sequence[Prompt]) -> Non
 
 def shutdown_experts() -> None:
     """Stop all experts and the gateway. Serve itself stops too, unless it runs anything else."""
-    if not ray.is_initialized():  # asking Serve would start a Ray of its own
+    if not ray.is_initialized() or not controller.is_running():
         return
-    running = list(serve.status().applications)
+    running = list(controller.status().applications)
     ours = [app for app in running if app == GATEWAY_APP or app.startswith(EXPERT_PREFIX)]
     if len(ours) == len(running):
-        serve.shutdown()
+        controller.within_limit(serve.shutdown)
     else:
         for app in ours:
-            serve.delete(app)
+            controller.within_limit(partial(serve.delete, app))

@@ -8,17 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-import ray
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve._private.common import DeploymentID
-from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from policy.errors import UserError
+from rewards import controller
 from rewards.replica import BUCKETS_S, ReplicaStats, latency
 from rewards.serving import EXPERT_PREFIX, app_name
 
@@ -62,10 +60,10 @@ class ExpertStatus:
 def expert_statuses(*, ask: bool = True) -> list[ExpertStatus]:
     """Of all experts that run, by name, and, if they are to be asked, what their replicas counted.
     Blocks for some seconds at most."""
-    if _get_global_client(raise_if_no_controller_running=False) is None:
-        return []  # asking Serve would start one
+    if not controller.is_running():
+        return []
     found = []
-    for app, overview in sorted(serve.status().applications.items()):
+    for app, overview in sorted(controller.status().applications.items()):
         if app.startswith(EXPERT_PREFIX):
             states: dict[str, int] = {}
             for deployment in overview.deployments.values():
@@ -95,11 +93,8 @@ def scale_expert(name: str, replicas: int) -> None:
     if name not in known:
         there = f"there are {', '.join(known)}" if known else "none runs on this cluster"
         raise UserError(f"no expert {name!r} runs: {there}")
-    controller = _get_global_client()._controller
-    app = app_name(name)
-    if not ray.get(controller.get_external_scaler_enabled.remote(app)):
+    if not controller.set_replicas(app_name(name), name, replicas):
         raise UserError(f"expert {name} has `autoscale` set: it scales by itself, between its bounds")
-    ray.get(controller.update_deployment_replicas.remote(DeploymentID(name, app), replicas))
 
 
 _COUNTERS = {

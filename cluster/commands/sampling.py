@@ -13,7 +13,8 @@ from rich.progress import track
 
 from actors.rollout import make_sampler
 from cluster.config import RunConfig
-from cluster.ray_session import existing_cluster, ray_session, total_cpus
+from cluster.placement import check_room, roles, total_cpus
+from cluster.ray_session import existing_cluster, ray_session
 from cluster.validate import validate_run
 from cluster.watch.console import evaluation_table
 from cluster.watch.evaluation import save_evaluation
@@ -87,6 +88,8 @@ def serve(config: RunConfig, console: Console) -> None:
     with ray_session(config.ray, cpus, console):
         try:
             with console.status("starting experts"):
+                experts = [role for role in roles(config, fewest=True) if not role.strategy]
+                check_room(config.ray, experts)
                 deploy_experts(rewards)
                 url = start_gateway(rewards)
             console.print(

@@ -200,6 +200,10 @@ def load_cot_checker(name: str) -> CotChecker:
     return load_named(name, "evaluate.cot_checker")
 
 
+class NothingScored(UserError):
+    """An evaluation without a single sample."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """What to generate and how to tell a right CoT; made once, asked at every evaluation."""
@@ -216,9 +220,12 @@ class Evaluator:
         self, rollouts: RolloutManager, weights: PublishedWeights | None, step: int
     ) -> tuple[Evaluation, list[str]]:
         """The evaluation, and what was left out because an expert failed, with reasons: prompts, or the
-        expert itself."""
+        expert itself. Raises NothingScored if that was everything."""
         groups = [Group(prompt, self.samples_per_prompt) for prompt in self.prompts]
         rollout = rollouts.collect(rollouts.request(groups, weights), learn=False)
+        failures = [*rollout.failures, *map(str, rollout.left_out.values())]
+        if not rollout.groups:
+            raise NothingScored(f"no held-out prompt was scored at step {step}: {failures[0]}")
         generated = rollouts.samples(rollout.pending, [group.place for group in rollout.groups])
         scored = tuple(
             self._scored(group.prompt, sample, group.scores, row)
@@ -226,10 +233,7 @@ class Evaluator:
             for row, sample in enumerate(samples)
         )
         version = weights.version if weights else 0
-        return Evaluation(step, version, scored), [
-            *rollout.failures,
-            *map(str, rollout.left_out.values()),
-        ]
+        return Evaluation(step, version, scored), failures
 
     def _scored(self, prompt: Prompt, sample: Sample, scores: Scores, row: int) -> ScoredSample:
         values = dict(zip(scores.experts, scores.values[row].tolist(), strict=True))

@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from cluster.config import load_config
-from cluster.ray_session import roles
+from cluster.placement import roles
 from tests.cluster.head import SCRIPTS
 from tests.cluster.kustomize import Document, containers, render
 from tests.conftest import ROOT, shared_file

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.ray_session import missing
+from cluster.placement import missing
 from tests.cluster.commands import environment
 from tests.conftest import ROOT
 
@@ -48,7 +48,7 @@ CLUSTER = """
     ray.init(address=cluster.address, log_to_driver=False)
 
     from cluster.config import RayConfig
-    from cluster.ray_session import Role, reserve
+    from cluster.placement import Role, reserve
     from policy.errors import UserError
 
     def nodes_of(group):

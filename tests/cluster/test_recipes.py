@@ -11,7 +11,7 @@ import pytest
 from cluster.config import RunConfig, load_config
 from cluster.estimate.gpu_memory import model_shapes
 from cluster.estimate.store_memory import MB, MEMORY_SHARE, store_need
-from cluster.ray_session import Role, missing, roles
+from cluster.placement import Role, missing, roles
 from learner.memory import sizes
 from tests.cluster.kustomize import render
 from tests.conftest import ROOT

@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 from ray.util import remove_placement_group
 
 from cluster.config import load_config
-from cluster.ray_session import reserve, roles
+from cluster.placement import reserve, roles
 from cluster.rollout_workers import RolloutWorkers
 from cluster.rollouts import RolloutManager, cut_in_batches
 from policy.errors import UserError
@@ -85,7 +85,7 @@ def rollouts(local_ray):
     config = load_config(ROOT / TRAIN, ["actors.num_cpus=0.1", "actors.count=2", "actors.batch_size=3"])
     place = reserve(roles(config)[0], config.ray)
     scorer = ray.remote(num_cpus=0)(Scorer).remote()
-    yield RolloutManager(config, RolloutWorkers.placed(config, place), scorer)
+    yield RolloutManager(config, RolloutWorkers.placed(config, place), lambda: scorer)
     remove_placement_group(place)
 
 
