@@ -101,7 +101,7 @@ def why_not(address: str | None, error: Exception) -> str:
     if address and isinstance(error, ValueError):
         return (
             f"{address!r} is no address of a cluster's head: set ray.address or RAY_ADDRESS to"
-            " host:port (usually port 6379), or to auto; an http:// address is for `ray job submit --address`"
+            " host:port (usually port 6379), or to auto; an http:// address is for `ray job submit`"
         )
     if "AF_UNIX" in said:
         return f"{said}: the path of the temporary directory is too long: set RAY_TMPDIR to a short one"

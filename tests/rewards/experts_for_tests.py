@@ -35,6 +35,19 @@ class FailsAtFirst(Brightness):
         return super().score(images, prompts)
 
 
+class GoesAway(Brightness):
+    """Scores so many images, and fails from then on; for one replica."""
+
+    def __init__(self, after: int):
+        self._left = after
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
+        self._left -= len(images)
+        if self._left < 0:
+            raise OSError("the lens is gone")
+        return super().score(images, prompts)
+
+
 class SaysWhatItIsTold(Expert):
     """Answers with fixed values, right or wrong."""
 
