@@ -92,6 +92,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Gradient norm", ("grad_norm",)),
     ("Learning rate", ("lr",)),
     ("Guidance gap", ("guidance_gap",)),
+    ("Distance between learner and sampler", ("sampler_gap/cot", "sampler_gap/image")),
     ("Reward spread within a group", ("reward/std",)),
     ("Diversity", ("eval/diversity",)),
     ("Length of the semantic CoT", ("cot/tokens", "eval/cot_tokens")),
