@@ -72,7 +72,8 @@ class Watcher(threading.Thread):
 
 def _family() -> dict[str, np.ndarray]:
     """Of this process and all its children, by kind: MB, descriptors, threads."""
-    here, found = psutil.Process(), defaultdict(lambda: np.zeros(3))
+    here = psutil.Process()
+    found: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
     for process in [here, *here.children(recursive=True)]:
         try:
             kind = "driver" if process.pid == here.pid else _kind(process.cmdline())
@@ -130,8 +131,8 @@ def tables(watcher: Watcher, first: int) -> list[Table]:
         if len(counted) < 3:
             continue
         cells = [kind]
-        for column in (1, 2, 3):
-            begin, end, slope = trend(counted[:, [0, column]])
+        for index in (1, 2, 3):
+            begin, end, slope = trend(counted[:, [0, index]])
             cells += [f"{begin:.0f}", f"{end:.0f}", f"{slope:+.1f}"]
         each.add_row(*cells)
     store = [point for point in watcher.store if point[0] >= first]
