@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -31,7 +31,6 @@ from cluster.workers import Workers
 from learner.group import LearnerGroup
 from policy.errors import UserError
 from policy.weights import PublishedWeights
-from rewards.rewards import RunningStats
 
 EXIT_STATUS = 75
 """EX_TEMPFAIL of sysexits.h: the same command, given again, goes on."""
@@ -172,7 +171,7 @@ class Run:
         self.step = checkpoint.state.step if checkpoint else 0
         version = checkpoint.state.weights_version if checkpoint else 0
         stats = checkpoint.state.expert_stats if checkpoint else {}
-        self.workers.rollouts.running = {name: RunningStats(**kept) for name, kept in stats.items()}
+        self.workers.rollouts.running = dict(stats)
         self.recorder.close()
         self.ledger.close()
         for name in ("metrics.jsonl", "ledger.jsonl"):
@@ -274,7 +273,7 @@ class Run:
             ranks=self.config.learner.ranks,
             config=self.config.model_dump(mode="json"),
             fingerprints=self.fingerprints,
-            expert_stats={k: asdict(v) for k, v in self.workers.rollouts.running.items()},
+            expert_stats=dict(self.workers.rollouts.running),
         )
         self.checkpoints.begin(self.learner, state)
 
