@@ -332,14 +332,15 @@ _OF_AN_EXPERT = ("use", "options", "dtype", "weight", "normalize", "on_failure")
 
 def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to resume from, which is told; None: there is none, or the earlier run reached its
-    end.
+    end. One that reached its last step and was killed before its report has that left to do.
 
     Raises UserError, naming the keys, if the earlier run was of other settings.
     """
     if config.train.resume == "never":
         return None
     checkpoint = newest(config.folder / "checkpoints", tell)
-    if checkpoint is None or checkpoint.state.step >= config.train.steps:
+    left = config.train.steps - checkpoint.state.step if checkpoint else 0
+    if checkpoint is None or left < 0 or (left == 0 and not _lacks_report(checkpoint)):
         return None
     then, now = _leaves(checkpoint.state.config), _leaves(config.model_dump(mode="json"))
     changed = [
@@ -364,6 +365,14 @@ def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint
         )
     tell(f"{config.folder} goes on from step {checkpoint.state.step}")
     return checkpoint
+
+
+def _lacks_report(checkpoint: Checkpoint) -> bool:
+    """Whether the run that ended with this checkpoint was killed before its report, its last work."""
+    run = checkpoint.folder.parent.parent
+    report, written = run / "report.html", (checkpoint.folder / "state.json").stat().st_mtime
+    made = report.exists() and report.stat().st_mtime >= written
+    return (run / "metrics.jsonl").exists() and not made
 
 
 def affects_training(key: str) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -260,7 +261,16 @@ def test_files_that_are_no_longer_the_same_are_refused(tmp_path, told, changed):
 
 
 def test_a_run_that_ended_is_not_gone_on_with(stopped, told):
-    assert where_to_start(with_changes(stopped, "train.steps=100"), told.append) is None
+    """But one that ended and was killed before its report still has that to write."""
+    ended = with_changes(stopped, "train.steps=100")
+    assert where_to_start(ended, told.append) is None
+    (stopped.folder / "metrics.jsonl").touch()
+    assert where_to_start(ended, told.append).state.step == 100
+    assert where_to_start(with_changes(stopped, "train.steps=99"), told.append) is None
+    (stopped.folder / "report.html").touch()
+    assert where_to_start(ended, told.append) is None
+    os.utime(stopped.folder / "report.html", (0, 0))  # made in the middle of the run
+    assert where_to_start(ended, told.append).state.step == 100
 
 
 def test_a_run_directory_has_one_run(tmp_path):

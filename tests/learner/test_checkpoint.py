@@ -11,9 +11,10 @@ import torch
 
 from learner.async_checkpoint import to_universal
 from learner.deepspeed_engine import Resume
+from learner.worker import LearnerWorker
 from policy.errors import UserError
 from policy.model import load_janus
-from tests.learner.test_group import groups, save, start, weights_of  # noqa: F401 (fixtures)
+from tests.learner.test_group import groups, save, settings, start, weights_of  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 
@@ -73,13 +74,22 @@ class Harmful:
 def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_config):  # noqa: F811
     """Whichever file is another's: at a resume, in the converter, at a resume with another number of
     ranks, and where the checkpoint is a model."""
-    first = start(ranks=2, zero_stage=stage)
+    first = start(ranks=1, zero_stage=stage)
     steps(first, groups, 1)
     sound, planted, mark = tmp_path / "sound", tmp_path / "planted", tmp_path / "executed"
     sound.mkdir()
     save(first, sound)
     first.stop()
-    universal = Resume(str(planted), universal=True)
+
+    def go_on(universal=False):
+        rank = ray.remote(LearnerWorker).options(num_cpus=0).remote(0, 1)
+        try:
+            where = ray.get(rank.rendezvous.remote())
+            resume = Resume(str(planted), universal)
+            config = settings(ranks=1, zero_stage=stage)
+            ray.get(rank.setup.remote(policy_config, config, 1.0, 2.0, where, resume))
+        finally:
+            ray.kill(rank)
 
     def refused(files, then):
         shutil.copytree(sound, planted)
@@ -96,7 +106,7 @@ def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_c
 
     for files in ("learner/*model_states.pt", "learner/*optim_states.pt"):
         refused(files, lambda: to_universal(planted))
-        refused(files, lambda: start(ranks=2, zero_stage=stage, resume=Resume(str(planted))))
+        refused(files, go_on)
     to_universal(sound)
     for files in (
         "learner_universal/*.pt",
@@ -104,7 +114,7 @@ def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_c
         "learner_universal/zero/*/exp_avg.pt",
         "learner_universal/zero/*/fp32.pt",
     ):
-        refused(files, lambda: start(ranks=1, zero_stage=stage, resume=universal))
+        refused(files, lambda: go_on(universal=True))
     as_model = policy_config.model_copy(update={"path": str(planted)})
     for files in ("*.safetensors", "*.json"):
         refused(files, lambda: load_janus(as_model))
