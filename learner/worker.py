@@ -8,6 +8,7 @@ is cut into workers and micro-batches.
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -411,7 +412,9 @@ class LearnerWorker:
         if self.rank == 0:
             self.writer.add(partial(self.janus.model.save_pretrained, folder, state_dict=state))
             self.writer.add(partial(self.janus.tokenizer.save_pretrained, folder))
+            self.writer.add(partial(self.writer.digest_model, Path(folder)))
         self.engine.save_checkpoint(folder, tag=ENGINE_FOLDER, save_latest=False)
+        self.writer.add(partial(self.writer.tell_digests, Path(folder), self.rank))
 
     def saved(self) -> float | None:
         """When everything is written, how many seconds that took; else None. Raises what went wrong (a
