@@ -19,6 +19,7 @@ from rewards.replica import Answer
 from rewards.serving import app_name
 
 _FIRST_PAUSE_S = 0.25  # doubles with every try
+_LONGEST_REASON = 1000  # characters
 
 
 async def ask(
@@ -52,10 +53,12 @@ def _cause(error: Exception) -> Exception:
 
 
 def _in_a_line(error: Exception) -> str:
-    """A remote exception prints as a whole traceback, of which the last line names the fault."""
+    """A remote exception prints as a whole traceback, of which the last line names the fault. Its words
+    may be anybody's: they are cut, and made fit for files."""
     cause = _cause(error)
     lines = [line for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip()}" if lines else type(cause).__name__
+    words = f"{type(cause).__name__}: {lines[-1].strip()}" if lines else type(cause).__name__
+    return words[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
 
 
 class ExpertClient:

@@ -63,17 +63,12 @@ def _open(number: int, data: bytes) -> Image.Image:
         raise HTTPException(415, f"image {number} is no PNG, JPEG or WebP image") from error
     if image.mode not in _MODES:
         raise HTTPException(415, f"image {number} has mode {image.mode}; use 8 bits a channel")
-    if not sides_fit(image.height, image.width):
+    if max(image.size) > MAX_ASPECT * min(image.size):
         sides = f"{image.width} x {image.height} pixels"
         raise HTTPException(
-            413, f"image {number} is {sides}: one side may be {MAX_ASPECT} times the other"
+            413, f"image {number}, {sides}, is longer than {MAX_ASPECT} times its width"
         )
     return image
-
-
-def sides_fit(height: int, width: int) -> bool:
-    """Whether an image is no longer and thinner than models can take."""
-    return max(height, width) <= MAX_ASPECT * min(height, width)
 
 
 def _decode(number: int, image: Image.Image) -> np.ndarray:
