@@ -1,13 +1,12 @@
 """The `bicot` command."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from cluster.terminal import TerminalConsole, guard_terminal
 from policy.errors import UserError, in_one_line
 
 app = typer.Typer(
@@ -16,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = TerminalConsole()
 
 ConfigFile = Annotated[Path, typer.Argument(help="a run's YAML file, e.g. examples/shapes/train.yaml")]
 Overrides = Annotated[list[str], typer.Argument(help="overrides, e.g. learner.lr=1e-4 seed=1")]
@@ -218,7 +217,7 @@ def _with_policy(overrides: list[str], policy: str | None) -> list[str]:
 
 def main() -> None:
     """Exit status 2 for what a person can mend, 1 for a fault of the program."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    guard_terminal()
     # Modules that a configuration names (experts, CoT checkers) may lie where the command is given.
     sys.path.insert(0, str(Path.cwd()))
     try:

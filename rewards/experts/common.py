@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from policy.errors import UserError
+from rewards.expert import check_sides
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
@@ -69,7 +70,8 @@ def split_at_image(template: str) -> tuple[str, str]:
 
 
 def pictures(images: Sequence[np.ndarray]) -> list[Image.Image]:
-    """uint8 [H, W, 3] each -> RGB pictures."""
+    """uint8 [H, W, 3] each -> RGB pictures. Raises RuntimeError for one that is long and thin."""
+    check_sides(images)
     return [Image.fromarray(np.ascontiguousarray(image)) for image in images]
 
 
