@@ -1,6 +1,5 @@
 """What the learner can be told, and DeepSpeed's settings over sensible defaults."""
 
-import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from torch import nn
 from learner.kernels import check_kernels
 from learner.losses import load_loss
 from policy.errors import UserError
+from policy.jsonl import read_object
 from policy.model import PolicyConfig, meta_model, trunk_of
 from policy.resources import CustomResources, Labels
 
@@ -224,16 +224,10 @@ def check_targets(trunk: nn.Module, targets: list[str]) -> None:
 def _user_settings(source: dict[str, Any] | str | None) -> dict[str, Any]:
     if not isinstance(source, str):
         return source or {}
-    path = Path(source)
     try:
-        settings = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"learner.deepspeed: {path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"learner.deepspeed: {path}:{error.lineno}: {error.msg}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"learner.deepspeed: {path}: must hold a JSON object")
-    return settings
+        return read_object(Path(source))
+    except UserError as error:
+        raise UserError(f"learner.deepspeed: {error}") from None
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

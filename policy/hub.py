@@ -1,6 +1,5 @@
 """Where a model is: a directory or a hub id, in one of two layouts."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +7,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from policy.errors import UserError
+from policy.jsonl import read_object
 
 Layout = Literal["transformers", "original"]
 
@@ -72,11 +72,8 @@ def read_config(folder: Path) -> tuple[Layout, dict[str, Any]]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder}: not a model directory: it has no config.json")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file}: not a model's config: {error}") from None
+    config = read_object(file)
+    kind = config.get("model_type")
     if kind not in _LAYOUT_OF_MODEL_TYPE:
         raise UserError(
             f"{folder}: a {kind!r} checkpoint, where a Janus ('janus' or 'multi_modality') is needed"

@@ -13,12 +13,13 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 
-from policy.prompts import parse_prompt, plain_prompt
+from policy.errors import UserError
+from policy.jsonl import parse_object
+from policy.prompts import named_prompt, parse_prompt, plain_row
 from policy.records import Prompt
 
 T = TypeVar("T", bound=BaseModel)
@@ -134,7 +135,7 @@ def parse_body(model: type[T], data: bytes) -> T:
 
 
 def read_images(files: Sequence[bytes], max_pixels: int) -> list[np.ndarray]:
-    """Files as RGB images, uint8 [H, W, 3] each; transparency is dropped.
+    """Files as RGB images, uint8 [H, W, 3] each, turned as their EXIF says; transparency is dropped.
 
     All headers are read, and all sizes added up, before the first pixel is decoded. Raises an
     HTTPException: 415 for what is no readable image, 413 for more than `max_pixels` together.
@@ -161,7 +162,7 @@ def _open(number: int, data: bytes) -> Image.Image:
 
 def _decode(number: int, image: Image.Image) -> np.ndarray:
     try:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except _UNREADABLE as error:
         raise HTTPException(415, f"image {number} cannot be decoded: {error}") from error
 
@@ -172,16 +173,12 @@ def read_prompt(given: str | dict[str, Any], *where: str | int) -> Prompt:
     where = where or ("prompt",)
     if isinstance(given, str):
         given = given.strip()
-        if not given:
-            raise invalid("the prompt is empty", *where)
-        if not given.startswith(("{", "[")):
-            return plain_prompt(given)
         try:
-            given = from_json(given)
-        except ValueError as error:
-            raise invalid(f"not valid JSON: {error}", *where) from error
-        if not isinstance(given, dict):
-            raise invalid("the JSON must be an object with the fields of a prompt row", *where)
+            if not given.startswith(("{", "[")):
+                return named_prompt(plain_row(given), "prompt")
+            given = parse_object(given.encode("utf-8", "surrogatepass"), "prompt")
+        except UserError as error:
+            raise invalid(str(error), *where) from error
     try:
         return parse_prompt(given)
     except ValidationError as error:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from policy.errors import UserError
+from policy.jsonl import read_text
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
@@ -52,10 +53,7 @@ def read_template(path: str | None, default: str, *placeholders: str) -> str:
     Raises UserError if there is no such file, or if it lacks a placeholder.
     """
     file = Path(path) if path else _FOLDER / default
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a template that can be read: {error}") from None
+    text = read_text(file, "template")
     for placeholder in placeholders:
         if text.count(placeholder) != 1:
             raise UserError(f"{file}: the template must contain {placeholder} once")

@@ -30,14 +30,17 @@ def test_the_users_deepspeed_settings_pass_over_the_defaults_unchanged(tmp_path)
 def test_a_bad_deepspeed_file_is_named(tmp_path):
     for name, content, complaint in [
         ("none.json", None, "no such file"),
-        ("torn.json", '{"a": 1,\n', r"torn\.json:2: "),
-        ("list.json", "[]", "must hold a JSON object"),
+        ("torn.json", '{"a": 1,\n', r"torn\.json: .* at line 2, "),
+        ("twice.json", '{"a": 1, "a": 2}', r"twice\.json: .*'a' stands there twice"),
+        ("list.json", "[]", "must be a JSON object"),
     ]:
         path = tmp_path / name
         if content is not None:
             path.write_text(content)
         with pytest.raises(UserError, match=complaint):
             deepspeed_settings(LearnerConfig(deepspeed=str(path)), "float32")
+    path.write_text('{"gradient_clipping": 0.5}', encoding="utf-8-sig")
+    assert deepspeed_settings(LearnerConfig(deepspeed=str(path)), "float32")["gradient_clipping"] == 0.5
 
 
 @pytest.mark.parametrize(
