@@ -3,6 +3,7 @@
 Each part defines its own settings beside its code; this file nests them and adds the driver's.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from learner.config import LearnerConfig
 from policy.errors import UserError
 from policy.jsonl import read_text
 from policy.model import PolicyConfig
+from policy.paths import UserPath
 from rewards.config import RewardsConfig
 
 
@@ -26,7 +28,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompts: str
+    prompts: UserPath
     """A file of prompts, JSON lines."""
     steps: int = Field(1600, ge=1)
     """Optimizer steps of the whole run."""
@@ -65,7 +67,7 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompts: str
+    prompts: UserPath
     """A file of held-out prompts, JSON lines."""
     every: int = Field(100, ge=1)
     """Steps between evaluations; there is always one before the first step and one after the last."""
@@ -97,9 +99,9 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field("run", pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)
     """Names the run and its directory."""
-    runs_dir: str = "runs"
+    runs_dir: UserPath = "runs"
     """Where run directories lie; on a cluster, a path that outlives the driver."""
     seed: int = 0
     """Decides the order of prompts and which tokens are sampled."""
@@ -136,7 +138,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises UserError: one line that names the file, the key, and the nearest right key.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     tree = read_yaml(read_text(path, "configuration file"), str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values")
@@ -159,6 +161,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"{where}: write key=value, for example learner.lr=1e-4")
     value = read_yaml(text, where) if text else None
+    if isinstance(value, str) and text.startswith(value):
+        value = text  # not quoted: what YAML takes for a comment, " #1", belongs to a path
     *parents, last = key.split(".")
     branch = tree
     for name in parents:

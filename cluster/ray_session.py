@@ -18,6 +18,7 @@ from typing import Literal
 
 import ray
 from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from rich.console import Console
 from rich.table import Table
@@ -50,6 +51,7 @@ def ray_session(
     address = existing_cluster(config)
     options = {
         "runtime_env": {"env_vars": WORKER_ENV},
+        "job_config": OwnModulesFirst(),
         "logging_level": logging.ERROR,  # Ray's warning that it asks for a token; said below
         "log_to_driver": bool(os.environ.get("BICOT_WORKER_LOGS")),
     }
@@ -85,6 +87,16 @@ def ray_session(
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, previous)
+
+
+class OwnModulesFirst(JobConfig):
+    """Ray has its workers look for modules where the command was given before anywhere else: here in
+    this program's own folder first, so that a `rewards.py` there hides nothing."""
+
+    def _serialize(self) -> str:
+        if self._py_driver_sys_path:  # what comes last is put before the others
+            self._py_driver_sys_path.append(str(Path(__file__).parents[1]))
+        return super()._serialize()
 
 
 def largest_store_mb() -> int:

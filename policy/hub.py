@@ -1,5 +1,6 @@
 """Where a model is: a directory or a hub id, in one of two layouts."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ _PICKLED = ["pytorch_model*.bin"]
 
 def is_hub_id(path: str) -> bool:
     """ "owner/name", where no such directory exists."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not os.path.exists(path)
 
 
 def model_folder(path: str, weights: bool = True) -> Path:
@@ -29,10 +30,10 @@ def model_folder(path: str, weights: bool = True) -> Path:
     Raises UserError if there is none.
     """
     if not is_hub_id(path):
-        folder = Path(path)
-        if not folder.is_dir():
+        folder = os.path.expanduser(path)
+        if not os.path.isdir(folder):
             raise UserError(f"{path}: no such model directory")
-        return folder
+        return Path(folder)
     try:
         folder = Path(snapshot_download(path, allow_patterns=_TEXTS + _WEIGHTS * weights))
         if weights and not any(folder.glob("*.safetensors")):
@@ -45,9 +46,9 @@ def model_folder(path: str, weights: bool = True) -> Path:
 def model_file(path: str) -> Path:
     """A weights file: a path here, or "owner/name/file", which is downloaded from the hub, or found
     in its cache. Raises UserError if there is none."""
-    file = Path(path)
-    if file.is_file():
-        return file
+    file = os.path.expanduser(path)
+    if os.path.isfile(file):
+        return Path(file)
     owner, *rest = path.split("/")
     if path.startswith((".", "/", "~")) or len(rest) < 2:
         raise UserError(f"{path}: no such file, and not the hub's owner/name/file either")
@@ -57,7 +58,15 @@ def model_file(path: str) -> Path:
         raise _not_to_be_had(path, "file", error) from None
 
 
-_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+# The last two: a SOCKS proxy without the package for it, and a proxy of an unknown kind.
+_HUB_ERRORS = (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OSError,
+    ImportError,
+    ValueError,
+)
 
 
 def _not_to_be_had(path: str, what: str, error: Exception) -> UserError:

@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from policy.errors import UserError
+from rewards.http_client import http_client
 
 _FIRST_PAUSE_S = 0.5  # doubles with every try
 _LONGEST_PAUSE_S = 30.0
@@ -65,7 +66,7 @@ class Chat:
         self._url = url.rstrip("/") + "/chat/completions"
         self._model = model
         self._retries = retries
-        self._client = httpx.Client(timeout=timeout_s, headers=_authorization(api_key_env))
+        self._client = http_client(url, timeout=timeout_s, headers=_authorization(api_key_env))
 
     def ask(self, image: np.ndarray, question: str, **parameters) -> Choice:
         """The answer on an image, uint8 [H, W, 3]. `parameters` go into the request as they are.

@@ -4,6 +4,7 @@ at a time, the images and texts that it is given, and where rows of text and ima
 The texts that vision-language models are asked with are files beside this one, or a user's own.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -52,7 +53,7 @@ def read_template(path: str | None, default: str, *placeholders: str) -> str:
 
     Raises UserError if there is no such file, or if it lacks a placeholder.
     """
-    file = Path(path) if path else _FOLDER / default
+    file = Path(os.path.expanduser(path)) if path else _FOLDER / default
     text = read_text(file, "template")
     for placeholder in placeholders:
         if text.count(placeholder) != 1:
