@@ -45,6 +45,11 @@ def read_rows(path: Path, what: str = "file") -> Iterator[tuple[int, dict[str, A
             yield number, parse_object(line, f"{path}:{number}")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A file that is one JSON object. Raises UserError."""
+    return parse_object(read_bytes(path), str(path))
+
+
 def parse_object(text: bytes, where: str) -> dict[str, Any]:
     """One JSON object. Raises UserError that begins with `where`."""
     decoded = _decoded(text, where)
@@ -64,7 +69,7 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:  # a key twice; an integer of thousands of digits
         raise UserError(f"{where}: not valid JSON here: {str(error).partition(';')[0]}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: a row must be a JSON object, not {type(value).__name__}")
+        raise UserError(f"{where}: this must be a JSON object, not {type(value).__name__}")
     return value
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from policy.prompts import prompt_row
 from policy.records import Box, Prompt
 from rewards.expert import Expert, ExpertScores
-from rewards.http import DIGEST, read_secret, request
+from rewards.http import DIGEST, http_client, read_secret, request
 from rewards.responses import AppliesReply, ExpertStates, ScoreReply
 
 T = TypeVar("T", bound=BaseModel)
@@ -56,7 +56,7 @@ class RemoteExpert(Expert):
                 raise RemoteExpertError(f"the environment variable {token_env} holds no token")
             headers["Authorization"] = f"Bearer {token}"
         self._expert, self._retries = expert, retries
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._http = http_client(url, base_url=url, headers=headers, timeout=timeout_s)
         self.pass_threshold = self._look_up()
 
     def applies(self, prompt: Prompt) -> bool:

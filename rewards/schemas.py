@@ -11,10 +11,12 @@ from typing import Annotated, Any, TypeVar
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.datastructures import UploadFile
 
-from policy.prompts import parse_prompt, plain_prompt
+from policy.errors import UserError
+from policy.jsonl import parse_object
+from policy.prompts import named_prompt, parse_prompt, plain_row
 from policy.records import Prompt
 from rewards.images import read_images as read_images
 
@@ -144,16 +146,12 @@ def read_prompt(given: str | dict[str, Any], *where: str | int) -> Prompt:
         raise invalid(f"the prompt is longer than {_LARGEST_PROMPT} characters", *where)
     if isinstance(given, str):
         given = given.strip()
-        if not given:
-            raise invalid("the prompt is empty", *where)
-        if not given.startswith(("{", "[")):
-            return plain_prompt(given)
         try:
-            given = from_json(given)
-        except ValueError as error:
-            raise invalid(f"not valid JSON: {error}", *where) from error
-        if not isinstance(given, dict):
-            raise invalid("the JSON must be an object with the fields of a prompt row", *where)
+            if not given.startswith(("{", "[")):
+                return named_prompt(plain_row(given), "prompt")
+            given = parse_object(given.encode("utf-8", "surrogatepass"), "prompt")
+        except UserError as error:
+            raise invalid(str(error), *where) from error
     try:
         return parse_prompt(given)
     except ValidationError as error:

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from policy.errors import UserError
-from rewards.http import read_secret, request
+from rewards.http import http_client, read_secret, request
 
 _FIRST_PAUSE_S = 0.5  # doubles with every try
 _LONGEST_PAUSE_S = 30.0
@@ -66,7 +66,7 @@ class Chat:
         self._url = url.rstrip("/") + "/chat/completions"
         self._model = model
         self._retries = retries
-        self._client = httpx.Client(timeout=timeout_s, headers=_authorization(api_key_env))
+        self._client = http_client(url, timeout=timeout_s, headers=_authorization(api_key_env))
 
     def ask(self, image: np.ndarray, question: str, **parameters) -> Choice:
         """The answer on an image, uint8 [H, W, 3]. `parameters` go into the request as they are.
@@ -83,15 +83,15 @@ class Chat:
         for number in range(1 + self._retries):
             pause = min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S)
             try:
-                response, content = request(
+                response, reply = request(
                     self._client, "POST", self._url, max_bytes=_MOST_BYTES, json=body
                 )
             except httpx.TransportError as error:
                 failure = ChatError(f"{self._url}: {type(error).__name__}: {error}")
             else:
                 if response.is_success:
-                    return self._read(content)
-                said = " ".join(content.decode(errors="replace").split())[:300]
+                    return self._read(reply)
+                said = " ".join(reply.decode(errors="replace").split())[:300]
                 failure = ChatError(
                     f"{self._url}: {response.status_code}: {said}", response.status_code
                 )
