@@ -39,3 +39,9 @@ def test_a_template_without_its_placeholder_is_named(tmp_path):
         load_templates(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         load_templates(tmp_path / "nowhere")
+
+
+def test_raw_placeholders_change_nothing(tmp_path):
+    (tmp_path / "image.txt").write_text("{raw_prompt}. {raw_cot}|{cot}")
+    text = load_templates(tmp_path).image_conversation(" a {cot} dog. ", " it {raw_prompt} ")
+    assert text.startswith("User: a {cot} dog. .  it {raw_prompt} |it {raw_prompt}\n")
