@@ -58,7 +58,8 @@ def server():
         def do_GET(self):
             asked.append(path := self.path.removeprefix("/commit/"))
             if path not in answers:
-                return self.send_error(404)
+                self.send_error(404)
+                return
             whole = CONTENT[path] if answers[path] is None else answers[path]
             self.send_response(200)
             self.send_header("Content-Length", str(len(whole)))
