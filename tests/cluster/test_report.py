@@ -87,7 +87,7 @@ def test_the_first_and_the_last_evaluation_stand_side_by_side(run):
     assert (rows["relation"].before, rows["relation"].after) == (None, "1.000")
     assert "Diversity" not in rows  # no prompt had two samples
     assert (rows["color"].table, rows["color"].before) == ("reward by task type", "0.250")
-    assert "reward by task type step 0 step 10 difference color 0.250 0.750 +0.500" in text
+    assert "reward by task typestep 0step 10difference color0.2500.750+0.500" in text
 
 
 def test_whatever_a_prompt_says_is_text(run):
