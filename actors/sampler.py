@@ -130,7 +130,7 @@ class TwoPhaseSampler(Sampler):
                 weights_version=self.weights_version,
                 cot_prompt_ids=np.array(cot_prompts[n], np.int64),
                 cot_ids=np.array(cots.ids[n], np.int64),
-                cot_text=texts[n],
+                cot_text=texts[n].strip(),
                 image_prompt_ids=np.array(image_prompts[n], np.int64),
                 image_ids=ids[n],
                 cot_logps=np.array(cots.logps[n], np.float32),

@@ -228,6 +228,18 @@ def convert(
     console.print(f"{done.folder}: {size}", highlight=False, soft_wrap=True, markup=False)
 
 
+@app.command()
+def fetch(
+    what: Annotated[Literal["t2i_r1"], typer.Argument(help="t2i_r1: T2I-R1's prompts and wording")],
+    out: Annotated[Path, typer.Option(help="folder for them")] = Path("data/t2i_r1"),
+):
+    """Get published prompts and their wording, which the recipes for Janus-Pro read."""
+    from cluster.commands.fetch import T2I_R1
+    from cluster.commands.fetch import fetch as run
+
+    run(T2I_R1, out.expanduser(), console)
+
+
 def _with_policy(overrides: list[str], policy: str | None) -> list[str]:
     # Quoted, or YAML might take the path for something else.
     return (

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.rollout import choose_sampler
+from cluster.commands.fetch import check_fetched
 from cluster.config import RunConfig, dump_config
 from cluster.estimate.store_memory import StoreNeed, store_need
 from cluster.files import write_whole
@@ -36,6 +37,7 @@ class Inputs:
 
 def validate_run(config: RunConfig) -> Inputs:
     """Raises UserError for the first thing that would stop the run later."""
+    check_fetched(config.policy.templates, config.train.prompts, config.evaluate.prompts)
     check_policy(config.policy)
     check_learner(config.learner, config.policy)
     check_experts(config.rewards)

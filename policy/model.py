@@ -186,7 +186,7 @@ class Janus:
         return [image_prompt_ids[0], *[self.pad_id] * (len(image_prompt_ids) - 2), image_prompt_ids[-1]]
 
     def cot_text(self, cot_ids: list[int]) -> str:
-        return self.tokenizer.decode(cot_ids, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(cot_ids, skip_special_tokens=True)
 
     # --- embeddings and heads ---
 

@@ -8,12 +8,16 @@ three text files that a user can replace:
 |---|---|---|
 | `system.txt` | system prompt of the semantic CoT; may be empty | |
 | `semantic_cot.txt` | what the user asks for the semantic CoT | `{prompt}` |
-| `image.txt` | what the user asks for the image | `{prompt}`, `{cot}` |
+| `image.txt` | what the user asks for the image | `{prompt}`, `{cot}`, or `{raw_prompt}`, `{raw_cot}` |
+
+In `image.txt`, `{prompt}` loses outer white space and a full stop at its end, `{cot}` outer white
+space; `{raw_prompt}` and `{raw_cot}` are as they are, as in T2I-R1's published code.
 """
 
 import hashlib
 import itertools
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -157,6 +161,7 @@ def group_stream(prompts: Sequence[Prompt], group_size: int, seed: int) -> Itera
 
 DEFAULT_FOLDER = Path(__file__).parent / "templates"
 BEGIN_OF_IMAGE = "<begin_of_image>"
+_PLACEHOLDER = re.compile(r"\{(prompt|cot|raw_prompt|raw_cot)\}")
 
 
 @dataclass(frozen=True)
@@ -170,15 +175,16 @@ class Templates:
         return _conversation(self.system, self.semantic_cot.replace("{prompt}", prompt))
 
     def image_conversation(self, prompt: str, cot: str) -> str:
-        """The text after which the model writes image tokens. A prompt that ends in "." gets no second
-        one."""
-        sentence = prompt.strip().removesuffix(".")
-        # Fill the prompt last: a CoT that happens to contain "{prompt}" stays as it is.
-        head, brace, tail = self.image.partition("{cot}")
-        asked = head.replace("{prompt}", sentence) + (cot.strip() if brace else "")
-        return _conversation("", (asked + tail.replace("{prompt}", sentence)).strip()) + (
-            BEGIN_OF_IMAGE
-        )
+        """The text after which the model writes image tokens."""
+        values = {
+            "prompt": prompt.strip().removesuffix("."),
+            "cot": cot.strip(),
+            "raw_prompt": prompt,
+            "raw_cot": cot,
+        }
+        # All in one pass: a CoT that happens to contain "{prompt}" stays as it is.
+        asked = _PLACEHOLDER.sub(lambda found: values[found[1]], self.image)
+        return _conversation("", asked.strip()) + BEGIN_OF_IMAGE
 
 
 def _conversation(system: str, user: str) -> str:
@@ -201,12 +207,12 @@ def load_templates(folder: str | Path | None = None) -> Templates:
         path = path if path.exists() else DEFAULT_FOLDER / name
         content = read_text(path).strip()
         for placeholder in placeholders:
-            if placeholder not in content:
+            if not any(name in content for name in placeholder.split(" or ")):
                 raise UserError(f"{path}: the template must contain {placeholder}")
         return content
 
     return Templates(
         system=text("system.txt"),
         semantic_cot=text("semantic_cot.txt", "{prompt}"),
-        image=text("image.txt", "{prompt}", "{cot}"),
+        image=text("image.txt", "{prompt} or {raw_prompt}", "{cot} or {raw_cot}"),
     )

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from actors.rollout import make_sampler
+from cluster.commands.fetch import check_fetched
 from cluster.config import RunConfig
 from cluster.placement import check_room, roles, total_cpus
 from cluster.ray_session import existing_cluster, ray_session
@@ -59,6 +60,7 @@ def generate(
     """Draw prompts on this machine: NNNN.png, cots.jsonl and grid.png into `out`."""
     prompts = _prompts(asked)
     check_writable(out)
+    check_fetched(config.policy.templates)
     torch.set_num_threads(1)
     # A GPU is used where there is one, whatever the run gives its actors.
     actors = config.actors.model_copy(update={"num_gpus": float(torch.cuda.is_available())})

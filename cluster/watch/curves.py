@@ -148,12 +148,18 @@ def charts(curves: dict[str, Points], experts: Sequence[str]) -> list[Chart]:
     others: dict[str, list[str]] = {}
     for name in curves:
         if name not in named:
-            part, last = name.partition("/")[0], name.rpartition("/")[2]
-            others.setdefault(f"Experts: {last}" if part == "expert" else part, []).append(name)
-    panels += [("Seconds a step" if p == "time" else p, tuple(names)) for p, names in others.items()]
+            others.setdefault(_other_panel(name), []).append(name)
+    panels += [(title, tuple(names)) for title, names in others.items()]
     span = (min(steps), max(steps))
     present = [(title, {n: curves[n] for n in names if n in curves}) for title, names in panels]
     return [_chart(title, found, span) for title, found in present if found]
+
+
+def _other_panel(name: str) -> str:
+    part, *_, last = name.split("/")
+    if name.startswith(("reward/task/", "eval/reward/task/")):
+        return "Held-out reward by task type" if part == "eval" else "Reward by task type"
+    return {"expert": f"Experts: {last}", "time": "Seconds a step"}.get(part, part)
 
 
 def _chart(title: str, curves: dict[str, Points], span: tuple[int, int]) -> Chart:

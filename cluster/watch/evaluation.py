@@ -69,6 +69,11 @@ class Evaluation:
         """Every expert that scored something, in order of appearance."""
         return tuple(dict.fromkeys(name for j in self.scored for name in j.scores))
 
+    @property
+    def task_types(self) -> tuple[str, ...]:
+        """Those of its prompts, in alphabetical order."""
+        return tuple(sorted({j.prompt.task_type for j in self.scored}))
+
     def by_prompt(self) -> dict[str, list[ScoredSample]]:
         """Prompt id -> its samples, in order of appearance."""
         groups = defaultdict(list)
@@ -90,6 +95,9 @@ class Evaluation:
             found["diversity"] = _mean(diversity([j.sample.image for j in g]) for g in groups)
         for expert in self.experts:
             found[expert] = _mean(j.scores[expert] for j in self.scored if expert in j.scores)
+        for task_type in self.task_types:
+            of_type = (j.reward for j in self.scored if j.prompt.task_type == task_type)
+            found[f"reward/task/{task_type}"] = _mean(of_type)
         return {f"eval/{name}": value for name, value in found.items()}
 
 

@@ -27,7 +27,8 @@ def rollout_metrics(
 
 
 def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Over all samples of all scored groups; `reward/std` is the mean spread within a group."""
+    """Over all samples of all scored groups; `reward/std` is the mean spread within a group,
+    `reward/task/TYPE` the mean over the prompts of one task type."""
     if not groups:
         return {}
     rewards = rewards_of(groups)
@@ -41,7 +42,8 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         given = values[:, column][~np.isnan(values[:, column])]
         if len(given):
             metrics[f"reward/{name}"] = float(given.mean())
-    return metrics
+    types = np.array([group.prompt.task_type for group in groups])
+    return metrics | {f"reward/task/{t}": float(rewards[types == t].mean()) for t in sorted(set(types))}
 
 
 def expert_metrics(rollout: RolloutBatch) -> dict[str, float]:

@@ -59,7 +59,7 @@ class Change:
     """One number of the first and of the last evaluation, None where it was not measured."""
 
     label: str
-    is_expert: bool
+    table: str  # "" for the headlines, else "expert" or "reward by task type"
     before: str | None
     after: str | None
     difference: str
@@ -191,11 +191,14 @@ def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Pat
 
 
 def changes(first: Evaluation, last: Evaluation) -> list[Change]:
-    """The numbers of two evaluations side by side: the headlines, then each expert."""
+    """The numbers of two evaluations side by side: the headlines, each expert, and the reward of each
+    task type."""
     before, after = first.metrics(), last.metrics()
-    experts = dict.fromkeys((*first.experts, *last.experts))
+    tables = dict.fromkeys(RESERVED, "") | dict.fromkeys((*first.experts, *last.experts), "expert")
+    for task_type in sorted({*first.task_types, *last.task_types}):
+        tables[f"reward/task/{task_type}"] = "reward by task type"
     rows = []
-    for name in (*RESERVED, *experts):
+    for name, table in tables.items():
         a, b = before.get(f"eval/{name}"), after.get(f"eval/{name}")
         if a is None and b is None:
             continue
@@ -205,8 +208,8 @@ def changes(first: Evaluation, last: Evaluation) -> list[Change]:
             verdict = "better" if difference > 0 else "worse"
         rows.append(
             Change(
-                label=LABELS.get(name, name),
-                is_expert=name in experts,
+                label=LABELS.get(name, name.removeprefix("reward/task/")),
+                table=table,
                 before=None if a is None else _number(name, a),
                 after=None if b is None else _number(name, b),
                 difference="" if difference is None else _signed(name, difference),

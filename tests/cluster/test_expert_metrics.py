@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from cluster.rollouts import RolloutBatch
-from cluster.watch.metrics import expert_metrics
+from cluster.rollouts import RolloutBatch, ScoredGroup
+from cluster.watch.metrics import expert_metrics, reward_metrics
 from cluster.watch.reward_warnings import RewardWarnings
+from policy.records import Group, Prompt, Scores
 from rewards.expert import ExpertResult, ExpertScores, Failure, GroupResults
 
 NAN = float("nan")
@@ -68,3 +69,14 @@ def test_an_alarm_is_told_of_once_a_spell():
     assert len(reward_warnings.new(constant)) == 1
     wrong = expert_metrics(rollout({"a": Failure("a", 1, "nan", not_a_score=True), "b": [0, 1]}))
     assert reward_warnings.new(wrong) == ["expert a gave NaN or infinity instead of a score"]
+
+
+def test_rewards_are_told_apart_by_task_type():
+    def group(task_type: str, *rewards: float) -> ScoredGroup:
+        ids, values = ("p/0", "p/1"), np.array([rewards], np.float32).T
+        scores = Scores(ids, ("a",), values, values[:, 0], values[:, 0] > 0.5)
+        return ScoredGroup(Group(Prompt("p", "p", task_type), 2), 0, 0, 1, 8, scores)
+
+    metrics = reward_metrics([group("color", 0, 1), group("left of", 1, 1), group("color", 0, 0)])
+    by_type = {name: value for name, value in metrics.items() if "/task/" in name}
+    assert by_type == {"reward/task/color": 0.25, "reward/task/left of": 1.0}

@@ -83,12 +83,15 @@ def test_evaluation_metrics_are_the_means_one_gets_by_hand(evaluation):
         "eval/diversity": pytest.approx((0.2 + 1.0 + 0.8) / 3),  # a single sample is left out
         "eval/objects": pytest.approx(2.8 / 4),
         "eval/relation": pytest.approx(1.2 / 3),  # it does not apply to the other prompt
+        "eval/reward/task/spatial": 0.5,
+        "eval/reward/task/numeracy": pytest.approx(0.7),
     }
 
 
 def test_what_nothing_can_be_said_on_is_absent():
     metrics = Evaluation(0, 0, (scored(plan=None),)).metrics()
-    assert set(metrics) == {"eval/reward", "eval/strict_accuracy", "eval/cot_tokens"}
+    known = {"eval/reward", "eval/strict_accuracy", "eval/cot_tokens", "eval/reward/task/spatial"}
+    assert set(metrics) == known
 
 
 def test_evaluations_that_mean_nothing_are_refused():

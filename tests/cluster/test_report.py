@@ -86,9 +86,9 @@ def test_the_report_loads_nothing(run):
 
 
 def test_the_first_and_the_last_evaluation_stand_side_by_side(run):
-    text = page(run).text
-    assert "+0.500 from 0.250" in " ".join(text.split())
-    assert "+100.0 points from 0.0%" in " ".join(text.split())
+    text = " ".join(page(run).text.split())
+    assert "+0.500 from 0.250" in text
+    assert "+100.0 points from 0.0%" in text
 
     found = changes(evaluation(0, 0.25, objects=0.5), evaluation(9, 0.2, relation=1))
     rows = {row.label: row for row in found}
@@ -96,6 +96,8 @@ def test_the_first_and_the_last_evaluation_stand_side_by_side(run):
     assert (rows["objects"].before, rows["objects"].after) == ("0.500", None)
     assert (rows["relation"].before, rows["relation"].after) == (None, "1.000")
     assert "Diversity" not in rows  # no prompt had two samples
+    assert (rows["color"].table, rows["color"].before) == ("reward by task type", "0.250")
+    assert "reward by task typestep 0step 10difference color0.2500.750+0.500" in text
 
 
 def test_whatever_a_prompt_says_is_text(run):
@@ -238,7 +240,9 @@ def test_every_series_is_in_exactly_one_chart(run):
     names = [line.name for chart in found for line in chart.lines]
     assert len(names) == len(set(names))
     assert {"reward/mean", "eval/reward", "kl/cot", "my/own", "eval/relation"} <= set(names)
-    assert [chart.title for chart in found if chart.lines[0].name == "my/own"] == ["my"]
+    titles = {chart.lines[0].name: chart.title for chart in found}
+    assert titles["my/own"] == "my"
+    assert titles["eval/reward/task/color"] == "Held-out reward by task type"
 
 
 def test_a_resumed_run_replaces_the_steps_that_it_repeats():

@@ -52,3 +52,9 @@ def test_a_byte_order_mark_is_not_said_to_the_model(tmp_path):
     (tmp_path / "image.txt").write_bytes("{prompt} {cot} ü".encode("latin-1"))
     with pytest.raises(UserError, match=r"image\.txt: not UTF-8 text"):
         load_templates(tmp_path)
+
+
+def test_raw_placeholders_change_nothing(tmp_path):
+    (tmp_path / "image.txt").write_text("{raw_prompt}. {raw_cot}|{cot}")
+    text = load_templates(tmp_path).image_conversation(" a {cot} dog. ", " it {raw_prompt} ")
+    assert text.startswith("User: a {cot} dog. .  it {raw_prompt} |it {raw_prompt}\n")
