@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from ray import ObjectRef
 from ray.exceptions import RayError
-from torch import Tensor
 
 from learner.ahead import Ahead, arrivals, of_each_sample, prepared_logps
 from learner.async_checkpoint import ENGINE_FOLDER, Writer
@@ -35,57 +34,11 @@ from learner.deepspeed_engine import (
 )
 from learner.logprobs import JanusLogps, Logps
 from learner.lora import adapters_off, add_adapters, exports, gathered
-from learner.losses import LossInputs, LossResult, load_loss
+from learner.losses import LossInputs, load_loss
+from learner.step_metrics import StepMetrics
 from policy.model import PolicyConfig, load_janus
 from policy.records import Sample
 from policy.weights import Broadcast, BroadcastRendezvous, Manifest, pack, plan_buckets
-
-
-class StepMetrics:
-    """Weighted sums of a step's metrics."""
-
-    def __init__(self, device: str):
-        self.device = device
-        self.sums: dict[str, Tensor] = {}  # [sum, count] each
-        self.largest: dict[str, Tensor] = {}
-
-    def add(self, loss: LossResult, weight: Tensor) -> None:
-        """`weight`: the sum of the batch's token weights."""
-        self._add("loss", loss.sum.detach(), weight)
-        for name, (total, count) in loss.metrics.items():
-            self._add(name, total, count)
-
-    def add_mean(self, name: str, values: Tensor, weights: Tensor) -> None:
-        self._add(name, (values * weights).sum(), weights.sum())
-
-    def add_max(self, name: str, values: Tensor) -> None:
-        largest = values.max() if values.numel() else torch.zeros((), device=self.device)
-        self.largest[name] = torch.maximum(self.largest.get(name, largest), largest)
-
-    def _add(self, name: str, total: Tensor, count: Tensor) -> None:
-        pair = torch.stack([total.float(), count.float()])
-        self.sums[name] = self.sums.get(name, torch.zeros(2, device=self.device)) + pair
-
-    def reduce(self) -> dict[str, float]:
-        """Means and maxima over all ranks; `loss` is the mean over all tokens, those of its parts
-        (`loss/...`) together where the loss tells them."""
-        names = sorted(self.sums)
-        table = torch.stack([self.sums[name] for name in names])
-        dist.all_reduce(table)
-        sums = dict(zip(names, table.tolist(), strict=True))
-        parts = [pair for name, pair in sums.items() if name.startswith("loss/")]
-        if parts:
-            sums["loss"] = [sum(column) for column in zip(*parts, strict=True)]
-        means = {name: total / max(count, 1e-8) for name, (total, count) in sums.items()}
-        return means | self._reduce_largest()
-
-    def _reduce_largest(self) -> dict[str, float]:
-        names = sorted(self.largest)
-        if not names:
-            return {}
-        values = torch.stack([self.largest[name].float() for name in names])
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
-        return dict(zip(names, values.tolist(), strict=True))
 
 
 class LearnerWorker:
@@ -248,29 +201,10 @@ class LearnerWorker:
         inputs = self._loss_inputs(batch, reference)
         result = self.loss(inputs, self.config)
         metrics_sum.add(result, batch.token_weights.sum())
-        self._add_gaps(metrics_sum, inputs, batch)
+        metrics_sum.add_gaps(inputs, batch, self.config)
         # DeepSpeed averages gradients over ranks; we want their sum.
         loss = result.sum / total_weight * self.world
         self.engine.backward(loss, scale_wrt_gas=False)
-
-    @torch.no_grad()
-    def _add_gaps(self, metrics_sum: StepMetrics, inputs: LossInputs, batch: Batch) -> None:
-        """How far the learner's log-probabilities are from the sampler's, before the step: what is left
-        on-policy is rounding, which bfloat16 has more of. And how far guidance takes an image."""
-        config = self.config
-        for phase, here in inputs.columns.items():
-            if (config.cot_weight if phase == "cot" else config.image_weight) == 0:
-                continue
-            weights = inputs.token_weights[:, here]
-            moved = torch.where(weights > 0, (inputs.logps - inputs.sampled_logps)[:, here], 0.0)
-            ratio = moved.exp()
-            beyond = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
-            metrics_sum.add_mean(f"sampler_gap/{phase}", moved.abs(), weights)
-            metrics_sum.add_mean(f"sampler_gap_beyond_clip/{phase}", beyond.float(), weights)
-            metrics_sum.add_max(f"sampler_gap_max/{phase}", moved.abs())
-            if phase == "image":
-                gap = (batch.guided_logps - batch.sampled_logps[:, here]).abs()
-                metrics_sum.add_mean("guidance_gap", gap, weights)
 
     def _loss_inputs(self, batch: Batch, reference: Logps | None) -> LossInputs:
         """`train_distribution: guided` compares the guided distribution with the guided one that the
