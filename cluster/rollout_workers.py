@@ -1,7 +1,9 @@
-"""The rollout workers of a run as a pool: started together, replaced one by one when they are lost."""
+"""The rollout workers of a run as a pool: started together, replaced one by one when they are lost; and
+how groups are dealt to them."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import ray
@@ -14,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.rollout import RolloutWorker
 from cluster.config import RunConfig
 from policy.errors import UserError, in_one_line
+from policy.records import Batch, Group
 
 log = logging.getLogger(__name__)
 
@@ -90,3 +93,23 @@ class RolloutWorkers:
         self.handles[number] = self._start(number)
         self._loading[number] = self.handles[number].ready.remote()
         self.replaced += 1
+
+
+def cut_in_batches(groups: Sequence[Group], workers: int, batch_size: int) -> list[Batch]:
+    """Cut groups, in their order, into batches of whole groups, at most `batch_size` samples each; a
+    group that is larger is a batch of its own.
+
+    The workers take the batches in turns, so a round costs as much as its largest batch. There are as
+    few rounds as possible, and the batches of all rounds differ by one group at most.
+    """
+    if not groups:
+        return []
+    rounds = max(1, -(-sum(map(len, groups)) // (workers * batch_size)))
+    while True:
+        number = min(len(groups), rounds * workers)
+        size, larger = divmod(len(groups), number)
+        rest = iter(groups)
+        batches = [tuple(islice(rest, size + (n < larger))) for n in range(number)]
+        if all(len(batch) == 1 or sum(map(len, batch)) <= batch_size for batch in batches):
+            return batches
+        rounds += 1

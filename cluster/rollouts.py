@@ -25,7 +25,7 @@ from ray.util.placement_group import PlacementGroup
 
 from actors.rollout import RolloutStats
 from cluster.config import RunConfig
-from cluster.rollout_workers import RolloutWorkers
+from cluster.rollout_workers import RolloutWorkers, cut_in_batches
 from policy.errors import UserError
 from policy.records import Batch, Group, Prompt, Sample, Scores, Work
 from policy.weights import PublishedWeights
@@ -386,23 +386,3 @@ def _fetch_error(refs: Sequence[ObjectRef], limit_s: float) -> Exception | None:
     except LOST as error:
         return error
     return None
-
-
-def cut_in_batches(groups: Sequence[Group], workers: int, batch_size: int) -> list[Batch]:
-    """Cut groups, in their order, into batches of whole groups, at most `batch_size` samples each; a
-    group that is larger is a batch of its own.
-
-    The workers take the batches in turns, so a round costs as much as its largest batch. There are as
-    few rounds as possible, and the batches of all rounds differ by one group at most.
-    """
-    if not groups:
-        return []
-    rounds = max(1, -(-sum(map(len, groups)) // (workers * batch_size)))
-    while True:
-        number = min(len(groups), rounds * workers)
-        size, larger = divmod(len(groups), number)
-        rest = iter(groups)
-        batches = [tuple(islice(rest, size + (n < larger))) for n in range(number)]
-        if all(len(batch) == 1 or sum(map(len, batch)) <= batch_size for batch in batches):
-            return batches
-        rounds += 1

@@ -16,7 +16,7 @@ from cluster.estimate.gpu_memory import cache_bytes, published_bytes
 from cluster.estimate.hardware import CPU_CORE, Efficiency, Gpu
 from cluster.estimate.step_times import Times
 from cluster.estimate.workload import Lengths, gflop_an_image
-from cluster.rollouts import cut_in_batches
+from cluster.rollout_workers import cut_in_batches
 from cluster.weight_sync import wants_broadcast
 from learner.memory import sizes
 from policy.model import image_head_of, text_head_of, trunk_of

@@ -156,7 +156,7 @@ def charts(curves: dict[str, Points], experts: Sequence[str]) -> list[Chart]:
 
 
 def _other_panel(name: str) -> str:
-    part, *_, last = name.split("/")
+    part, last = name.partition("/")[0], name.rpartition("/")[2]
     if name.startswith(("reward/task/", "eval/reward/task/")):
         return "Held-out reward by task type" if part == "eval" else "Reward by task type"
     return {"expert": f"Experts: {last}", "time": "Seconds a step"}.get(part, part)

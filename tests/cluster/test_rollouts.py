@@ -12,8 +12,8 @@ from ray.util import remove_placement_group
 
 from cluster.config import load_config
 from cluster.placement import reserve, roles
-from cluster.rollout_workers import RolloutWorkers
-from cluster.rollouts import RolloutManager, cut_in_batches
+from cluster.rollout_workers import RolloutWorkers, cut_in_batches
+from cluster.rollouts import RolloutManager
 from policy.errors import UserError
 from policy.prompts import read_prompts
 from policy.records import Group, Prompt
