@@ -58,6 +58,17 @@ def _mix(x):
 
 
 @triton.jit
+def _time(token, mask, factor):
+    """Each token's time in the exponential race."""
+    bits = (_mix(token.to(tl.uint32) + 0x85EBCA6B) ^ mask) * factor
+    bits = (bits ^ (bits >> 15)) * 0x735A2D97
+    uniform = ((bits & 0x7FFFFFFF).to(tl.float32) + 0.5) * 4.656612873077393e-10  # 2**-31
+    # log1p, which Triton's interpreter does not have: for small values its series.
+    series = uniform * (1 + uniform * (0.5 + uniform / 3))
+    return tl.where(uniform < 1e-3, series, -tl.log(1 - uniform))
+
+
+@triton.jit
 def _add(top, total, x, inside):
     """One more value a lane in a running log-sum-exp: its maximum and its sum over exp(maximum)."""
     higher = tl.maximum(top, x)
@@ -114,13 +125,7 @@ def _kernel(
         top, total = _add(top, total, scaled, inside)
         score = scaled
         if not GREEDY:
-            bits = (_mix(token.to(tl.uint32) + 0x85EBCA6B) ^ mask) * factor
-            bits = (bits ^ (bits >> 15)) * 0x735A2D97
-            uniform = ((bits & 0x7FFFFFFF).to(tl.float32) + 0.5) * 4.656612873077393e-10  # 2**-31
-            # log1p, which Triton's interpreter does not have: for small values its series.
-            series = uniform * (1 + uniform * (0.5 + uniform / 3))
-            time = tl.where(uniform < 1e-3, series, -tl.log(1 - uniform))
-            score = tl.where(inside, scaled - tl.log(time), _LOWEST)
+            score = tl.where(inside, scaled - tl.log(_time(token, mask, factor)), _LOWEST)
         better = inside & (score > best)
         best = tl.where(better, score, best)
         winner = tl.where(better, token, winner)

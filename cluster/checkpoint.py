@@ -2,7 +2,8 @@
 
     checkpoints/step_000100/         a model in transformers layout, as `--policy` takes it, and
                 learner/             DeepSpeed's state: parameters, optimizer, schedule
-                state.json           the rest; written last, so a folder without it is no checkpoint
+                state.json           the rest, and size and SHA-256 of every file; written last, so a
+                                     folder without it is no checkpoint
 
 A checkpoint is written under another name while training goes on, and renamed when all of it is there.
 Fingerprints tell the files that a run reads apart from other files at the same paths. After a rollback,
@@ -15,40 +16,44 @@ import logging
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from ray.exceptions import RayTaskError
 
 from cluster.config import RunConfig
-from learner.async_checkpoint import to_universal
+from cluster.files import by_step, first_fault
+from learner.async_checkpoint import file_digest, take_digests, to_universal
 from learner.deepspeed_engine import Resume
 from learner.group import LearnerGroup
 from policy.errors import UserError
 from policy.hub import is_hub_id
+from policy.jsonl import parse_object, read_bytes, read_lines
+from rewards.rewards import RunningStats
 
 
 def truncate_after(path: Path, step: int) -> int:
-    """Drop the lines of later steps, and one that was cut off in the middle. Returns how many went.
-    The file is replaced as a whole or not at all."""
+    """Cut off a file of JSON lines after the last line of this step or an earlier one: later steps go,
+    and a line that was torn. Returns how many lines went."""
     if not path.exists():
         return 0
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if (at := _step(line)) is not None and at <= step]
-    if len(kept) < len(lines):
-        part = path.with_name(f"{path.name}.part")
-        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(part, path)
-    return len(lines) - len(kept)
+    lines = read_lines(path)
+    kept = max((n for n, line in enumerate(lines, 1) if _is_until(step, line)), default=0)
+    os.truncate(path, min(path.stat().st_size, sum(len(line) + 1 for line in lines[:kept])))
+    return len(lines) - kept
 
 
-def _step(line: str) -> int | None:
+def _is_until(step: int, line: bytes) -> bool:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return None
+        at = parse_object(line, "").get("step")
+    except UserError:
+        return False
+    return type(at) is int and at <= step
 
 
 _PEEK = 1 << 20
@@ -84,7 +89,7 @@ def fingerprint(path: Path) -> str:
 
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 _PART = ".part"
 
 
@@ -97,13 +102,18 @@ class State:
     weights_version: int
     ranks: int
     config: dict[str, Any]
-    expert_stats: dict[str, Any] = field(default_factory=dict)
+    expert_stats: dict[str, RunningStats] = field(default_factory=dict)
     """Of experts whose scores are normalised by what they were so far."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the files that the run reads, by the key that names them."""
     format: int = FORMAT
     files: dict[str, int] = field(default_factory=dict)
     """Size of every file, in bytes."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Of every file. (Format 1 had sizes alone.)"""
+
+
+_STATE = TypeAdapter(State)
 
 
 @dataclass(frozen=True)
@@ -127,23 +137,25 @@ class CheckpointManager:
         self._keep = keep
         self._tell = tell
         self._state: State | None = None
+        self._part = folder
         self.begun = 0
         """The step of the last checkpoint that was begun."""
         self._stalled_s = 0.0
         self._took: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"*{_PART}"):
-            shutil.rmtree(left)
+        self._sweep()
 
     def begin(self, learner: LearnerGroup, state: State) -> None:
         """Returns when the learner has copied its state to memory. A write that is still under way is
         waited for first."""
         self.wait(learner)
-        part = self._part(state.step)
+        self._sweep()
+        # Under a name of its own: a rank that was given up may still be at work in the last one's.
+        self._part = self.folder / f"{_name(state.step)}.{uuid.uuid4().hex[:8]}{_PART}"
         started = time.perf_counter()
         try:
-            part.mkdir()
-            learner.begin_save(str(part.absolute()))
+            self._part.mkdir()
+            learner.begin_save(str(self._part.absolute()))
         except (OSError, RayTaskError) as error:
             self._failed(state.step, error)
             return
@@ -180,73 +192,90 @@ class CheckpointManager:
     def abandon(self) -> None:
         """The learner is gone, and with it what it was writing."""
         if self._state is not None:
-            shutil.rmtree(self._part(self._state.step), ignore_errors=True)
             self._state = None
+            self._sweep()
 
     def _finish(self, state: State) -> None:
-        part = self._part(state.step)
-        sizes = {str(p.relative_to(part)): p.stat().st_size for p in part.rglob("*") if p.is_file()}
-        whole = State(**{**vars(state), "files": sizes})
-        with (part / "state.json").open("w", encoding="utf-8") as file:
+        digests = take_digests(self._part)
+        files = [p for p in self._part.rglob("*") if p.is_file()]
+        names = {str(p.relative_to(self._part)): p for p in files}
+        whole = replace(
+            state,
+            files={name: p.stat().st_size for name, p in names.items()},
+            sha256={name: digests.get(name) or file_digest(p) for name, p in names.items()},
+        )
+        with (self._part / "state.json").open("w", encoding="utf-8") as file:
             json.dump(asdict(whole), file)
             file.flush()
             os.fsync(file.fileno())
         target = self.folder / _name(state.step)
         if target.exists():
             shutil.rmtree(target)
-        part.rename(target)
-        for old in sorted(self.folder.glob("step_*[0-9]"))[: -self._keep]:
+        self._part.rename(target)
+        # Of a later step are those that could not be gone on from: they count for nothing here.
+        past = [path for step, path in by_step(self.folder, "step") if step <= state.step]
+        for old in past[: -self._keep]:
             shutil.rmtree(old)
 
     def _failed(self, step: int, error: Exception) -> None:
-        shutil.rmtree(self._part(step), ignore_errors=True)
+        self._sweep()
         why = getattr(error, "cause", None) or error
         self._tell(f"the checkpoint of step {step} could not be written: {why}; those before it stay")
 
-    def _part(self, step: int) -> Path:
-        return self.folder / f"{_name(step)}{_PART}"
+    def _sweep(self) -> None:
+        for left in self.folder.glob(f"*{_PART}"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
-def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
-    """The newest sound checkpoint of `folder`; tells of those that are not.
+def newest(folder: Path, tell: Callable[[str], None], *, read_all: bool = True) -> Checkpoint | None:
+    """The newest sound checkpoint of `folder`; tells of those that are not. Without `read_all` files
+    count as sound if they have their size.
 
     Raises UserError for one that a newer version of this program wrote.
     """
-    for path in sorted(folder.glob("step_*[0-9]"), reverse=True):
+    for _, path in reversed(by_step(folder, "step")):
         try:
-            return load(path)
+            return load(path, read_all=read_all)
         except _Torn as torn:
             tell(f"{path} is not whole ({torn}): an earlier one is used")
     return None
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, *, read_all: bool = True) -> Checkpoint:
     """Raises UserError for a checkpoint of a newer version."""
     try:
-        raw = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        found = raw["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Torn(f"state.json: {error}") from None
-    if found > FORMAT:
+        content = read_bytes(path / "state.json")
+        found = parse_object(content, "state.json").get("format")
+    except UserError as error:
+        raise _Torn(str(error)) from None
+    if type(found) is int and found > FORMAT:
         raise UserError(
             f"{path}: written by a newer version of bicot (format {found}, this one reads {FORMAT})"
         )
     try:
-        state = State(**raw)
-    except TypeError as error:
-        raise _Torn(f"state.json: {error}") from None
-    for wrong in _wrong_files(path, state.files):
+        state = _STATE.validate_json(content, strict=True)
+    except ValidationError as error:
+        raise _Torn(f"state.json: {first_fault(error)}") from None
+    if path.name != _name(state.step):
+        raise _Torn(f"state.json is of step {state.step}")
+    for wrong in _wrong_files(path, state, read_all):
         raise _Torn(wrong)
     return Checkpoint(path, state)
 
 
-def _wrong_files(path: Path, files: dict[str, int]) -> Iterator[str]:
-    for name, size in files.items():
+def _wrong_files(path: Path, state: State, read_all: bool) -> Iterator[str]:
+    for name, size in state.files.items():
         file = path / name
         if not file.is_file():
             yield f"{name} is missing"
         elif file.stat().st_size != size:
             yield f"{name} has {file.stat().st_size} bytes instead of {size}"
+    if read_all:
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(file_digest, [path / name for name in state.sha256])
+            for (name, digest), now in zip(state.sha256.items(), found, strict=True):
+                if now != digest:
+                    yield f"{name} does not hold what was written (SHA-256)"
 
 
 class _Torn(Exception):
@@ -303,14 +332,15 @@ _OF_AN_EXPERT = ("use", "options", "dtype", "weight", "normalize", "on_failure")
 
 def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to resume from, which is told; None: there is none, or the earlier run reached its
-    end.
+    end. One that reached its last step and was killed before its report has that left to do.
 
     Raises UserError, naming the keys, if the earlier run was of other settings.
     """
     if config.train.resume == "never":
         return None
     checkpoint = newest(config.folder / "checkpoints", tell)
-    if checkpoint is None or checkpoint.state.step >= config.train.steps:
+    left = config.train.steps - checkpoint.state.step if checkpoint else 0
+    if checkpoint is None or left < 0 or (left == 0 and not _lacks_report(checkpoint)):
         return None
     then, now = _leaves(checkpoint.state.config), _leaves(config.model_dump(mode="json"))
     changed = [
@@ -335,6 +365,14 @@ def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint
         )
     tell(f"{config.folder} goes on from step {checkpoint.state.step}")
     return checkpoint
+
+
+def _lacks_report(checkpoint: Checkpoint) -> bool:
+    """Whether the run that ended with this checkpoint was killed before its report, its last work."""
+    run = checkpoint.folder.parent.parent
+    report, written = run / "report.html", (checkpoint.folder / "state.json").stat().st_mtime
+    made = report.exists() and report.stat().st_mtime >= written
+    return (run / "metrics.jsonl").exists() and not made
 
 
 def affects_training(key: str) -> bool:

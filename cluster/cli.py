@@ -1,13 +1,14 @@
 """The `bicot` command."""
 
-import logging
+import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
-from rich.console import Console
 
+from cluster.terminal import TerminalConsole, guard_terminal
 from policy.errors import UserError, in_one_line
 
 app = typer.Typer(
@@ -16,7 +17,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = TerminalConsole()
+
+
+def path(text: str) -> Path:
+    """With the home directory for `~`, which a shell leaves as it is in `--out=~/x`."""
+    return Path(os.path.expanduser(text))
+
 
 ConfigFile = Annotated[Path, typer.Argument(help="a run's YAML file, e.g. examples/shapes/train.yaml")]
 Overrides = Annotated[list[str], typer.Argument(help="overrides, e.g. learner.lr=1e-4 seed=1")]
@@ -24,6 +31,10 @@ Policy = Annotated[
     str | None, typer.Option(help="model directory to use instead of the configured one")
 ]
 
+RunFolder = Annotated[Path, typer.Argument(help="a run directory, finished or not", parser=path)]
+Target = Annotated[
+    Path, typer.Argument(metavar="DST", help="a new directory, or an empty one", parser=path)
+]
 Address = Annotated[
     str, typer.Option(envvar="RAY_ADDRESS", help="the Ray cluster; auto: this machine's")
 ]
@@ -44,9 +55,11 @@ def train(
     from cluster.run import EXIT_STATUS, Stopped
     from cluster.train import train as run
     from cluster.validate import validate_run
+    from policy.paths import check_writable
 
     resolved = load_config(config, overrides)
     check_kept(Path(resolved.runs_dir))
+    check_writable(resolved.folder)
     if dry_run:
         inputs = validate_run(resolved)
         console.print(dump_config(resolved), highlight=False, soft_wrap=True, markup=False)
@@ -74,7 +87,7 @@ def evaluate(
     overrides: Overrides = [],  # noqa: B006
     policy: Policy = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder for evaluation.json, PNGs and grid.png")
+        Path | None, typer.Option(help="folder for evaluation.json, PNGs and grid.png", parser=path)
     ] = None,
 ):
     """Generate for the held-out prompts and let the experts score: a table, JSON and a grid."""
@@ -89,7 +102,9 @@ def generate(
     config: ConfigFile,
     prompts: Annotated[list[str], typer.Argument(help="sentences, or one file of prompts (.jsonl)")],
     policy: Policy = None,
-    out: Annotated[Path, typer.Option(help="folder for CoTs, PNGs and the grid")] = Path("generated"),
+    out: Annotated[Path, typer.Option(help="folder for CoTs, PNGs and the grid", parser=path)] = Path(
+        "generated"
+    ),
     samples: Annotated[int, typer.Option(min=1, help="images a prompt")] = 4,
     seed: Annotated[int | None, typer.Option(help="instead of the configured one")] = None,
 ):
@@ -146,7 +161,8 @@ def estimate(
     price: Annotated[float | None, typer.Option(min=0, help="of a GPU-hour")] = None,
     cot_tokens: Annotated[int | None, typer.Option(min=1, help="mean length of a semantic CoT")] = None,
     figures: Annotated[
-        Path | None, typer.Option(help="measured figures, JSON lines; else they are assumed")
+        Path | None,
+        typer.Option(help="measured figures, JSON lines; else they are assumed", parser=path),
     ] = None,
 ):
     """Estimate memory, seconds a step, hours and the best split of GPUs. Loads and starts nothing; exit
@@ -159,7 +175,7 @@ def estimate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="a run directory, finished or not")]):
+def report(run: RunFolder):
     """Write report.html of a run directory again."""
     from cluster.watch.report import write_report
 
@@ -167,7 +183,7 @@ def report(run: Annotated[Path, typer.Argument(help="a run directory, finished o
 
 
 @app.command()
-def status(run: Annotated[Path, typer.Argument(help="a run directory, at work or not")]):
+def status(run: RunFolder):
     """Show where a run stands: step, pace, rewards, what was lost, the newest checkpoint."""
     from cluster.commands.runs import show_status
 
@@ -175,7 +191,7 @@ def status(run: Annotated[Path, typer.Argument(help="a run directory, at work or
 
 
 @app.command()
-def ledger(run: Annotated[Path, typer.Argument(help="a run directory")]):
+def ledger(run: RunFolder):
     """Show what became of every group of samples; exit status 1 if that does not add up."""
     from cluster.commands.runs import show_ledger
 
@@ -185,8 +201,8 @@ def ledger(run: Annotated[Path, typer.Argument(help="a run directory")]):
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="a run directory")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="a new directory, or an empty one")],
+    run: RunFolder,
+    target: Target,
     to: Annotated[
         Literal["transformers", "original"], typer.Option(help="the layout to write")
     ] = "transformers",
@@ -200,7 +216,7 @@ def export(
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="a model directory or a hub id")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="a new directory, or an empty one")],
+    target: Target,
     to: Annotated[Literal["transformers", "original"], typer.Option(help="the layout to write")],
     shard_gb: Annotated[float, typer.Option(min=0.001, help="size of one weights file, at most")] = 4,
 ):
@@ -225,21 +241,40 @@ def fetch(
 
 
 def _with_policy(overrides: list[str], policy: str | None) -> list[str]:
-    return [*overrides, f"policy.path={policy}"] if policy else overrides
+    # Quoted, or YAML might take the path for something else.
+    return (
+        [*overrides, f"policy.path={json.dumps(policy, ensure_ascii=False)}"] if policy else overrides
+    )
 
 
 def main() -> None:
     """Exit status 2 for what a person can mend, 1 for a fault of the program."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # Modules that a configuration names (experts, CoT checkers) may lie where the command is given.
-    sys.path.insert(0, str(Path.cwd()))
+    guard_terminal()
+    find_modules_here()
     try:
         app()
     except UserError as error:
         # Raised in a worker, it comes wrapped in that worker's traceback.
-        told = f"error: {in_one_line(error)}"
-        console.print(told, style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+        _end(in_one_line(error))
+    except OSError as error:  # a file or folder that cannot be what it should
+        if error.filename is None:
+            raise
+        _end(f"{error.filename}: {error.strerror}")
+
+
+def _end(told: object) -> NoReturn:
+    console.print(f"error: {told}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def find_modules_here() -> None:
+    """Modules that a configuration names (experts, CoT checkers) may lie where the command is given:
+    behind all others, so that a `rewards.py` there hides none of this program's own."""
+    here = str(Path.cwd())
+    if Path(__file__).parents[1] != Path.cwd():  # else it is where this program lies
+        sys.path[:] = [folder for folder in sys.path if folder not in ("", here)]
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,23 @@
 Each part defines its own settings beside its code; this file nests them and adds the driver's.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from actors.config import ActorsConfig
 from cluster.watch.wandb_log import WandbConfig
+from cluster.yaml_text import read_yaml, write_yaml
 from learner.config import LearnerConfig
 from policy.errors import UserError
+from policy.jsonl import read_text
 from policy.model import PolicyConfig
+from policy.paths import UserPath
 from rewards.config import RewardsConfig
 
 
@@ -25,7 +28,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompts: str
+    prompts: UserPath
     """A file of prompts, JSON lines."""
     steps: int = Field(1600, ge=1)
     """Optimizer steps of the whole run."""
@@ -68,7 +71,7 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompts: str
+    prompts: UserPath
     """A file of held-out prompts, JSON lines."""
     every: int = Field(100, ge=1)
     """Steps between evaluations; there is always one before the first step and one after the last."""
@@ -100,9 +103,9 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field("run", pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)
     """Names the run and its directory."""
-    runs_dir: str = "runs"
+    runs_dir: UserPath = "runs"
     """Where run directories lie; on a cluster, a path that outlives the driver."""
     seed: int = 0
     """Decides the order of prompts and which tokens are sampled."""
@@ -131,17 +134,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises UserError: one line that names the file, the key, and the nearest right key.
     """
-    path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    path = Path(os.path.expanduser(path))
+    tree = read_yaml(read_text(path, "configuration file"), str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values")
     for override in overrides:
@@ -154,18 +148,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML; loading it gives the same configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(config.model_dump(mode="json"))
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
+    where = f"override {shorten(override)}"
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r}: write key=value, for example learner.lr=1e-4")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", error)
-        raise UserError(f"override {override!r}: the value is not valid YAML: {problem}") from None
+        raise UserError(f"{where}: write key=value, for example learner.lr=1e-4")
+    value = read_yaml(text, where) if text else None
+    if isinstance(value, str) and text.startswith(value):
+        value = text  # not quoted: what YAML takes for a comment, " #1", belongs to a path
     *parents, last = key.split(".")
     branch = tree
     for name in parents:
@@ -173,7 +166,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if deeper is None:
             deeper = branch[name] = {}
         if not isinstance(deeper, dict):
-            raise UserError(f"override {override!r}: {name!r} is a value, not a group of keys")
+            raise UserError(f"{where}: {name!r} is a value, not a group of keys")
         branch = deeper
     branch[last] = value
 
@@ -183,16 +176,22 @@ def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> st
     faults = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     fault = faults[0]
     key = ".".join(str(part) for part in fault["loc"])
-    source = next((f"override {o!r}" for o in overrides if o.partition("=")[0] == key), where)
+    source = next((f"override {shorten(o)}" for o in overrides if o.partition("=")[0] == key), where)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
         near = _nearest(key, [*fault["loc"]])
-        return f"{source}: unknown key '{key}'" + (f"; did you mean '{near}'?" if near else "") + more
+        return f"{source}: unknown key {key!r}" + (f"; did you mean '{near}'?" if near else "") + more
     if fault["type"] == "missing":
         return f"{source}: key '{key}' is missing{more}"
-    given = f", not {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
+    given = f", not {shorten(fault['input'])}" if isinstance(fault["input"], str | int | float) else ""
     message = re.sub(r"^(Value error, |Input )", "", fault["msg"])
     return f"{source}: '{key}': {message}{given}{more}" if key else f"{source}: {message}{more}"
+
+
+def shorten(value: Any) -> str:
+    """As Python writes it, on one line that a person reads to its end."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 RENAMED = {

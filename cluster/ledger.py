@@ -4,14 +4,21 @@ A group's number is its place in the run's endless stream of prompts (`policy.pr
 the account adds up if each number from 0 on stands there once.
 """
 
-import json
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+
+from cluster.files import KeepGoing, Lines, first_fault
 from policy.errors import UserError
+from policy.jsonl import read_rows
+
+log = logging.getLogger(__name__)
 
 Outcome = Literal["trained", "filtered", "dropped", "skipped"]
 OUTCOMES: dict[Outcome, str] = {
@@ -27,44 +34,43 @@ class Entry:
     """One group. `first_index` is its first sample's; `attempts` counts how often it was
     generated (more than once if a worker was lost); `why` explains an outcome that is not "trained"."""
 
-    group: int
-    step: int
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    group: NonNegativeInt
+    step: NonNegativeInt
     prompt_id: str
-    first_index: int
-    weights_version: int
+    first_index: NonNegativeInt
+    weights_version: NonNegativeInt
     outcome: Outcome
     attempts: int = 1
     why: str = ""
 
 
-class Ledger:
-    """`ledger.jsonl` of a run directory: one line a group, written when its step is over."""
+_ENTRY = TypeAdapter(Entry)
 
-    def __init__(self, folder: Path):
-        self._file = (folder / "ledger.jsonl").open("a", encoding="utf-8")
+
+class Ledger:
+    """`ledger.jsonl` of a run directory: one line a group, written when its step is over, or as soon as
+    the disk has room."""
+
+    def __init__(self, folder: Path, tell: Callable[[str], None] = log.warning):
+        self._lines = Lines(folder / "ledger.jsonl", KeepGoing(tell))
+        self.forget_after, self.close = self._lines.forget_after, self._lines.close
 
     def add(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            self._file.write(json.dumps(vars(entry), ensure_ascii=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        self._lines.add(vars(entry) for entry in entries)
 
 
 def read_ledger(folder: Path) -> list[Entry]:
     """Raises UserError for a folder without a ledger, or naming the line that is no entry."""
     path = folder / "ledger.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: no ledger: {error.strerror}") from None
     entries = []
-    for number, line in enumerate(lines, 1):
+    for number, row in read_rows(path, "ledger"):
         try:
-            entries.append(Entry(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}:{number}: not an entry of a ledger: {error}") from None
+            entries.append(_ENTRY.validate_python(row))
+        except ValidationError as error:
+            raise UserError(
+                f"{path}:{number}: not an entry of a ledger: {first_fault(error)}"
+            ) from None
     return entries
 
 
@@ -72,8 +78,11 @@ def faults(entries: Sequence[Entry]) -> list[str]:
     """What does not add up: groups that are missing or stand there twice, samples used twice."""
     counts = Counter(entry.group for entry in entries)
     found = [f"group {n} stands there {k} times" for n, k in sorted(counts.items()) if k > 1]
-    missing = sorted(set(range(max(counts, default=-1) + 1)) - set(counts))
-    found += [f"group {n} is missing" for n in missing]
+    for before, after in pairwise([-1, *sorted(counts)]):
+        if after - before == 2:
+            found.append(f"group {before + 1} is missing")
+        elif after - before > 2:
+            found.append(f"groups {before + 1} to {after - 1} are missing")
     samples = Counter((entry.prompt_id, entry.first_index) for entry in entries)
     found += [
         f"samples {index} of prompt {name} were used {k} times"

@@ -5,8 +5,8 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from policy.errors import UserError
 
@@ -20,31 +20,40 @@ def run_lock(folder: Path) -> Iterator[None]:
     # Beside the directory, which may be put aside for a new one.
     path = folder.parent / f".{folder.name}.lock"
     with _held(path, folder) as file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with suppress(OSError):  # no room to say who holds it
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:
-            path.unlink()
+            if _is_at(path, file):
+                path.unlink()
             if new:
                 with suppress(OSError):  # not empty: there is a run in it now
                     folder.parent.rmdir()
 
 
-def _held(path: Path, folder: Path) -> TextIO:
+def _held(path: Path, folder: Path) -> FileIO:
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read().decode("utf-8", "replace").strip() or "another process"
             file.close()
             raise UserError(
                 f"{folder}: {holder} is at work there; give this run another name=..."
             ) from None
         # The last holder may have removed the file between our opening and locking it.
-        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+        if _is_at(path, file):
             return file
         file.close()
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    """Whether the path is still this file's: it may be gone, or another's."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray._private.worker import BaseContext
 from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
 from rich.console import Console
 
 from cluster.config import RayConfig
@@ -45,6 +46,7 @@ def ray_session(
     address = existing_cluster(config)
     options = {
         "runtime_env": {"env_vars": WORKER_ENV},
+        "job_config": OwnModulesFirst(),
         "logging_level": logging.ERROR,  # Ray's warning that it asks for a token; said below
         "log_to_driver": bool(os.environ.get("BICOT_WORKER_LOGS")),
     }
@@ -101,13 +103,23 @@ def why_not(address: str | None, error: Exception) -> str:
     if address and isinstance(error, ValueError):
         return (
             f"{address!r} is no address of a cluster's head: set ray.address or RAY_ADDRESS to"
-            " host:port (usually port 6379), or to auto; an http:// address is for `ray job submit --address`"
+            " host:port (usually port 6379), or to auto; an http:// address is for `ray job submit`"
         )
     if "AF_UNIX" in said:
         return f"{said}: the path of the temporary directory is too long: set RAY_TMPDIR to a short one"
     if isinstance(error, OSError):
         return f"{said}: Ray writes below RAY_TMPDIR, else TMPDIR, else /tmp, and below HOME"
     return said
+
+
+class OwnModulesFirst(JobConfig):
+    """Ray has its workers look for modules where the command was given before anywhere else: here in
+    this program's own folder first, so that a `rewards.py` there hides nothing."""
+
+    def _serialize(self) -> str:
+        if self._py_driver_sys_path:  # what comes last is put before the others
+            self._py_driver_sys_path.append(str(Path(__file__).parents[1]))
+        return super()._serialize()
 
 
 def largest_store_mb() -> int:

@@ -39,6 +39,7 @@ LOST = (RayActorError, GetTimeoutError, ObjectLostError)
 """The worker died, did not answer in time, or its node took its samples with it."""
 
 _REWARD_WORKERS_TRIED = 3  # over one request
+_START_LIMIT_S = 120.0  # of a reward worker, which loads no model
 
 
 @dataclass(frozen=True)
@@ -303,6 +304,7 @@ class RolloutManager:
                     log.warning("the reward worker hangs; a new one scores its groups again")
                     ray.kill(self._reward_worker)
                     self._reward_worker = self._start_reward_worker()
+                    ray.wait([self._reward_worker.__ray_ready__.remote()], timeout=_START_LIMIT_S)
                 self._score_again(pending, batches)
         raise UserError(
             f"no scores within {limit_s:g} s, the longest that rewards.timeout_s and rewards.retries"

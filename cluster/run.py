@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -23,7 +23,7 @@ from cluster.config import RunConfig
 from cluster.ledger import Entry, Ledger, Outcome
 from cluster.rollouts import RolloutBatch, ScoredGroup
 from cluster.watch.console import TrainProgress
-from cluster.watch.evaluation import Evaluation, Evaluator, NothingScored, load_evaluation
+from cluster.watch.evaluation import Evaluator, NothingScored, saved_evaluations
 from cluster.watch.recorder import Recorder
 from cluster.watch.reward_warnings import RewardWarnings
 from cluster.watch.wandb_log import WandbLog
@@ -31,7 +31,6 @@ from cluster.workers import Workers
 from learner.group import LearnerGroup
 from policy.errors import UserError, in_one_line
 from policy.weights import PublishedWeights
-from rewards.rewards import RunningStats
 
 _EMPTY_STEPS_TOLD = 3
 EXIT_STATUS = 75
@@ -130,7 +129,8 @@ class Run:
         wandb = None
         if config.train.wandb:
             wandb = WandbLog(config.train.wandb, config.folder, config.model_dump(mode="json"))
-        records = Recorder(config.folder, wandb=wandb), Ledger(config.folder)
+        recorder = Recorder(config.folder, wandb=wandb, tell=progress.say)
+        records = recorder, Ledger(config.folder, progress.say)
         marks = fingerprints(config)
         run = cls(config, workers, progress, evaluator, *records, checkpoints, marks, wandb)
         if start:
@@ -173,13 +173,12 @@ class Run:
         self.step = checkpoint.state.step if checkpoint else 0
         version = checkpoint.state.weights_version if checkpoint else 0
         stats = checkpoint.state.expert_stats if checkpoint else {}
-        self.workers.rollouts.running = {name: RunningStats(**kept) for name, kept in stats.items()}
+        self.workers.rollouts.running = dict(stats)
         self.recorder.close()
-        self.ledger.close()
+        self.ledger.forget_after(self.step)
         for name in ("metrics.jsonl", "ledger.jsonl"):
             truncate_after(self.config.folder / name, self.step)
-        self.recorder = Recorder(self.config.folder, next_step=self.step + 1, wandb=self.wandb)
-        self.ledger = Ledger(self.config.folder)
+        self.recorder = Recorder(self.config.folder, self.step + 1, self.wandb, self.progress.say)
         self.skipped = self.empty = 0
         assert self.workers.publish is not None
         with learner_at_work():
@@ -193,8 +192,8 @@ class Run:
         trained: Sequence[ScoredGroup],
         metrics: dict[str, float],
         skipped: bool,
-    ) -> Evaluation | None:
-        """Record a step, and do what is due after it. Returns the evaluation, if there was one.
+    ) -> None:
+        """Record a step, and do what is due after it.
 
         Raises UserError after too many skipped steps in a row.
         """
@@ -206,7 +205,7 @@ class Run:
         self.progress.step(self.step, metrics, rollout.failures, warnings)
         self.check_skipped(skipped)
         self.check_empty(rollout, trained)
-        return self.run_hooks(rollout)
+        self.run_hooks(rollout)
 
     def log_groups(self, rollout: RolloutBatch, trained: Sequence[ScoredGroup], skipped: bool) -> None:
         """Put the step's groups into the ledger."""
@@ -266,8 +265,9 @@ class Run:
         self.finish()
         raise UserError(f"{told}; mend that, and the same command goes on from here")
 
-    def run_hooks(self, rollout: RolloutBatch) -> Evaluation | None:
-        """Gallery, checkpoint and evaluation, when they are due; always at the last step."""
+    def run_hooks(self, rollout: RolloutBatch) -> None:
+        """Gallery, checkpoint and evaluation, when they are due; always at the last step. A checkpoint
+        is finished after its step's evaluation: a run that goes on from it lacks none."""
         train, last = self.config.train, self.step == self.config.train.steps
         if rollout.groups and (last or self.step % train.show_every == 0):
             shown = rollout.groups[:4]
@@ -281,8 +281,10 @@ class Run:
         with learner_at_work():
             if last or self.step % train.save_every == 0:
                 self.save()
+        if last or self.step % self.config.evaluate.every == 0:
+            self.evaluate()
+        with learner_at_work():
             self.checkpoints.poll(self.learner)
-        return self.evaluate() if last or self.step % self.config.evaluate.every == 0 else None
 
     def save(self) -> None:
         """Begin a checkpoint of where the run stands."""
@@ -292,7 +294,7 @@ class Run:
             ranks=self.config.learner.ranks,
             config=self.config.model_dump(mode="json"),
             fingerprints=self.fingerprints,
-            expert_stats={k: asdict(v) for k, v in self.workers.rollouts.running.items()},
+            expert_stats=dict(self.workers.rollouts.running),
         )
         self.checkpoints.begin(self.learner, state)
 
@@ -311,29 +313,22 @@ class Run:
 
     # --- evaluations ---
 
-    def first_evaluation(self) -> Evaluation:
-        """Of the weights before the first step; a resumed run reads it from disk."""
-        folder = self.config.folder / "samples" / "eval_000000"
-        if (folder / "evaluation.json").exists():
-            return load_evaluation(folder)
-        if self.step:
-            raise UserError(f"{folder}: the first evaluation of the run that goes on is missing")
-        first = self.evaluate()
-        assert first is not None  # at step 0
-        return first
+    def first_evaluation(self) -> None:
+        """Of the weights before the first step, unless the run had it."""
+        if not self.step and not saved_evaluations(self.config.folder):
+            self.evaluate()
 
-    def evaluate(self) -> Evaluation | None:
-        """None if no sample was scored: training goes on. Without a first one it does not begin."""
+    def evaluate(self) -> None:
+        """Training goes on if no sample was scored; without a first evaluation it does not begin."""
         try:
             found, failures = self.evaluator(self.workers.rollouts, self.weights, self.step)
         except NothingScored as error:
             if self.step == 0:
                 raise
             self.progress.say(str(error))
-            return None
+            return
         self.recorder.evaluation(self.step, found)
         self.progress.evaluation(found, failures)
-        return found
 
     def close(self) -> None:
         self.recorder.close()

@@ -29,10 +29,9 @@ from cluster.ray_session import ray_session
 from cluster.rollouts import PendingRollout, RolloutBatch, ScoredGroup
 from cluster.run import LearnerLost, Run, StopSignal, catch_stop_signals, learner_at_work
 from cluster.validate import run_folder, validate_run
-from cluster.watch.console import TrainProgress, evaluation_table
-from cluster.watch.evaluation import Evaluation
+from cluster.watch.console import TrainProgress
 from cluster.watch.metrics import rewards_of, rollout_metrics, time_metrics
-from cluster.watch.report import write_summary
+from cluster.watch.report import summarize
 from cluster.workers import start_workers
 from learner.advantages import group_advantages
 from learner.group import TrainingGroups
@@ -51,22 +50,21 @@ def train(config: RunConfig, console: Console) -> Path:
     with run_lock(config.folder):
         start = where_to_start(config, partial(console.print, highlight=False, soft_wrap=True))
         done, as_json = (start.state.step if start else 0), config.train.log == "json"
-        resume = start.resume(config.learner.ranks) if start else None
-        with (
-            ray_session(config.ray, total_cpus(config), console, inputs.store_need(config)),
-            start_workers(config, inputs.all_prompts, console, resume=resume) as workers,
-            TrainProgress(console, config.train.steps, done, as_json) as progress,
-        ):
-            run_folder(config, goes_on=start is not None)
-            with closing(Run.begin(config, workers, progress, inputs.evaluator, start)) as run:
-                before, after = train_with_recovery(run, inputs.prompts)
-        console.print(evaluation_table("held-out prompts", {"before": before, "after": after}))
-        for path in write_summary(config.folder, before, after):
-            console.print(str(path), highlight=False, soft_wrap=True)
+        if done < config.train.steps:  # else the report alone is missing
+            resume = start.resume(config.learner.ranks) if start else None
+            with (
+                ray_session(config.ray, total_cpus(config), console, inputs.store_need(config)),
+                start_workers(config, inputs.all_prompts, console, resume=resume) as workers,
+                TrainProgress(console, config.train.steps, done, as_json) as progress,
+            ):
+                run_folder(config, goes_on=start is not None)
+                with closing(Run.begin(config, workers, progress, inputs.evaluator, start)) as run:
+                    train_with_recovery(run, inputs.prompts)
+        summarize(config.folder, console)
     return config.folder
 
 
-def train_with_recovery(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation, Evaluation]:
+def train_with_recovery(run: Run, prompts: Sequence[Prompt]) -> None:
     """`train_loop`, again from the newest checkpoint whenever the learner is lost."""
     lost = None
     with catch_stop_signals() as stop:
@@ -79,8 +77,8 @@ def train_with_recovery(run: Run, prompts: Sequence[Prompt]) -> tuple[Evaluation
                 lost = error
 
 
-def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[Evaluation, Evaluation]:
-    """All steps that are left. Returns the evaluations before the first and after the last.
+def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> None:
+    """All steps that are left, with the evaluations before the first and after the last.
 
     Raises LearnerLost in the middle of a step, and Stopped between two.
     """
@@ -89,7 +87,7 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[E
     groups = islice(group_stream(prompts, config.group_size, run.config.seed), done, None)
     requests: deque[PendingRollout] = deque()
     requested = run.step
-    before = after = run.first_evaluation()
+    run.first_evaluation()
     while run.step < config.steps:
         run.step += 1
         started = time.perf_counter()
@@ -115,11 +113,10 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> tuple[E
         done_at = time.perf_counter()
         seconds = {"step_s": done_at - started, "learn_s": publishing - learning}
         metrics |= time_metrics(rollout, **seconds, publish_s=done_at - publishing)
-        after = run.finish_step(rollout, kept, metrics, skipped) or after
+        run.finish_step(rollout, kept, metrics, skipped)
         if stop.requested and run.step < config.steps:
             run.stop()
     run.finish()
-    return before, after
 
 
 def filter_zero_variance_groups(run: Run, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:

@@ -7,6 +7,7 @@ from actors.rollout import choose_sampler
 from cluster.commands.fetch import check_fetched
 from cluster.config import RunConfig, dump_config
 from cluster.estimate.store_memory import StoreNeed, store_need
+from cluster.files import write_whole
 from cluster.ray_session import existing_cluster
 from cluster.watch.evaluation import Evaluator
 from cluster.watch.wandb_log import check_wandb
@@ -59,5 +60,5 @@ def run_folder(config: RunConfig, *, goes_on: bool = False) -> Path:
             number += 1
         folder.rename(kept)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_whole(folder / "config.yaml", dump_config(config))
     return folder

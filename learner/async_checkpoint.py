@@ -1,16 +1,20 @@
 """DeepSpeed's checkpoints, written while training goes on.
 
 Tensors are copied to host memory, where later steps do not reach them, and a thread writes the files
-from there (`learner/snapshot_engine.py` has DeepSpeed do so). For another number of ranks a checkpoint
-is converted to DeepSpeed's universal format, one file a parameter."""
+from there (`learner/snapshot_engine.py` has DeepSpeed do so), and takes their SHA-256 on the way. For
+another number of ranks a checkpoint is converted to DeepSpeed's universal format: one file a parameter.
+"""
 
+import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -45,12 +49,37 @@ class HostCopies:
         return value
 
 
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Hashed:
+    """A file that is written from its beginning to its end, and the digest of what was written."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: memoryview) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+_DIGESTS = ".sha256"
+"""A file of this ending, as `sha256sum` writes it, is what one rank tells of its files."""
+
+
 class Writer:
     """Runs one write after the other in a thread."""
 
     def __init__(self):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: list[Future] = []
+        self._digests: dict[Path, str] = {}
         self.copies = HostCopies()
         self.busy_s = 0.0
         """Seconds that the thread has spent writing, in all."""
@@ -63,10 +92,27 @@ class Writer:
         write()
         self.busy_s += time.perf_counter() - started
 
+    def save(self, value: Any, path: str) -> None:
+        """As `torch.save` does."""
+        with open(path, "wb") as file:
+            hashed: Any = _Hashed(file)  # torch asks for no more than `write` and `flush`
+            torch.save(value, hashed)
+        self._digests[Path(path)] = hashed.sha256.hexdigest()
+
+    def digest_model(self, folder: Path) -> None:
+        """Of the files beside the engine's, which were written by others."""
+        self._digests |= {path: file_digest(path) for path in folder.iterdir() if path.is_file()}
+
+    def tell_digests(self, folder: Path, rank: int) -> None:
+        """The last of a rank's writes: `take_digests` reads it."""
+        lines = [f"{digest}  {path.relative_to(folder)}\n" for path, digest in self._digests.items()]
+        (folder / f"{rank}{_DIGESTS}").write_text("".join(lines))
+
     def give_up(self) -> None:
         """Let what is under way come to its end, well or not, and forget it."""
         wait(self._pending)
         self._pending = []
+        self._digests = {}
 
     def finished(self) -> bool:
         """Whether all is written. Raises the first error, and forgets the rest with it."""
@@ -78,21 +124,45 @@ class Writer:
         return True
 
 
+def take_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 by a file's name, of the files that ranks told of. What they told it in goes."""
+    found: dict[str, str] = {}
+    for told in folder.glob(f"*{_DIGESTS}"):
+        for line in told.read_text().splitlines():
+            digest, _, name = line.partition("  ")
+            found[name] = digest
+        told.unlink()
+    return found
+
+
+_CONVERT = """
+import runpy, sys
+from learner.snapshot_engine import plain_values_only
+from policy.errors import UserError
+try:
+    with plain_values_only():
+        runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__")
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
 def to_universal(folder: Path) -> None:
-    """Write `learner_universal/` beside `learner/` in a checkpoint; nothing to do if it is there.
+    """Write `learner_universal/` beside `learner/` in a checkpoint, anew if it is there.
 
     In a process of its own: DeepSpeed's converter changes the directory's names and its own globals.
     Raises UserError with its last words if it fails.
     """
-    if (folder / UNIVERSAL_FOLDER).exists():
-        return
-    part = folder / f"{UNIVERSAL_FOLDER}.part"
+    part, target = folder / f"{UNIVERSAL_FOLDER}.part", folder / UNIVERSAL_FOLDER
+    for old in (part, target):
+        shutil.rmtree(old, ignore_errors=True)
     options = {"input_folder": folder / ENGINE_FOLDER, "output_folder": part}
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command = [sys.executable, "-P", "-c", _CONVERT, "--inject_missing_state"]
     for name, value in {**options, "num_extract_workers": 1, "num_merge_workers": 1}.items():
         command += [f"--{name}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
         raise UserError(f"{folder}: cannot be made ready for another number of ranks: {last}")
-    part.rename(folder / UNIVERSAL_FOLDER)
+    part.rename(target)

@@ -1,6 +1,5 @@
 """What the learner can be told, and DeepSpeed's settings over sensible defaults."""
 
-import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,9 @@ from learner.deepspeed_check import check_deepspeed
 from learner.kernels import check_kernels
 from learner.losses import load_loss
 from policy.errors import UserError
+from policy.jsonl import read_object
 from policy.model import PolicyConfig, meta_model, trunk_of
+from policy.paths import UserPath
 from policy.resources import CustomResources, Labels
 
 
@@ -62,7 +63,8 @@ class LearnerConfig(BaseModel):
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
     reference: Literal["copy", "sharded", "offload", "none"] | None = None
     """Where the reference model is: a copy on every rank, sharded over the ranks (ZeRO-3), or in host
-    memory. None: a copy; nowhere if kl_coef is 0; with `lora`, the model with its adapters off."""
+    memory. None: a copy; nowhere if kl_coef is 0. With `lora` it is the model with its adapters off,
+    whatever stands here."""
     lora: LoraSettings | None = None
     """Train adapters instead of the model."""
     clip_low: float = Field(0.2, ge=0)
@@ -103,7 +105,7 @@ class LearnerConfig(BaseModel):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed's ZeRO shards over the ranks: nothing, optimizer states, also gradients, also
     parameters."""
-    deepspeed: dict[str, Any] | str | None = None
+    deepspeed: dict[str, Any] | UserPath | None = None
     """DeepSpeed's own settings, or a JSON file of them, passed through over the defaults."""
     transport: Literal["auto", "store", "broadcast"] = "auto"
     """How weights reach the rollout workers: through Ray's object store, or broadcast, by NCCL between
@@ -123,18 +125,13 @@ class LearnerConfig(BaseModel):
     def _reference_makes_sense(self):
         if self.reference == "none" and self.kl_coef > 0:
             raise ValueError(
-                f"learner.kl_coef {self.kl_coef:g} needs a reference model: set kl_coef 0, or"
-                " reference to copy, sharded or offload"
+                f"learner.kl_coef {self.kl_coef:g} needs a reference model: set learner.kl_coef=0, or"
+                " learner.reference=copy (or sharded, or offload)"
             )
         if self.reference not in (None, "none") and self.kl_coef == 0:
             raise ValueError(
-                "learner.kl_coef 0 uses no reference model: leave out learner.reference"
-                f" {self.reference}"
-            )
-        if self.reference not in (None, "none") and self.lora:
-            raise ValueError(
-                "with learner.lora the reference is the model with its adapters off: leave out"
-                f" learner.reference {self.reference}"
+                f"learner.kl_coef 0 uses no reference model, and learner.reference is {self.reference}:"
+                " set learner.reference=null"
             )
         return self
 
@@ -192,8 +189,8 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
     stage = settings["zero_optimization"]["stage"]
     if config.kernels == "compile" and (stage == 3 or config.reference in ("sharded", "offload")):
         raise UserError(
-            "learner.kernels: compile wants each layer's weights to stay in place: leave it out, or set"
-            " learner.zero_stage below 3 and learner.reference to copy"
+            "learner.kernels: compile wants each layer's weights to stay in place: set"
+            " learner.kernels=none, or learner.zero_stage below 3 and learner.reference=copy"
         )
     check_kernels(config.kernels)
     model = meta_model(policy)
@@ -230,16 +227,10 @@ def check_targets(trunk: nn.Module, targets: list[str]) -> None:
 def _user_settings(source: dict[str, Any] | str | None) -> dict[str, Any]:
     if not isinstance(source, str):
         return source or {}
-    path = Path(source)
     try:
-        settings = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"learner.deepspeed: {path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"learner.deepspeed: {path}:{error.lineno}: {error.msg}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"learner.deepspeed: {path}: must hold a JSON object")
-    return settings
+        return read_object(Path(source))
+    except UserError as error:
+        raise UserError(f"learner.deepspeed: {error}") from None
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Whether DeepSpeed accepts settings, asked in a process of its own: to import it takes seconds,
-prints, and chooses a device. `python -m learner.deepspeed_check` reads settings and prints a fault, as JSON.
+"""Whether DeepSpeed accepts settings, asked in a process of its own: to import it takes seconds, prints
+text, and chooses a device. `python -m learner.deepspeed_check` reads settings, and prints a fault.
 """
 
 import json

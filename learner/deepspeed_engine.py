@@ -108,12 +108,13 @@ def training_engine(
         settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
     engine = _initialize(module, settings, optimizer=optimizer, model_parameters=trained)
 
-    from learner.snapshot_engine import SnapshotEngine
+    from learner.snapshot_engine import SnapshotEngine, plain_values_only
 
     engine.checkpoint_engine = SnapshotEngine(writer)
     if resume:
         tag = UNIVERSAL_FOLDER if resume.universal else ENGINE_FOLDER
-        engine.load_checkpoint(resume.folder, tag=tag)
+        with plain_values_only():
+            engine.load_checkpoint(resume.folder, tag=tag)
     return engine
 
 

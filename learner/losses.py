@@ -93,6 +93,11 @@ class LossInputs:
     token_weights: Tensor  # 0 for padding
     cot_tokens: int
 
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Of both CoTs, by name."""
+        return {"cot": slice(0, self.cot_tokens), "image": slice(self.cot_tokens, None)}
+
 
 @dataclass(frozen=True)
 class LossResult:
@@ -109,11 +114,12 @@ class Loss(Protocol):
 
 
 def grpo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
-    """BiCoT-GRPO: `bicot_loss` of both CoTs, with the metrics of each (`.../cot`, `.../image`)."""
+    """BiCoT-GRPO: `bicot_loss` of both CoTs, with the metrics of each (`.../cot`, `.../image`), unless
+    it weighs nothing."""
     total = inputs.logps.new_zeros(())
     metrics: dict[str, tuple[Tensor, Tensor]] = {}
-    columns = {"cot": slice(0, inputs.cot_tokens), "image": slice(inputs.cot_tokens, None)}
-    for phase, here in columns.items():
+    weights = {"cot": config.cot_weight, "image": config.image_weight}
+    for phase, here in inputs.columns.items():
         reference = inputs.reference_logps
         loss = bicot_loss(
             inputs.logps[:, here],
@@ -126,6 +132,8 @@ def grpo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
             clip_high=config.clip_high,
         )
         total = total + loss.sum
+        if weights[phase] == 0:
+            continue  # nothing is known of it, which is not 0
         metrics[f"loss/{phase}"] = loss.sum.detach(), loss.count
         for name, mean in loss.metrics.items():
             metrics[f"{name}/{phase}"] = mean * loss.count, loss.count

@@ -8,6 +8,7 @@ is cut into workers and micro-batches.
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class StepMetrics:
     def __init__(self, device: str):
         self.device = device
         self.sums: dict[str, Tensor] = {}  # [sum, count] each
+        self.largest: dict[str, Tensor] = {}
 
     def add(self, loss: LossResult, weight: Tensor) -> None:
         """`weight`: the sum of the batch's token weights."""
@@ -56,13 +58,17 @@ class StepMetrics:
     def add_mean(self, name: str, values: Tensor, weights: Tensor) -> None:
         self._add(name, (values * weights).sum(), weights.sum())
 
+    def add_max(self, name: str, values: Tensor) -> None:
+        largest = values.max() if values.numel() else torch.zeros((), device=self.device)
+        self.largest[name] = torch.maximum(self.largest.get(name, largest), largest)
+
     def _add(self, name: str, total: Tensor, count: Tensor) -> None:
         pair = torch.stack([total.float(), count.float()])
         self.sums[name] = self.sums.get(name, torch.zeros(2, device=self.device)) + pair
 
     def reduce(self) -> dict[str, float]:
-        """Means over all ranks; `loss` is the mean over all tokens, those of its parts (`loss/...`)
-        together where the loss tells them."""
+        """Means and maxima over all ranks; `loss` is the mean over all tokens, those of its parts
+        (`loss/...`) together where the loss tells them."""
         names = sorted(self.sums)
         table = torch.stack([self.sums[name] for name in names])
         dist.all_reduce(table)
@@ -70,7 +76,16 @@ class StepMetrics:
         parts = [pair for name, pair in sums.items() if name.startswith("loss/")]
         if parts:
             sums["loss"] = [sum(column) for column in zip(*parts, strict=True)]
-        return {name: total / max(count, 1e-8) for name, (total, count) in sums.items()}
+        means = {name: total / max(count, 1e-8) for name, (total, count) in sums.items()}
+        return means | self._reduce_largest()
+
+    def _reduce_largest(self) -> dict[str, float]:
+        names = sorted(self.largest)
+        if not names:
+            return {}
+        values = torch.stack([self.largest[name].float() for name in names])
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return dict(zip(names, values.tolist(), strict=True))
 
 
 class LearnerWorker:
@@ -230,14 +245,32 @@ class LearnerWorker:
         else:
             moved: Any = (x if x is None else x.to(self.device) for x in reference)
             reference = Logps(*moved)
-        result = self.loss(self._loss_inputs(batch, reference), self.config)
+        inputs = self._loss_inputs(batch, reference)
+        result = self.loss(inputs, self.config)
         metrics_sum.add(result, batch.token_weights.sum())
-        split = batch.cot.shape[1]
-        gap = (batch.guided_logps - batch.sampled_logps[:, split:]).abs()
-        metrics_sum.add_mean("guidance_gap", gap, batch.token_weights[:, split:])
+        self._add_gaps(metrics_sum, inputs, batch)
         # DeepSpeed averages gradients over ranks; we want their sum.
         loss = result.sum / total_weight * self.world
         self.engine.backward(loss, scale_wrt_gas=False)
+
+    @torch.no_grad()
+    def _add_gaps(self, metrics_sum: StepMetrics, inputs: LossInputs, batch: Batch) -> None:
+        """How far the learner's log-probabilities are from the sampler's, before the step: what is left
+        on-policy is rounding, which bfloat16 has more of. And how far guidance takes an image."""
+        config = self.config
+        for phase, here in inputs.columns.items():
+            if (config.cot_weight if phase == "cot" else config.image_weight) == 0:
+                continue
+            weights = inputs.token_weights[:, here]
+            moved = torch.where(weights > 0, (inputs.logps - inputs.sampled_logps)[:, here], 0.0)
+            ratio = moved.exp()
+            beyond = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
+            metrics_sum.add_mean(f"sampler_gap/{phase}", moved.abs(), weights)
+            metrics_sum.add_mean(f"sampler_gap_beyond_clip/{phase}", beyond.float(), weights)
+            metrics_sum.add_max(f"sampler_gap_max/{phase}", moved.abs())
+            if phase == "image":
+                gap = (batch.guided_logps - batch.sampled_logps[:, here]).abs()
+                metrics_sum.add_mean("guidance_gap", gap, weights)
 
     def _loss_inputs(self, batch: Batch, reference: Logps | None) -> LossInputs:
         """`train_distribution: guided` compares the guided distribution with the guided one that the
@@ -379,7 +412,9 @@ class LearnerWorker:
         if self.rank == 0:
             self.writer.add(partial(self.janus.model.save_pretrained, folder, state_dict=state))
             self.writer.add(partial(self.janus.tokenizer.save_pretrained, folder))
+            self.writer.add(partial(self.writer.digest_model, Path(folder)))
         self.engine.save_checkpoint(folder, tag=ENGINE_FOLDER, save_latest=False)
+        self.writer.add(partial(self.writer.tell_digests, Path(folder), self.rank))
 
     def saved(self) -> float | None:
         """When everything is written, how many seconds that took; else None. Raises what went wrong (a

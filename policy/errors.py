@@ -2,6 +2,8 @@
 
 import re
 
+_LONGEST = 1000  # characters
+
 
 class UserError(Exception):
     """Something a person can mend: the message says what is wrong, where, and what to do.
@@ -12,7 +14,8 @@ class UserError(Exception):
 
 def in_one_line(error: BaseException) -> str:
     """An exception for people: its kind and the last line of its message, because one from another
-    process holds a whole traceback. Of a UserError, which may be its cause, the message alone."""
+    process holds a whole traceback; cut, and made fit for files, for it may hold anybody's words. Of
+    a UserError, which may be its cause, the message alone."""
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, UserError):
         return str(cause)
@@ -21,4 +24,5 @@ def in_one_line(error: BaseException) -> str:
         return type(cause).__name__
     last = lines[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
     of_a_traceback = len(lines) > 1 and (last != lines[-1] or re.match(r"[\w.]+: ", last))
-    return last if of_a_traceback else f"{type(cause).__name__}: {last}"
+    told = last if of_a_traceback else f"{type(cause).__name__}: {last}"
+    return told[:_LONGEST].encode(errors="backslashreplace").decode()

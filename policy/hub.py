@@ -1,6 +1,7 @@
 """Where a model is: a directory or a hub id, in one of two layouts."""
 
-import json
+import os
+import socket
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from policy.errors import UserError
+from policy.jsonl import read_object
 
 Layout = Literal["transformers", "original"]
 
@@ -19,7 +21,7 @@ _PICKLED = ["pytorch_model*.bin"]
 
 def is_hub_id(path: str) -> bool:
     """ "owner/name", where no such directory exists."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not os.path.exists(path)
 
 
 def model_folder(path: str, weights: bool = True) -> Path:
@@ -29,10 +31,11 @@ def model_folder(path: str, weights: bool = True) -> Path:
     Raises UserError if there is none.
     """
     if not is_hub_id(path):
-        folder = Path(path)
-        if not folder.is_dir():
-            raise UserError(f"{path}: no such model directory")
-        return folder
+        here = Path(os.path.expanduser(path))
+        if not here.is_dir():
+            where = "" if here.is_absolute() else f" in {os.getcwd()} on {socket.gethostname()}"
+            raise UserError(f"{path}: no such model directory{where}")
+        return here
     try:
         folder = Path(snapshot_download(path, allow_patterns=_TEXTS + _WEIGHTS * weights))
         if weights and not any(folder.glob("*.safetensors")):
@@ -45,9 +48,9 @@ def model_folder(path: str, weights: bool = True) -> Path:
 def model_file(path: str) -> Path:
     """A weights file: a path here, or "owner/name/file", which is downloaded from the hub, or found
     in its cache. Raises UserError if there is none."""
-    file = Path(path)
-    if file.is_file():
-        return file
+    file = os.path.expanduser(path)
+    if os.path.isfile(file):
+        return Path(file)
     owner, *rest = path.split("/")
     if path.startswith((".", "/", "~")) or len(rest) < 2:
         raise UserError(f"{path}: no such file, and not the hub's owner/name/file either")
@@ -57,7 +60,15 @@ def model_file(path: str) -> Path:
         raise _not_to_be_had(path, "file", error) from None
 
 
-_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+# The last two: a SOCKS proxy without the package for it, and a proxy of an unknown kind.
+_HUB_ERRORS = (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OSError,
+    ImportError,
+    ValueError,
+)
 
 
 def _not_to_be_had(path: str, what: str, error: Exception) -> UserError:
@@ -72,11 +83,8 @@ def read_config(folder: Path) -> tuple[Layout, dict[str, Any]]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder}: not a model directory: it has no config.json")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file}: not a model's config: {error}") from None
+    config = read_object(file)
+    kind = config.get("model_type")
     if kind not in _LAYOUT_OF_MODEL_TYPE:
         raise UserError(
             f"{folder}: a {kind!r} checkpoint, where a Janus ('janus' or 'multi_modality') is needed"

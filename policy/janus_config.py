@@ -100,17 +100,7 @@ def _to_transformers(original: Json, tokens: TokenIds, dtype: str | None) -> Jan
     image_token = original.get(_TOKENS_KEY, {}).get("image_placeholder", tokens.image)
     config = JanusConfig(
         text_config=text,
-        vision_config=JanusVisionConfig(
-            hidden_size=siglip["width"],
-            num_hidden_layers=siglip["layers"],
-            num_attention_heads=siglip["heads"],
-            mlp_ratio=siglip["mlp_ratio"],
-            image_size=vision["image_size"],
-            patch_size=siglip["patch_size"],
-            num_image_tokens=(vision["image_size"] // siglip["patch_size"]) ** 2,
-            projection_dim=aligner["n_embed"],
-            depth=aligner["depth"],
-        ),
+        vision_config=_vision_config(siglip, vision["image_size"], aligner),
         vq_config=JanusVQVAEConfig(
             embed_dim=vq["n_embed"],
             num_embeddings=vq["image_token_size"],
@@ -131,6 +121,20 @@ def _to_transformers(original: Json, tokens: TokenIds, dtype: str | None) -> Jan
     return config
 
 
+def _vision_config(siglip: Json, image_size: int, aligner: Json) -> JanusVisionConfig:
+    return JanusVisionConfig(
+        hidden_size=siglip["width"],
+        num_hidden_layers=siglip["layers"],
+        num_attention_heads=siglip["heads"],
+        mlp_ratio=siglip["mlp_ratio"],
+        image_size=image_size,
+        patch_size=siglip["patch_size"],
+        num_image_tokens=(image_size // siglip["patch_size"]) ** 2,
+        projection_dim=aligner["n_embed"],
+        depth=aligner["depth"],
+    )
+
+
 def to_original(config: JanusConfig, dtype: str | None = None) -> Json:
     """Raises UserError for a model that the original layout cannot say."""
     text, vision, vq = config.text_config, config.vision_config, config.vq_config
@@ -144,12 +148,6 @@ def to_original(config: JanusConfig, dtype: str | None = None) -> Json:
         ("vq_config double_latent", vq.double_latent, False),
         ("vq_config hidden_act", vq.hidden_act, "gelu"),
     )
-    language: Json = {"model_type": "llama", "torch_dtype": dtype}
-    language |= {key: value for key in _LANGUAGE if (value := getattr(text, key, None)) is not None}
-    rope = dict(text.rope_parameters)
-    language["rope_theta"] = rope.pop("rope_theta")
-    if rope.get("rope_type") != "default":
-        language["rope_scaling"] = rope
     siglip = {
         "patch_size": vision.patch_size,
         "width": vision.hidden_size,
@@ -168,7 +166,7 @@ def to_original(config: JanusConfig, dtype: str | None = None) -> Json:
         "model_type": "multi_modality",
         "architectures": ["MultiModalityCausalLM"],
         "torch_dtype": dtype,
-        "language_config": language,
+        "language_config": _language_config(text, dtype),
         "vision_config": _part(
             "vision",
             "CLIPVisionTower",
@@ -198,6 +196,16 @@ def to_original(config: JanusConfig, dtype: str | None = None) -> Json:
     if vq_name is None:
         original[_VQ_KEY] = vq_shape
     return original
+
+
+def _language_config(text: LlamaConfig, dtype: str | None) -> Json:
+    language: Json = {"model_type": "llama", "torch_dtype": dtype}
+    language |= {key: value for key in _LANGUAGE if (value := getattr(text, key, None)) is not None}
+    rope = dict(text.rope_parameters)
+    language["rope_theta"] = rope.pop("rope_theta")
+    if rope.get("rope_type") != "default":
+        language["rope_scaling"] = rope
+    return language
 
 
 def _part(model_type: str, cls: str, **params: Any) -> Json:

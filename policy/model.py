@@ -22,6 +22,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAEHead
 from policy.errors import UserError
 from policy.hub import is_hub_id, model_folder
 from policy.janus_checkpoint import open_checkpoint
+from policy.paths import UserPath
 from policy.prompts import BEGIN_OF_IMAGE, Templates, load_templates
 
 
@@ -72,9 +73,9 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str
+    path: UserPath
     """A directory or a hub id, of a Janus in transformers layout or in the original one."""
-    templates: str | None = None
+    templates: UserPath | None = None
     """Folder with system.txt, semantic_cot.txt and image.txt; None: the ones in policy/templates."""
     dtype: Dtype = "float32"
     """Of the weights, when sampling and when training."""

@@ -15,19 +15,31 @@ space; `{raw_prompt}` and `{raw_cot}` are as they are, as in T2I-R1's published 
 """
 
 import hashlib
-import json
+import itertools
 import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from policy.errors import UserError
+from policy.jsonl import read_rows, read_text
 from policy.records import Group, ObjectCount, Prompt, SpatialInfo
+
+
+def _legible(text: str) -> str:
+    """Something to see, in letters that UTF-8 has: half a surrogate cannot be hashed."""
+    text.encode("utf-8")
+    if not any(letter.isprintable() and not letter.isspace() for letter in text):
+        raise ValueError("is blank")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_legible)]
 
 
 class _Strict(BaseModel):
@@ -35,22 +47,22 @@ class _Strict(BaseModel):
 
 
 class _Spatial(_Strict):
-    obj1: str = Field(min_length=1)
-    obj2: str = Field(min_length=1)
-    locality: str = Field(min_length=1)
+    obj1: _Text
+    obj2: _Text
+    locality: _Text
 
 
 class _Count(_Strict):
-    obj_name: str = Field(min_length=1)
-    num: int = Field(ge=1)
+    obj_name: _Text
+    num: int = Field(ge=1, le=10**6)
 
 
 class _Row(_Strict):
-    id: str | None = None
-    prompt: str = Field(min_length=1)
-    task_type: str = Field(min_length=1)
-    nouns: list[str] = []
-    attr_nouns: list[str] | None = None
+    id: _Text | None = None
+    prompt: _Text
+    task_type: _Text
+    nouns: list[_Text] = []
+    attr_nouns: list[_Text] | None = None
     spatial_info: _Spatial | None = None
     numeracy_info: list[_Count] | None = None
 
@@ -86,9 +98,13 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
     return row
 
 
+def plain_row(text: str) -> dict[str, Any]:
+    """The row of somebody who gives nothing but a sentence."""
+    return {"prompt": text, "task_type": "other"}
+
+
 def plain_prompt(text: str) -> Prompt:
-    """A bare text as a record, for commands that are given nothing but a sentence."""
-    return Prompt(id=prompt_id(text), text=text, task_type="other")
+    return parse_prompt(plain_row(text))
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -97,41 +113,36 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     Raises UserError, naming file, line and field, before anything is returned.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such prompt file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-
-    prompts: list[Prompt] = []
-    seen: Counter[str] = Counter()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        prompt = _parse_line(line, f"{path}:{number}")
-        seen[prompt.id] += 1
-        if (times := seen[prompt.id]) > 1:
-            prompt = Prompt(**{**vars(prompt), "id": f"{prompt.id}#{times}"})
-        prompts.append(prompt)
+    prompts = [named_prompt(row, f"{path}:{number}") for number, row in read_rows(path, "prompt file")]
     if not prompts:
         raise UserError(f"{path}: the file holds no prompts")
-    return prompts
+    return _with_ids_of_their_own(prompts)
 
 
-def _parse_line(line: str, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
+def _with_ids_of_their_own(prompts: list[Prompt]) -> list[Prompt]:
+    taken = {prompt.id for prompt in prompts}
+    seen: Counter[str] = Counter()
+    unique = []
+    for prompt in prompts:
+        seen[prompt.id] += 1
+        if (times := seen[prompt.id]) > 1:
+            new = next(i for n in itertools.count(times) if (i := f"{prompt.id}#{n}") not in taken)
+            taken.add(new)
+            prompt = replace(prompt, id=new)
+        unique.append(prompt)
+    return unique
+
+
+def named_prompt(row: dict[str, Any], where: str) -> Prompt:
+    """`parse_prompt`, for people. Raises UserError that names the field, behind `where`."""
     try:
         return parse_prompt(row)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: field '{name}': {first['msg']}") from None
+        raise UserError(
+            f"{where}: field {name!r}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
 
 
 def group_stream(prompts: Sequence[Prompt], group_size: int, seed: int) -> Iterator[Group]:
@@ -194,7 +205,7 @@ def load_templates(folder: str | Path | None = None) -> Templates:
     def text(name: str, *placeholders: str) -> str:
         path = folder / name
         path = path if path.exists() else DEFAULT_FOLDER / name
-        content = path.read_text(encoding="utf-8").strip()
+        content = read_text(path).strip()
         for placeholder in placeholders:
             if not any(name in content for name in placeholder.split(" or ")):
                 raise UserError(f"{path}: the template must contain {placeholder}")

@@ -150,6 +150,12 @@ class GatewayConfig(_Strict):
     """How long a body may take to arrive."""
     max_pixels: int = Field(4096 * 4096, ge=1)
     """Most pixels that the images of one request may have together."""
+    max_images: int = Field(256, ge=1)
+    """Most images of one request."""
+    decode_timeout_s: float = Field(10, gt=0)
+    """How long the images of one request may take to decode."""
+    header_timeout_s: float = Field(10, gt=0)
+    """How long the head of a request may take to arrive."""
     max_concurrent: int = Field(32, ge=1)
     """Requests that are worked on at once; others are told to come back later."""
 

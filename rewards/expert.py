@@ -21,7 +21,11 @@ from policy.errors import UserError
 from policy.imports import split_name
 from policy.records import Box, Prompt
 from rewards.config import ExpertConfig, RewardsConfig
+from rewards.images import MAX_ASPECT
 from rewards.middleware import token_digest
+
+_LONGEST_TEXT = 10_000  # characters, of an explanation or a label
+_MOST_BOXES = 1000  # on one image
 
 
 @dataclass(frozen=True)
@@ -72,21 +76,84 @@ def score_checked(
 ) -> ExpertScores:
     """What an expert says of N images whose prompts it applies to, with a line and boxes for each.
 
-    Raises InvalidScore for NaN or infinity, and RuntimeError for another number of answers than N.
+    Raises InvalidScore for NaN or infinity, and RuntimeError for whatever else is no answer on N
+    images: it goes to a training run's driver and into JSON. Images that are long and thin are not
+    shown to it.
     """
+    check_sides(images)
     answer = expert.score(images, prompts)
-    values = np.asarray(answer.values, np.float32)
-    lines = answer.explanation or ("",) * len(images)
-    boxes = answer.boxes or ((),) * len(images)
-    if values.shape != (len(images),) or len(lines) != len(images) or len(boxes) != len(images):
-        what = (
-            f"values of shape {values.shape}, {len(lines)} explanations and {len(boxes)} lists of boxes"
-        )
-        raise RuntimeError(f"expert {name} gave {what} for {len(images)} images")
-    for value, prompt in zip(values, prompts, strict=True):
+    try:
+        checked = _checked(answer, len(images))
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise RuntimeError(f"expert {name} gave {error}") from error
+    for value, prompt in zip(checked.values, prompts, strict=True):
         if not np.isfinite(value):
             raise InvalidScore(f"expert {name} gave {value} for prompt {prompt.text!r}")
-    return ExpertScores(values, tuple(lines), tuple(map(tuple, boxes)))
+    return checked
+
+
+def applies_checked(name: str, expert: Expert, prompts: Sequence[Prompt]) -> list[bool]:
+    """Which prompts an expert applies to. Raises RuntimeError for another number of answers."""
+    answers = [bool(answer) for answer in expert.applies_to(prompts)]
+    if len(answers) != len(prompts):
+        raise RuntimeError(f"expert {name} said of {len(answers)} of {len(prompts)} prompts")
+    return answers
+
+
+def _checked(answer: ExpertScores, count: int) -> ExpertScores:
+    """The answer in Python's own types, whatever kinds of numbers the expert computed with. Raises one
+    of Python's own errors that says what it is instead; scores may still not be finite."""
+    values = np.asarray(answer.values)
+    if values.dtype.kind not in "fiub":
+        raise TypeError(f"values of type {values.dtype}, not numbers")
+    if isinstance(answer.explanation, str):
+        raise TypeError("one text, not one for each image")
+    lines = list(answer.explanation) or [""] * count
+    boxes = [list(some) for some in answer.boxes] or [[]] * count
+    if values.shape != (count,) or len(lines) != count or len(boxes) != count:
+        what = f"{len(lines)} explanations and {len(boxes)} lists of boxes"
+        raise ValueError(f"values of shape {values.shape}, {what} for {count} images")
+    if any(len(some) > _MOST_BOXES for some in boxes):
+        raise ValueError(f"more than {_MOST_BOXES} boxes on an image")
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        values = values.astype(np.float32)
+    return ExpertScores(
+        values,
+        tuple(map(_checked_text, lines)),
+        tuple(tuple(map(_checked_box, some)) for some in boxes),
+    )
+
+
+def _checked_text(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{type(text).__name__} instead of text")
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(f"a text of {len(text)} characters; {_LONGEST_TEXT} are the most")
+    text.encode()  # a lone surrogate cannot be written to any file
+    return str(text)
+
+
+def _checked_box(box: Box) -> Box:
+    if not isinstance(box, Box):
+        raise TypeError(f"{type(box).__name__} instead of a Box")
+    if any(isinstance(number, str | bytes) for number in (box.score, *box.xyxy)):
+        raise TypeError(f"text instead of numbers: {box}")
+    left, top, right, bottom = map(float, box.xyxy)
+    checked = Box(_checked_text(box.label), float(box.score), (left, top, right, bottom))
+    if not all(map(math.isfinite, (checked.score, *checked.xyxy))):
+        raise ValueError(f"a box with a number that is not finite: {checked}")
+    return checked
+
+
+def check_sides(images: Sequence[np.ndarray]) -> None:
+    """Raises RuntimeError for an image [H, W, 3] that is too long and thin: a model that resizes its
+    short side would make it huge."""
+    for image in images:
+        height, width = image.shape[:2]
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise RuntimeError(
+                f"an image of {width} x {height} pixels: one is over {MAX_ASPECT} times the other"
+            )
 
 
 def scatter(scores: ExpertScores | None, applies: Sequence[bool]) -> ExpertScores:

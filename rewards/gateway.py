@@ -9,9 +9,10 @@
 | `GET /healthz`, `GET /readyz` | the process is alive; all experts run |
 | `GET /docs` | this interface, to read and to try |
 
-Nothing that arrives is trusted: a token is asked for, and bodies are cut off at their limit while they
-are read (rewards/middleware.py); an image's size is known before a pixel of it is decoded, and only
-PNG, JPEG and WebP are decoded at all (rewards/schemas.py).
+Nothing that arrives is trusted: a token is asked for, and heads and bodies are cut off at their limit
+while they are read (rewards/middleware.py); an image's size is known before a pixel of it is decoded,
+and only PNG, JPEG and WebP are decoded at all (rewards/images.py), in processes that are killed at a
+deadline (rewards/decoding.py).
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from policy.errors import UserError
 from rewards import controller
 from rewards.client import ExpertClient
 from rewards.config import RewardsConfig
+from rewards.decoding import ImageDecoder
 from rewards.middleware import CountReplies, LimitBody, LimitConcurrency, RequireToken, token_digest
 from rewards.responses import AppliesReply, ExpertState, Refusal, ScoreReply, State, score_reply
 from rewards.schemas import (
@@ -37,7 +39,6 @@ from rewards.schemas import (
     ScoreBody,
     invalid,
     parse_body,
-    read_images,
     read_prompt,
     read_request,
 )
@@ -45,13 +46,19 @@ from rewards.serving import GATEWAY_APP, QUIET, start_serve, wait_until_running
 from rewards.status import ExpertStatus, expert_statuses, exposition
 
 _REFUSALS = {
+    400: {"model": Refusal, "description": "The form is malformed, or has too many parts"},
     401: {"model": Refusal, "description": "The bearer token is missing or wrong"},
     408: {"model": Refusal, "description": "The body took too long to arrive"},
-    413: {"model": Refusal, "description": "The body or the images are too large"},
+    413: {
+        "model": Refusal,
+        "description": "The body is too large; the images are too many, too large, or too much work",
+    },
     415: {"model": Refusal, "description": "The body, or a file in it, is of no kind that can be read"},
     422: {"description": "A field is missing or wrong; it is named"},
     429: {"model": Refusal, "description": "Too many requests at once: try again after Retry-After"},
 }
+_NO_ANSWER = {503: {"model": Refusal, "description": "An expert gave no answer"}}
+_NOT_READY = {503: {"model": Refusal, "description": "Not every expert runs"}}
 _SCORE_BODY = {
     "required": True,
     "content": {
@@ -95,12 +102,69 @@ def _names(config: RewardsConfig, asked: tuple[str, ...] | list[str] | None) -> 
     return list(config.experts) if asked is None else list(dict.fromkeys(asked))
 
 
+class Gateway:
+    """The endpoints."""
+
+    def __init__(self, config: RewardsConfig):
+        """`config.gateway` must be set."""
+        assert config.gateway is not None
+        self.replies: Counter[int] = Counter()
+        self._config, self._limits = config, config.gateway
+        self._client = ExpertClient(config)
+        self._decoder = ImageDecoder(config.gateway)
+
+    async def score(self, request: Request) -> ScoreReply:
+        """Score one or more images of one prompt.
+
+        A plain sentence carries no objects, counts or relations: experts that need them, given in
+        the JSON of a prompt row, do not apply to it.
+        """
+        asked = await read_request(request, self._limits.max_images)
+        names = _names(self._config, asked.experts)
+        images = await self._decoder.read(asked.files)
+        shared = await asyncio.to_thread(ray.put, images)
+        results = await self._client.score_images([shared], [asked.prompt] * len(images), names)
+        return score_reply(self._config, asked.prompt.id, results, len(images))
+
+    async def applies(self, request: Request) -> AppliesReply:
+        """Which experts have anything to say on which prompts."""
+        asked = parse_body(AppliesBody, await request.body())
+        prompts = [read_prompt(given, "prompts", n) for n, given in enumerate(asked.prompts)]
+        names = _names(self._config, asked.experts)
+        try:
+            columns = await self._client.applies(prompts, names)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise HTTPException(503, f"an expert gave no answer: {type(error).__name__}") from error
+        return AppliesReply(experts=columns)
+
+    def experts(self) -> list[ExpertState]:
+        """All experts, and how they are."""
+        return expert_states(self._config)
+
+    def metrics(self) -> Response:
+        """Every replica's counters since it started, in Prometheus' text format."""
+        mine = [status for status in expert_statuses() if status.name in self._config.experts]
+        text = exposition(mine, self.replies)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def healthz(self) -> State:
+        """The process is alive."""
+        return State(status="alive")
+
+    def readyz(self) -> State:
+        """All experts run."""
+        running = ApplicationStatus.RUNNING.value
+        states = expert_states(self._config, ask=False)
+        if missing := [state.name for state in states if state.status != running]:
+            raise HTTPException(503, f"not running: {', '.join(missing)}")
+        return State(status="ready")
+
+
 def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
     """The interface itself; `config.gateway` must be set. `digest`: of the token to ask for."""
     limits = config.gateway
     assert limits is not None
-    client = ExpertClient(config)
-    replies: Counter[int] = Counter()
+    door = Gateway(config)
     app = FastAPI(title="bicot experts", description="Vision experts score images by their prompts.")
     app.add_middleware(
         LimitBody, max_bytes=int(limits.max_body_mb * 2**20), timeout_s=limits.body_timeout_s
@@ -108,74 +172,26 @@ def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
     app.add_middleware(LimitConcurrency, most=limits.max_concurrent)
     if digest is not None:
         app.add_middleware(RequireToken, digest=digest)
-    app.add_middleware(CountReplies, counts=replies)  # added last: it sees every reply
+    app.add_middleware(CountReplies, counts=door.replies)  # added last: it sees every reply
+
     # The token is checked above; this has the description say so.
     guarded = [Depends(HTTPBearer(auto_error=False))] if digest is not None else []
-
-    @app.post(
+    app.post(
         "/v1/score",
         responses=_REFUSALS,
         dependencies=guarded,
         openapi_extra={"requestBody": _SCORE_BODY},
-    )
-    async def score(request: Request) -> ScoreReply:
-        """Score one or more images of one prompt.
-
-        A plain sentence carries no objects, counts or relations: experts that need them, given in
-        the JSON of a prompt row, do not apply to it.
-        """
-        asked = await read_request(request)
-        names = _names(config, asked.experts)
-        images = await asyncio.to_thread(read_images, asked.files, limits.max_pixels)
-        shared = await asyncio.to_thread(ray.put, images)
-        results = await client.score_images([shared], [asked.prompt] * len(images), names)
-        return score_reply(config, asked.prompt.id, results, len(images))
-
-    @app.post(
+    )(door.score)
+    app.post(
         "/v1/applies",
-        responses={status: _REFUSALS[status] for status in (401, 408, 413, 422, 429)}
-        | {503: {"model": Refusal, "description": "An expert gave no answer"}},
+        responses={status: _REFUSALS[status] for status in (401, 408, 413, 422, 429)} | _NO_ANSWER,
         dependencies=guarded,
         openapi_extra={"requestBody": _APPLIES_BODY},
-    )
-    async def applies(request: Request) -> AppliesReply:
-        """Which experts have anything to say on which prompts."""
-        asked = parse_body(AppliesBody, await request.body())
-        prompts = [read_prompt(given, "prompts", n) for n, given in enumerate(asked.prompts)]
-        names = _names(config, asked.experts)
-        try:
-            columns = await client.applies(prompts, names)
-        except (RayError, RayServeException, TimeoutError) as error:
-            raise HTTPException(503, f"an expert gave no answer: {type(error).__name__}") from error
-        return AppliesReply(experts=columns)
-
-    @app.get("/v1/experts", dependencies=guarded)
-    def experts() -> list[ExpertState]:
-        """All experts, and how they are."""
-        return expert_states(config)
-
-    @app.get("/metrics", dependencies=guarded, response_class=Response)
-    def metrics() -> Response:
-        """Every replica's counters since it started, in Prometheus' text format."""
-        mine = [status for status in expert_statuses() if status.name in config.experts]
-        return Response(
-            exposition(mine, replies), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
-
-    @app.get("/healthz")
-    async def healthz() -> State:
-        """The process is alive."""
-        return State(status="alive")
-
-    @app.get("/readyz", responses={503: {"model": Refusal, "description": "Not every expert runs"}})
-    def readyz() -> State:
-        """All experts run."""
-        running = ApplicationStatus.RUNNING.value
-        missing = [s.name for s in expert_states(config, ask=False) if s.status != running]
-        if missing:
-            raise HTTPException(503, f"not running: {', '.join(missing)}")
-        return State(status="ready")
-
+    )(door.applies)
+    app.get("/v1/experts", dependencies=guarded)(door.experts)
+    app.get("/metrics", dependencies=guarded, response_class=Response)(door.metrics)
+    app.get("/healthz")(door.healthz)
+    app.get("/readyz", responses=_NOT_READY)(door.readyz)
     return app
 
 

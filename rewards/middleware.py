@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import hmac
 import os
+import re
 from collections import Counter
 
 from fastapi import HTTPException
@@ -14,26 +15,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy.errors import UserError
 from rewards.config import GatewayConfig
+from rewards.http import DIGEST, read_secret
 
 _MIN_TOKEN = 16  # characters
 _OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # say nothing that is not public anyway
 
 
 def token_digest(gateway: GatewayConfig) -> bytes | None:
-    """SHA-256 of the token to ask for, None where nobody is asked: the token itself goes nowhere.
+    """SHA-256 of the token to ask for, None where nobody is asked.
 
-    Raises UserError if the environment variable is not set, or too short to be a secret.
+    From the first call on the environment variable holds "sha256:" and the digest in hex instead:
+    processes that start later inherit it, experts among them. Raises UserError if the variable is not
+    set, or holds no token.
     """
     if gateway.token_env is None:
         return None
-    token = os.environ.get(gateway.token_env, "")
+    token = read_secret(gateway.token_env)
+    if re.fullmatch(f"{DIGEST}[0-9a-f]{{64}}", token):
+        return bytes.fromhex(token.removeprefix(DIGEST))
     if len(token) < _MIN_TOKEN:
         how = "is not set" if not token else f"is shorter than {_MIN_TOKEN} characters"
         raise UserError(
             f"rewards.gateway.token_env: the environment variable {gateway.token_env} {how}; set it, "
             f"for example: export {gateway.token_env}=$(openssl rand -hex 32)"
         )
-    return hashlib.sha256(token.encode()).digest()
+    digest = hashlib.sha256(token.encode())
+    os.environ[gateway.token_env] = DIGEST + digest.hexdigest()
+    return digest.digest()
 
 
 class RequireToken:

@@ -4,7 +4,6 @@ Promised: a score is what that expert gave, for exactly these images, which trav
 Whatever goes wrong on the way raises.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from io import BytesIO
@@ -20,12 +19,14 @@ from pydantic import BaseModel, ValidationError
 from policy.prompts import prompt_row
 from policy.records import Box, Prompt
 from rewards.expert import Expert, ExpertScores
-from rewards.responses import AppliesReply, ExpertState, ScoreReply
+from rewards.http import DIGEST, http_client, read_secret, request
+from rewards.responses import AppliesReply, ExpertStates, ScoreReply
 
 T = TypeVar("T", bound=BaseModel)
 _COME_BACK = (429, 503)
 _LONGEST_PAUSE_S = 30.0
 _PROMPTS_AT_ONCE = 1000
+_MOST_BYTES = 2**24  # of a reply
 
 
 class RemoteExpertError(RuntimeError):
@@ -50,11 +51,12 @@ class RemoteExpert(Expert):
         """Raises RemoteExpertError if the gateway does not know the expert or the token."""
         headers = {}
         if token_env is not None:
-            if not (token := os.environ.get(token_env)):
+            token = read_secret(token_env)
+            if not token or token.startswith(DIGEST):  # this run's own gateway's
                 raise RemoteExpertError(f"the environment variable {token_env} holds no token")
             headers["Authorization"] = f"Bearer {token}"
         self._expert, self._retries = expert, retries
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._http = http_client(url, base_url=url, headers=headers, timeout=timeout_s)
         self.pass_threshold = self._look_up()
 
     def applies(self, prompt: Prompt) -> bool:
@@ -98,8 +100,8 @@ class RemoteExpert(Expert):
         return f"expert {self._expert} at {self._http.base_url}"
 
     def _look_up(self) -> float:
-        rows = self._ask("GET", "/v1/experts").json()
-        states = {state.name: state for state in (ExpertState.model_validate(row) for row in rows)}
+        listed = _read(ExpertStates, self._ask("GET", "/v1/experts")).root
+        states = {state.name: state for state in listed}
         if self._expert not in states:
             raise RemoteExpertError(f"there is no {self}; there are {', '.join(states)}")
         mark = states[self._expert].pass_threshold
@@ -107,18 +109,19 @@ class RemoteExpert(Expert):
             raise RemoteExpertError(f"{self} is {states[self._expert].status}, not RUNNING")
         return mark
 
-    def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
-        """A reply with status 200. Raises RemoteExpertError for any other, and where there is none."""
+    def _ask(self, method: str, path: str, **body: Any) -> bytes:
+        """The body of a reply with status 200. Raises RemoteExpertError for any other, and where there
+        is none."""
         for number in range(1 + self._retries):
             pause = min(_LONGEST_PAUSE_S, 0.25 * 2**number)
             try:
-                reply = self._http.request(method, path, **body)
+                reply, content = request(self._http, method, path, max_bytes=_MOST_BYTES, **body)
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if reply.status_code == 200:
-                    return reply
-                problem = f"status {reply.status_code}: {reply.text[:200]}"
+                    return content
+                problem = f"status {reply.status_code}: {content[:200].decode(errors='replace')}"
                 if reply.status_code not in _COME_BACK:
                     break
                 after = reply.headers.get("retry-after", "")
@@ -128,13 +131,13 @@ class RemoteExpert(Expert):
         raise RemoteExpertError(f"{self} did not answer: {problem}")
 
 
-def _read(model: type[T], reply: httpx.Response) -> T:
+def _read(model: type[T], content: bytes) -> T:
     try:
-        return model.model_validate_json(reply.content)
+        return model.model_validate_json(content)
     except ValidationError as error:
-        raise RemoteExpertError(
-            f"{reply.url} answered something else than expected: {error}"
-        ) from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RemoteExpertError(f"not a reply of a gateway: {where}: {first['msg']}") from error
 
 
 def _png(image: np.ndarray) -> bytes:

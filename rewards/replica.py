@@ -7,6 +7,8 @@ scored.
 """
 
 import asyncio
+import faulthandler
+import math
 import sys
 import time
 from bisect import bisect_left
@@ -15,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
@@ -28,6 +31,7 @@ from rewards.expert import (
     Expert,
     ExpertScores,
     SamplesLost,
+    applies_checked,
     concat,
     constructor_options,
     load_expert_class,
@@ -39,6 +43,7 @@ BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0
 """Upper ends of the latency histogram; one more bucket holds what is slower."""
 WINDOW_S = 60.0
 _RECENT = 1000
+_SHARE_OF_TIMEOUT = 0.9  # that one call of an expert may take: its callers still hear of its end
 
 
 @dataclass(frozen=True)
@@ -239,12 +244,11 @@ class ExpertReplica:
 
     def __init__(self, name: str, config: ExpertConfig, timeout_s: float):
         self._name = name
-        self._timeout_s = timeout_s
-        self._busy_since: float | None = None
+        self._limit_s = timeout_s * _SHARE_OF_TIMEOUT
         self._meter = Meter()
         self._batcher = Batcher(self._ask, config.batch_size, config.batch_wait_s)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="expert")
-        self._expert = self._thread.submit(_build, config).result()
+        self._expert = self._thread.submit(_staying, partial(_build, config)).result()
 
     async def score_samples(self, sample_refs: list[ObjectRef], group: Group) -> Answer:
         """Score the samples of a group, behind a reference to a list of them, wrapped in a list of one
@@ -264,18 +268,11 @@ class ExpertReplica:
 
     async def applies(self, prompts: Sequence[Prompt]) -> list[bool]:
         """Which prompts the expert has anything to say on."""
-        return await self._in_thread(lambda: list(self._expert.applies_to(prompts)))
+        return await self._in_thread(lambda: applies_checked(self._name, self._expert, prompts))
 
     async def stats(self) -> ReplicaStats:
         replica = serve.get_replica_context().replica_id.unique_id
         return self._meter.stats(replica, self._expert.pass_threshold)
-
-    def check_health(self) -> None:
-        """Serve's question. An answer that takes longer than anyone waits for it blocks the replica:
-        Serve replaces it."""
-        since = self._busy_since
-        if since is not None and time.monotonic() - since > self._timeout_s:
-            raise RuntimeError(f"expert {self._name} has been stuck for over {self._timeout_s} s")
 
     async def _answer(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Answer:
         """NaN and "" where the expert does not apply. Raises if a score is missing or not finite."""
@@ -296,18 +293,32 @@ class ExpertReplica:
         return await self._in_thread(lambda: score_checked(self._name, self._expert, images, prompts))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        def timed() -> T:
-            self._busy_since = time.monotonic()
-            try:
-                return work()
-            finally:
-                self._busy_since = None
+        """Do it in the expert's thread. A hang ends the process, with a traceback in its log:
+        the thread cannot be had back, and Serve starts another process."""
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
+        def watched() -> T:
+            faulthandler.dump_traceback_later(self._limit_s, exit=True)
+            try:
+                return _staying(work)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, watched)
+
+
+def _staying(work: Callable[[], T]) -> T:
+    """An expert that leaves the interpreter has failed, like one that raises anything else. As it is,
+    SystemExit would end the event loop, and leave the process."""
+    try:
+        return work()
+    except (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError) as error:
+        raise RuntimeError(f"the expert raised {error!r}") from error
 
 
 def _build(config: ExpertConfig) -> Expert:
     expert = load_expert_class(config.use)(**constructor_options(config))
+    if not math.isfinite(expert.pass_threshold):
+        raise ValueError(f"{config.use}: pass_threshold is {expert.pass_threshold}, not a number")
     if torch := sys.modules.get("torch"):  # by itself it takes every core of the machine
         torch.set_num_threads(max(1, int(config.num_cpus)))
     return expert

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 from policy.records import Box
 from rewards.config import RewardsConfig
@@ -68,6 +68,10 @@ class ExpertState(BaseModel):
     replicas: int = Field(description="replicas that are wanted, at least")
     running: int = Field(description="replicas that run now")
     status: str = Field(description='"RUNNING": it answers')
+
+
+class ExpertStates(RootModel[list[ExpertState]]):
+    """All experts of a gateway."""
 
 
 class State(BaseModel):

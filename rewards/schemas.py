@@ -1,33 +1,28 @@
-"""What the gateway lets in: requests in two forms, images up to a size, prompts that parse."""
+"""What the gateway lets in: requests in two forms, prompts that parse, and files (rewards/images.py).
+
+A list ends at its first fault, and of many faults none is told: millions fit into one body."""
 
 import binascii
-import struct
-import warnings
-import zlib
 from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic_core import to_json
 from starlette.datastructures import UploadFile
 
-from policy.prompts import parse_prompt, plain_prompt
+from policy.errors import UserError
+from policy.jsonl import parse_object
+from policy.prompts import named_prompt, parse_prompt, plain_row
 from policy.records import Prompt
+from rewards.images import read_images as read_images
 
 T = TypeVar("T", bound=BaseModel)
-_FORMATS = ("PNG", "JPEG", "WEBP")
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
-# What Pillow's decoders raise on bytes that are no image of their kind.
-_UNREADABLE: tuple[type[Exception], ...]
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
-_UNREADABLE += (OverflowError, struct.error, zlib.error)
+_MOST_FAULTS = 100  # told one by one
+_LARGEST_PROMPT = 2**16  # characters, of its JSON if it is a row
 
 PromptField = Annotated[
     str | dict[str, Any], Field(description="a sentence, or one row of a prompt file")
@@ -42,15 +37,17 @@ class ScoreBody(_Body):
     """The JSON form of a request for scores."""
 
     prompt: PromptField
-    images: list[str] = Field(min_length=1, description="PNG, JPEG or WebP files, in base64")
-    experts: list[str] | None = Field(None, description="whom to ask; null: all")
+    images: list[str] = Field(
+        min_length=1, fail_fast=True, description="PNG, JPEG or WebP files, in base64"
+    )
+    experts: list[str] | None = Field(None, fail_fast=True, description="whom to ask; null: all")
 
 
 class AppliesBody(_Body):
     """Prompts that somebody wants scores for."""
 
-    prompts: list[PromptField] = Field(min_length=1, max_length=10_000)
-    experts: list[str] | None = Field(None, description="whom to ask; null: all")
+    prompts: list[PromptField] = Field(min_length=1, max_length=10_000, fail_fast=True)
+    experts: list[str] | None = Field(None, fail_fast=True, description="whom to ask; null: all")
 
 
 FORM_SCHEMA = {
@@ -84,20 +81,22 @@ class ScoreRequest:
     experts: tuple[str, ...] | None
 
 
-async def read_request(request: Request) -> ScoreRequest:
+async def read_request(request: Request, max_images: int) -> ScoreRequest:
     """The body of a request for scores, as multipart form or as JSON. Raises FastAPI's 422 error with
-    the name of the field at fault, or an HTTPException: 415 for another kind of body."""
+    the name of the field at fault, or an HTTPException: 400 for a form that is none, 413 for more than
+    `max_images`, 415 for another kind of body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return _from_json(await request.body())
+        return _from_json(await request.body(), max_images)
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        return await _from_form(request)
+        return await _from_form(request, max_images)
     raise HTTPException(415, "send multipart/form-data or application/json")
 
 
-async def _from_form(request: Request) -> ScoreRequest:
-    async with request.form() as form:
+async def _from_form(request: Request, max_images: int) -> ScoreRequest:
+    async with request.form(max_files=max(1000, max_images)) as form:
         files = form.getlist("image")
+        _check_number(files, max_images)
         if not files or not all(isinstance(file, UploadFile) for file in files):
             raise invalid("one file or more is needed", "image")
         texts = {name: form.getlist(name) for name in ("prompt", "experts")}
@@ -113,8 +112,14 @@ async def _from_form(request: Request) -> ScoreRequest:
         )
 
 
-def _from_json(data: bytes) -> ScoreRequest:
+def _check_number(files: Sequence, max_images: int) -> None:
+    if len(files) > max_images:
+        raise HTTPException(413, f"there are more than {max_images} images")
+
+
+def _from_json(data: bytes, max_images: int) -> ScoreRequest:
     body = parse_body(ScoreBody, data)
+    _check_number(body.images, max_images)
     files = []
     for n, text in enumerate(body.images):
         try:
@@ -133,55 +138,20 @@ def parse_body(model: type[T], data: bytes) -> T:
         raise _faults(error, "body") from error
 
 
-def read_images(files: Sequence[bytes], max_pixels: int) -> list[np.ndarray]:
-    """Files as RGB images, uint8 [H, W, 3] each; transparency is dropped.
-
-    All headers are read, and all sizes added up, before the first pixel is decoded. Raises an
-    HTTPException: 415 for what is no readable image, 413 for more than `max_pixels` together.
-    """
-    opened = [_open(n, data) for n, data in enumerate(files, 1)]
-    if sum(image.width * image.height for image in opened) > max_pixels:
-        raise HTTPException(413, f"the images have more than {max_pixels} pixels together")
-    return [_decode(n, image) for n, image in enumerate(opened, 1)]
-
-
-def _open(number: int, data: bytes) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides
-            image = Image.open(BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise HTTPException(413, f"image {number}: {error}") from error
-    except _UNREADABLE as error:
-        raise HTTPException(415, f"image {number} is no PNG, JPEG or WebP image") from error
-    if image.mode not in _MODES:
-        raise HTTPException(415, f"image {number} has mode {image.mode}; use 8 bits a channel")
-    return image
-
-
-def _decode(number: int, image: Image.Image) -> np.ndarray:
-    try:
-        return np.asarray(image.convert("RGB"))
-    except _UNREADABLE as error:
-        raise HTTPException(415, f"image {number} cannot be decoded: {error}") from error
-
-
 def read_prompt(given: str | dict[str, Any], *where: str | int) -> Prompt:
     """A sentence, or one row of a prompt file, which a text that starts like JSON is read as. Raises
     FastAPI's 422 error with the name of the field at fault."""
     where = where or ("prompt",)
+    if len(given if isinstance(given, str) else to_json(given)) > _LARGEST_PROMPT:
+        raise invalid(f"the prompt is longer than {_LARGEST_PROMPT} characters", *where)
     if isinstance(given, str):
         given = given.strip()
-        if not given:
-            raise invalid("the prompt is empty", *where)
-        if not given.startswith(("{", "[")):
-            return plain_prompt(given)
         try:
-            given = from_json(given)
-        except ValueError as error:
-            raise invalid(f"not valid JSON: {error}", *where) from error
-        if not isinstance(given, dict):
-            raise invalid("the JSON must be an object with the fields of a prompt row", *where)
+            if not given.startswith(("{", "[")):
+                return named_prompt(plain_row(given), "prompt")
+            given = parse_object(given.encode("utf-8", "surrogatepass"), "prompt")
+        except UserError as error:
+            raise invalid(str(error), *where) from error
     try:
         return parse_prompt(given)
     except ValidationError as error:
@@ -194,5 +164,7 @@ def invalid(message: str, *where: str | int) -> RequestValidationError:
 
 
 def _faults(error: ValidationError, *where: str | int) -> RequestValidationError:
+    if error.error_count() > _MOST_FAULTS:
+        return invalid(f"more than {_MOST_FAULTS} faults", *where[1:])
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     return RequestValidationError([{**fault, "loc": (*where, *fault["loc"])} for fault in faults])

@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from benchmarks.soak import trend
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -15,6 +17,21 @@ def test_the_benchmark_of_experts_runs():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "CLIPScore" in done.stdout and "GroundingDino" in done.stdout
+
+
+def test_the_benchmark_of_long_runs_watches_every_process():
+    small = ["--steps", "14", "--first", "1", "--pause", "0.5"]
+    command = [sys.executable, "-m", "benchmarks.soak", *small]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in ("driver", "RolloutWorker", "LearnerWorker", "RewardWorker", "expert", "raylet"):
+        assert kind in done.stdout
+    assert "object store" in done.stdout
+
+
+def test_a_trend_is_a_straight_line():
+    begin, end, slope = trend(np.array([(200, 10.0), (700, 11.0), (1200, 12.0)]))
+    assert (begin, end, slope) == pytest.approx((10.0, 12.0, 2.0))
 
 
 def test_the_benchmark_of_scale_runs_the_real_loop_to_its_picture(tmp_path):

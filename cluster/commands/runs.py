@@ -43,13 +43,18 @@ def show_ledger(folder: Path, console: Console) -> bool:
 
 def show_status(folder: Path, console: Console) -> None:
     """Where a run stands, from its own records; it may be on another machine."""
-    try:
-        lines = read_metrics(folder / "metrics.jsonl").lines
-    except OSError as error:
-        raise UserError(f"{folder}: no run is there: {error.strerror}") from None
+
+    def warn(text: str) -> None:
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    if not (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder}: no run is there: it has no metrics.jsonl")
+    lines, unreadable = read_metrics(folder / "metrics.jsonl")
+    for wrong in unreadable[:20]:
+        warn(wrong)
     config = load_config(folder / "config.yaml")
-    steps = [line for line in lines if "time/step" in line]
-    evaluations = [line for line in lines if "eval/reward" in line]
+    steps = [line for line in lines if line.get("time/step") is not None]
+    evaluations = [line for line in lines if line.get("eval/reward") is not None]
     table = Table(title=str(folder), show_header=False)
     table.add_column()
     table.add_column()
@@ -69,7 +74,7 @@ def show_status(folder: Path, console: Console) -> None:
             table.add_row(name, f"{sum(line.get(name) or 0 for line in steps):.0f} in all")
     for line in evaluations[:1] + evaluations[1:][-1:]:
         table.add_row(f"eval/reward at step {line['step']}", f"{line['eval/reward']:.3f}")
-    checkpoint = newest(folder / "checkpoints", lambda text: console.print(text, style="yellow"))
+    checkpoint = newest(folder / "checkpoints", warn, read_all=False)
     table.add_row("checkpoint", str(checkpoint.folder) if checkpoint else "none yet")
     console.print(table)
 

@@ -1,6 +1,7 @@
 """Commands beside training: evaluate, generate, serve."""
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from cluster.watch.console import evaluation_table
 from cluster.watch.evaluation import save_evaluation
 from cluster.watch.plots import grid
 from cluster.workers import start_workers
-from policy.errors import UserError
-from policy.prompts import plain_prompt, read_prompts
+from policy.paths import check_writable
+from policy.prompts import named_prompt, plain_row, read_prompts
 from policy.records import Group, Prompt
 from rewards.config import GatewayConfig
 from rewards.expert import check_experts
@@ -34,6 +35,7 @@ def evaluate(config: RunConfig, out: Path | None, console: Console) -> None:
     """Judge held-out samples of a policy as it is; into `out`, or runs/NAME-evaluation."""
     inputs = validate_run(config)
     out = out or config.folder.with_name(f"{config.name}-evaluation")
+    check_writable(out)
     with (
         ray_session(config.ray, total_cpus(config), console, inputs.store_need(config, learn=False)),
         start_workers(config, inputs.evaluator.prompts, console, learn=False) as workers,
@@ -57,6 +59,7 @@ def generate(
 ) -> None:
     """Draw prompts on this machine: NNNN.png, cots.jsonl and grid.png into `out`."""
     prompts = _prompts(asked)
+    check_writable(out)
     check_fetched(config.policy.templates)
     torch.set_num_threads(1)
     # A GPU is used where there is one, whatever the run gives its actors.
@@ -106,12 +109,10 @@ def serve(config: RunConfig, console: Console) -> None:
 
 
 def _prompts(asked: Sequence[str]) -> list[Prompt]:
-    """Sentences, or the prompts of one file."""
-    if len(asked) == 1 and (asked[0].endswith(".jsonl") or Path(asked[0]).is_file()):
-        return read_prompts(asked[0])
-    if not all(text.strip() for text in asked):
-        raise UserError("a prompt is empty: write what to draw")
-    return [plain_prompt(text) for text in asked]
+    """Sentences, whatever files have their names, or the prompts of one file, NAME.jsonl."""
+    if len(asked) == 1 and asked[0].endswith(".jsonl"):
+        return read_prompts(os.path.expanduser(asked[0]))
+    return [named_prompt(plain_row(text), f"prompt {n}") for n, text in enumerate(asked, 1)]
 
 
 def _grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, path: Path) -> None:

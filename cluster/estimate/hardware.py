@@ -4,13 +4,13 @@
 replaces them (`bicot estimate --figures`).
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from policy.errors import UserError
+from policy.jsonl import read_rows
 
 
 @dataclass(frozen=True)
@@ -194,22 +194,11 @@ def read_figures(path: Path) -> Efficiency:
     Raises UserError for a line of another form, and where no line is a factor.
     """
     measured: dict[str, float] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--figures: {path}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if "part" in row and not is_factor(str(row.get("figure"))):
-                continue  # another of the benchmark's figures, or one that it could not measure
-            name, value = row["figure"], row["value"]
-            good = isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
-        except (ValueError, KeyError, TypeError):
-            good = False
-        if not good or value < 0:
+    for number, row in read_rows(path, "file of figures"):
+        if "part" in row and not is_factor(str(row.get("figure"))):
+            continue  # another of the benchmark's figures, or one that it could not measure
+        name, value = row.get("figure"), row.get("value")
+        if not (isinstance(name, str) and isinstance(value, int | float) and 0 <= value < math.inf):
             raise UserError(
                 f'--figures: {path}:{number}: not {{"figure": "...", "value": number >= 0}}'
             )

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cluster.terminal import visible
 from cluster.watch.evaluation import Evaluation
 
 
@@ -97,7 +98,7 @@ class TrainProgress:
         self._print(json.dumps({"time": now, "event": event, **finite}, allow_nan=False))
 
     def _print(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        self.console.print(visible(text), soft_wrap=True, highlight=False, markup=False)
 
 
 def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table:

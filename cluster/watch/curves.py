@@ -1,11 +1,13 @@
 """`metrics.jsonl` read back as curves, and curves laid out as charts for the report."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from policy.errors import UserError
+from policy.jsonl import parse_object, read_lines
 
 Points = list[tuple[int, float]]
 
@@ -13,29 +15,40 @@ MOST_POINTS = 400  # of one curve in a chart; longer ones are averaged down
 WIDTH, HEIGHT = 420, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22
 EXACT = ("lr",)  # curves with no noise to smooth away
+_LARGEST = 1e300  # a sum of as many as a chart has is a number still
 
 
 class MetricsFile(NamedTuple):
     lines: list[dict[str, Any]]
-    unreadable: int
+    unreadable: list[str]
+    """Of each line that is left out, where it is and what is wrong with it."""
 
 
 def read_metrics(path: Path) -> MetricsFile:
-    """All lines that can be read, and the number of those that cannot: a run that dies in the middle
-    of a line leaves it torn."""
-    lines, unreadable = [], 0
-    for text in path.read_bytes().split(b"\n"):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except ValueError:  # torn JSON, or UTF-8 torn inside a character
-            line = None
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-        else:
-            unreadable += 1
+    """All lines that can be read; the last one is torn where a run died in the middle of it.
+
+    Raises UserError for a file that is not there.
+    """
+    lines, unreadable = [], []
+    for number, text in enumerate(read_lines(path, "metrics"), 1):
+        if text.strip():
+            try:
+                lines.append(_parse(text, f"{path}:{number}"))
+            except UserError as error:
+                unreadable.append(str(error))
     return MetricsFile(lines, unreadable)
+
+
+def _parse(text: bytes, where: str) -> dict[str, Any]:
+    """A step, the time, and numbers or null by name."""
+    line = parse_object(text, where)
+    if type(line.get("step")) is not int:
+        raise UserError(f"{where}: `step` is no whole number")
+    for name, value in line.items():
+        is_number = type(value) in (int, float) and abs(value) < _LARGEST
+        if not is_number and (value is not None or name == "time"):
+            raise UserError(f"{where}: `{name}` is no number")
+    return line
 
 
 def series(lines: Sequence[dict[str, Any]]) -> dict[str, Points]:
@@ -92,6 +105,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Gradient norm", ("grad_norm",)),
     ("Learning rate", ("lr",)),
     ("Guidance gap", ("guidance_gap",)),
+    ("Distance between learner and sampler", ("sampler_gap/cot", "sampler_gap/image")),
     ("Reward spread within a group", ("reward/std",)),
     ("Diversity", ("eval/diversity",)),
     ("Length of the semantic CoT", ("cot/tokens", "eval/cot_tokens")),

@@ -5,7 +5,6 @@
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,9 +16,11 @@ import numpy as np
 from PIL import Image
 
 from cluster.config import EvaluateConfig
+from cluster.files import by_step, write_whole
 from cluster.rollouts import RolloutManager
 from policy.errors import UserError
 from policy.imports import load_named
+from policy.jsonl import parse_object, read_bytes
 from policy.prompts import parse_prompt
 from policy.records import Box, Group, Prompt, Sample, Scores
 from policy.weights import PublishedWeights
@@ -129,21 +130,29 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "metrics": evaluation.metrics(),
         "scored": rows,
     }
-    unfinished = folder / "evaluation.json.tmp"
-    unfinished.write_text(json.dumps(whole, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(unfinished, folder / "evaluation.json")
+    write_whole(folder / "evaluation.json", json.dumps(whole, indent=1, ensure_ascii=False))
+
+
+def saved_evaluations(run: Path) -> list[Path]:
+    """The folders of a run directory's evaluations, first to last."""
+    found = by_step(run / "samples", "eval")
+    return [folder for _, folder in found if (folder / "evaluation.json").exists()]
 
 
 def load_evaluation(folder: Path) -> Evaluation:
     """Read back what `save_evaluation` wrote. Prompts, CoTs with their ids, images and all scores
-    return as they were; image tokens and log-probabilities are not kept, their arrays are empty."""
+    return as they were; image tokens and log-probabilities are not kept, their arrays are empty.
+
+    Raises UserError, naming the file, for what is no evaluation."""
     path = folder / "evaluation.json"
+    whole = parse_object(read_bytes(path), f"{path}: not a readable evaluation")
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
         scored = tuple(_read_scored(row, folder) for row in whole["scored"])
-        return Evaluation(whole["step"], whole["weights_version"], scored)
-    except (OSError, KeyError, ValueError) as error:
+        found = Evaluation(whole["step"], whole["weights_version"], scored)
+        found.metrics()  # of numbers, and of images of one size
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a readable evaluation: {error!r}") from error
+    return found
 
 
 def _row(scored: ScoredSample) -> dict[str, Any]:
@@ -168,8 +177,8 @@ def _row(scored: ScoredSample) -> dict[str, Any]:
 
 def _read_scored(row: dict[str, Any], folder: Path) -> ScoredSample:
     prompt = parse_prompt(row["prompt"])
-    with Image.open(folder / row["image"]) as picture:
-        image = np.array(picture)
+    with Image.open(folder / Path(row["image"]).name) as picture:
+        image = np.array(picture.convert("RGB"))
     no_ids, no_logps = np.zeros(0, np.int64), np.zeros(0, np.float32)
     sample = Sample(
         prompt_id=prompt.id,

@@ -1,10 +1,14 @@
 """Everything a run leaves for people, in one folder: numbers, pictures, CoTs."""
 
-import json
+import errno
+import logging
 import math
+import os
 import re
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from PIL.Image import Image
 from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
 
+from cluster.files import KeepGoing, Lines
 from cluster.watch.best_worst import best_worst
 from cluster.watch.best_worst import picture as show_extremes
 from cluster.watch.curves import read_metrics
@@ -21,13 +26,16 @@ from cluster.watch.plots import grid
 from cluster.watch.wandb_log import WandbLog
 from policy.records import Prompt, Sample
 
+log = logging.getLogger(__name__)
+ROOM = 2**20  # bytes free, below which nothing more is drawn
 GRID_LIMIT = 64  # prompts on the grid of an evaluation
 COLUMNS = 8
 
 
 class Recorder:
     """Writes `metrics.jsonl`, `tensorboard/` and `samples/` of a run directory, and Ray's gauges
-    (with the run's name as their `run`) where Ray runs.
+    (with the run's name as their `run`) where Ray runs. What cannot be written is told of and left out:
+    no method raises for it. Lines of `metrics.jsonl` wait until there is room.
 
     Each line of `metrics.jsonl` is one JSON object with a `step` and a `time`, the seconds that the
     run has been going; it is flushed before the method returns. In a folder that an earlier run left
@@ -35,19 +43,25 @@ class Recorder:
     middle stays alone on its line. A number that is not finite is null in JSON and a gap elsewhere.
     """
 
-    def __init__(self, folder: Path, next_step: int | None = None, wandb: WandbLog | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        next_step: int | None = None,
+        wandb: WandbLog | None = None,
+        tell: Callable[[str], None] = log.warning,
+    ):
         """`next_step`, on a resume, makes TensorBoard forget what was recorded from there on. `wandb`
         gets a copy; whoever opened it closes it."""
         self.folder = Path(folder)
         self._wandb = wandb
+        self._keep_going = KeepGoing(tell)
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         path = self.folder / "metrics.jsonl"
         earlier = read_metrics(path).lines if path.exists() else []
         self._began = time.monotonic() - max((line.get("time", 0.0) for line in earlier), default=0.0)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-        if _ends_torn(path):
-            self._file.write("\n")
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=next_step)
+        self._lines = Lines(path, self._keep_going)
+        self._board: SummaryWriter | None = None
+        self._to_board(lambda board: None, purge_step=next_step)
         self._gauges: dict[str, Gauge] = {}
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -57,55 +71,83 @@ class Recorder:
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         line: dict[str, float | None] = {"step": step, "time": round(time.monotonic() - self._began, 3)}
-        line |= {name: finite.get(name) for name in values}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._lines.add([line | {name: finite.get(name) for name in values}])
+
+        def scalars(board: SummaryWriter) -> None:
+            for name, value in finite.items():
+                board.add_scalar(name, value, step)
+
+        self._to_board(scalars)
         for name, value in finite.items():
-            self._board.add_scalar(name, value, step)
             self._gauge(name, value)
-        self._board.flush()
         if self._wandb:
-            self._wandb.numbers(step, finite)
+            with self._keep_going("wandb"):
+                self._wandb.numbers(step, finite)
 
     def samples(self, step: int, gallery: Sequence[tuple[Prompt, Sample, float]]) -> None:
         """Show a few samples of training, each with its prompt and reward."""
-        captions = [f"{reward:.2f}  {prompt.text}" for prompt, _, reward in gallery]
-        picture = grid([sample.image for _, sample, _ in gallery], captions, COLUMNS)
-        picture.save(self.folder / "samples" / f"step_{step:06d}.png")
-        rows = [(prompt.text, sample.cot_text, reward) for prompt, sample, reward in gallery]
-        self._show("samples", picture, rows, step)
+        with self._keep_going("samples/step_*.png"):
+            captions = [f"{reward:.2f}  {prompt.text}" for prompt, _, reward in gallery]
+            picture = grid([sample.image for _, sample, _ in gallery], captions, COLUMNS)
+            rows = [(prompt.text, sample.cot_text, reward) for prompt, sample, reward in gallery]
+            self._show("samples", picture, rows, step)
+            picture.save(self.folder / "samples" / f"step_{step:06d}.png")
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Record an evaluation: its means as a line, everything else as a folder of `samples/`. The
         grid shows the first sample of each of the first 64 prompts."""
         folder = self.folder / "samples" / f"eval_{step:06d}"
-        save_evaluation(evaluation, folder)
-        firsts = [scored[0] for scored in evaluation.by_prompt().values()][:GRID_LIMIT]
-        captions = [f"{j.reward:.2f}  {j.prompt.text}" for j in firsts]
-        picture = grid([j.sample.image for j in firsts], captions, COLUMNS)
-        picture.save(folder / "grid.png")
-        rows = [(j.prompt.text, j.sample.cot_text, j.reward) for j in firsts]
-        self._show("evaluation", picture, rows, step)
-        for expert in evaluation.experts:
-            self._picture(
-                f"best_and_worst/{expert}", show_extremes(best_worst(evaluation, expert)), step
-            )
         self.step(step, evaluation.metrics())
+        with self._keep_going("samples/eval_*"):
+            save_evaluation(evaluation, folder)
+        with self._keep_going("samples/eval_*/grid.png"):
+            firsts = [scored[0] for scored in evaluation.by_prompt().values()][:GRID_LIMIT]
+            captions = [f"{j.reward:.2f}  {j.prompt.text}" for j in firsts]
+            picture = grid([j.sample.image for j in firsts], captions, COLUMNS)
+            rows = [(j.prompt.text, j.sample.cot_text, j.reward) for j in firsts]
+            self._show("evaluation", picture, rows, step)
+            for expert in evaluation.experts:
+                self._picture(
+                    f"best_and_worst/{expert}", show_extremes(best_worst(evaluation, expert)), step
+                )
+            picture.save(folder / "grid.png")
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        self._lines.close()
+        if self._board:
+            self._to_board(SummaryWriter.close)
 
     def _show(self, tag: str, picture: Image, rows: list[tuple[str, str, float]], step: int) -> None:
         self._picture(tag, picture, step)
         table = ["| prompt | plan | reward |", "|---|---|---|"]
         table += [f"| {_cell(text)} | {_cell(plan)} | {reward:.3f} |" for text, plan, reward in rows]
-        self._board.add_text(f"{tag}/cots", "\n".join(table), step)
-        self._board.flush()
+        self._to_board(lambda board: board.add_text(f"{tag}/cots", "\n".join(table), step))
 
     def _picture(self, tag: str, picture: Image, step: int) -> None:
-        self._board.add_image(tag, np.asarray(picture), step, dataformats="HWC")
+        pixels = np.asarray(picture)
+        self._to_board(lambda board: board.add_image(tag, pixels, step, dataformats="HWC"))
         if self._wandb:
-            self._wandb.picture(step, tag, picture)
+            with self._keep_going("wandb"):
+                self._wandb.picture(step, tag, picture)
+
+    def _to_board(self, write: Callable[[SummaryWriter], None], purge_step: int | None = None) -> None:
+        """Have TensorBoard's writer write. The thread of one that met a full disk is dead: it is left
+        alone, and another is opened when there is room."""
+        with self._keep_going("tensorboard/"):
+            if shutil.disk_usage(self.folder).free < ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            try:
+                if self._board is None:
+                    folder = str(self.folder / "tensorboard")
+                    self._board = SummaryWriter(folder, purge_step=purge_step)
+                write(self._board)
+                self._board.flush()
+            except OSError:
+                board, self._board = self._board, None
+                with suppress(OSError):
+                    if board:
+                        board.close()
+                raise
 
     def _gauge(self, name: str, value: float) -> None:
         if not ray.is_initialized():
@@ -122,10 +164,5 @@ def gauge_name(name: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
-def _ends_torn(path: Path) -> bool:
-    """Whether the file's last line was cut off before its line feed."""
-    content = path.read_bytes()
-    return bool(content) and not content.endswith(b"\n")
+    """On one line; half a surrogate, which TensorBoard refuses, becomes a question mark."""
+    return " ".join(text.replace("|", "\\|").split()).encode("utf-8", "replace").decode()

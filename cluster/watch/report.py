@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import jinja2
 import numpy as np
 from PIL import Image
+from rich.console import Console
 
+from cluster.files import KeepGoing, write_whole
 from cluster.watch.best_worst import as_seen, best_worst
+from cluster.watch.console import evaluation_table
 from cluster.watch.curves import (
     BOTTOM,
     HEIGHT,
@@ -24,10 +28,17 @@ from cluster.watch.curves import (
     series,
     short,
 )
-from cluster.watch.evaluation import RESERVED, Evaluation, ScoredSample, load_evaluation
+from cluster.watch.evaluation import (
+    RESERVED,
+    Evaluation,
+    ScoredSample,
+    load_evaluation,
+    saved_evaluations,
+)
 from cluster.watch.plots import before_after, reward_curve, spread
 from policy.errors import UserError
 
+log = logging.getLogger(__name__)
 MOST_EVALUATIONS = 12  # with their pictures; the first and the last are always among them
 MOST_PROMPTS = 48  # of an evaluation
 MOST_SAMPLES = 4  # of a prompt
@@ -76,24 +87,86 @@ class Tab:
         return sum(map(len, self.groups)) < self.samples
 
 
-def write_summary(folder: Path, before: Evaluation, after: Evaluation) -> list[Path]:
-    """What a finished run leaves to look at: reward curve, before/after pictures, report."""
-    curve, pictures = folder / "reward_curve.png", folder / "before_after.png"
-    reward_curve(read_metrics(folder / "metrics.jsonl").lines, curve)
-    before_after(before, after).save(pictures)
-    return [curve, pictures, write_report(folder)]
+def summarize(folder: Path, console: Console) -> None:
+    """What a finished run tells and leaves to look at, made from its directory alone."""
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    before, after = first_and_last(folder, tell)
+    columns = {"before": before, "after": after}
+    if found := {name: each for name, each in columns.items() if each}:
+        console.print(evaluation_table("held-out prompts", found))
+    for path in write_summary(folder, before, after, tell):
+        tell(str(path))
 
 
-def write_report(folder: Path) -> Path:
-    """Write `report.html` into a run directory, whether the run is going on, finished or dead."""
+def first_and_last(
+    folder: Path, tell: Callable[[str], None]
+) -> tuple[Evaluation | None, Evaluation | None]:
+    """The last evaluation, and the first that shares prompts with it: a run may have gone on with
+    another held-out file. None where there is none."""
+    saved = saved_evaluations(folder)
+    after = next(_readable(reversed(saved), tell), None)
+    if after is None:
+        return None, None
+    earlier = (e for e in _readable(saved, tell) if e.step < after.step)
+    return next((e for e in earlier if share_prompts(e, after)), None), after
+
+
+def share_prompts(one: Evaluation, other: Evaluation) -> bool:
+    return not one.by_prompt().keys().isdisjoint(other.by_prompt())
+
+
+def _readable(folders: Iterable[Path], tell: Callable[[str], None]) -> Iterator[Evaluation]:
+    for folder in folders:
+        try:
+            yield load_evaluation(folder)
+        except UserError as error:
+            tell(f"left out: {error}")
+
+
+def write_summary(
+    folder: Path,
+    before: Evaluation | None,
+    after: Evaluation | None,
+    tell: Callable[[str], None] = log.warning,
+) -> list[Path]:
+    """Reward curve, before/after pictures and report: as much as can be made of what there is."""
+    metrics = folder / "metrics.jsonl"
+    curve, pictures, report = (
+        folder / n for n in ("reward_curve.png", "before_after.png", "report.html")
+    )
+    makers: dict[Path, Callable[[], Any]] = {
+        curve: lambda: reward_curve(read_metrics(metrics).lines, curve),
+        report: lambda: write_report(folder, tell),
+    }
+    if before and after:
+        both = before, after
+        makers[pictures] = lambda: before_after(*both).save(pictures)
+    written = []
+    for path in (curve, pictures, report):
+        with KeepGoing(tell)(path.name):
+            if path in makers:
+                makers[path]()
+                written.append(path)
+    return written
+
+
+def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Path:
+    """Write `report.html` into a run directory, whether the run is going on, finished or dead. Tells of
+    what cannot be read, which is left out."""
     folder = Path(folder)
     metrics = folder / "metrics.jsonl"
     if not metrics.exists():
         raise UserError(f"{folder} is not a run directory: it has no metrics.jsonl")
     lines, unreadable = read_metrics(metrics)
-    found = sorted(path.parent for path in folder.glob("samples/eval_*/evaluation.json"))
-    kept = spread_with_ends(found, MOST_EVALUATIONS)
-    evaluations = [load_evaluation(path) for path in kept]
+    found = saved_evaluations(folder)
+    evaluations = list(_readable(spread_with_ends(found, MOST_EVALUATIONS), tell))
+    for line in unreadable:
+        tell(f"left out: {line}")
+    last = evaluations[-1] if evaluations else None
+    first = next((e for e in evaluations if last and share_prompts(e, last)), None)
     experts = list(dict.fromkeys(name for e in evaluations for name in e.experts))
     config = folder / "config.yaml"
 
@@ -103,19 +176,17 @@ def write_report(folder: Path) -> Path:
         duration=in_words(max((line.get("time", 0.0) for line in lines), default=0.0)),
         unreadable=unreadable,
         found=len(found),
-        changes=changes(evaluations[0], evaluations[-1]) if evaluations else [],
-        first=evaluations[0] if evaluations else None,
-        last=evaluations[-1] if evaluations else None,
+        changes=changes(first, last) if first and last else [],
+        first=first,
+        last=last,
         charts=charts(series(lines), experts),
         frame={"w": WIDTH, "h": HEIGHT, "l": LEFT, "r": WIDTH - RIGHT, "t": TOP, "b": HEIGHT - BOTTOM},
         tabs=[_tab(evaluation) for evaluation in evaluations],
-        best_worst=[_rows(evaluations[-1], expert) for expert in evaluations[-1].experts]
-        if evaluations
-        else [],
-        config=config.read_text(encoding="utf-8") if config.exists() else None,
+        best_worst=[_rows(last, expert) for expert in last.experts] if last else [],
+        config=config.read_text("utf-8", "replace") if config.exists() else None,
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import os
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -14,9 +13,11 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from policy.errors import UserError
+from rewards.http import http_client, read_secret, request
 
 _FIRST_PAUSE_S = 0.5  # doubles with every try
 _LONGEST_PAUSE_S = 30.0
+_MOST_BYTES = 2**20  # of a reply
 
 
 class Token(BaseModel):
@@ -65,7 +66,7 @@ class Chat:
         self._url = url.rstrip("/") + "/chat/completions"
         self._model = model
         self._retries = retries
-        self._client = httpx.Client(timeout=timeout_s, headers=_authorization(api_key_env))
+        self._client = http_client(url, timeout=timeout_s, headers=_authorization(api_key_env))
 
     def ask(self, image: np.ndarray, question: str, **parameters) -> Choice:
         """The answer on an image, uint8 [H, W, 3]. `parameters` go into the request as they are.
@@ -82,13 +83,15 @@ class Chat:
         for number in range(1 + self._retries):
             pause = min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S)
             try:
-                response = self._client.post(self._url, json=body)
+                response, reply = request(
+                    self._client, "POST", self._url, max_bytes=_MOST_BYTES, json=body
+                )
             except httpx.TransportError as error:
                 failure = ChatError(f"{self._url}: {type(error).__name__}: {error}")
             else:
                 if response.is_success:
-                    return self._read(response)
-                said = " ".join(response.text.split())[:300]
+                    return self._read(reply)
+                said = " ".join(reply.decode(errors="replace").split())[:300]
                 failure = ChatError(
                     f"{self._url}: {response.status_code}: {said}", response.status_code
                 )
@@ -101,9 +104,9 @@ class Chat:
                 time.sleep(pause)
         raise ChatError(f"{failure} ({1 + self._retries} tries)", failure.status)
 
-    def _read(self, response: httpx.Response) -> Choice:
+    def _read(self, content: bytes) -> Choice:
         try:
-            return _Reply.model_validate_json(response.content).choices[0]
+            return _Reply.model_validate_json(content).choices[0]
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -113,7 +116,7 @@ class Chat:
 def _authorization(variable: str | None) -> dict[str, str]:
     if variable is None:
         return {}
-    if not (key := os.environ.get(variable)):
+    if not (key := read_secret(variable)):
         raise UserError(f"the environment variable {variable}, for the judge's API key, is not set")
     return {"Authorization": f"Bearer {key}"}
 

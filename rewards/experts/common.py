@@ -4,6 +4,7 @@ at a time, the images and texts that it is given, and where rows of text and ima
 The texts that vision-language models are asked with are files beside this one, or a user's own.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from policy.errors import UserError
+from policy.jsonl import read_text
+from rewards.expert import check_sides
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
@@ -51,11 +54,8 @@ def read_template(path: str | None, default: str, *placeholders: str) -> str:
 
     Raises UserError if there is no such file, or if it lacks a placeholder.
     """
-    file = Path(path) if path else _FOLDER / default
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a template that can be read: {error}") from None
+    file = Path(os.path.expanduser(path)) if path else _FOLDER / default
+    text = read_text(file, "template")
     for placeholder in placeholders:
         if text.count(placeholder) != 1:
             raise UserError(f"{file}: the template must contain {placeholder} once")
@@ -69,7 +69,8 @@ def split_at_image(template: str) -> tuple[str, str]:
 
 
 def pictures(images: Sequence[np.ndarray]) -> list[Image.Image]:
-    """uint8 [H, W, 3] each -> RGB pictures."""
+    """uint8 [H, W, 3] each -> RGB pictures. Raises RuntimeError for one that is long and thin."""
+    check_sides(images)
     return [Image.fromarray(np.ascontiguousarray(image)) for image in images]
 
 

@@ -19,7 +19,7 @@ from transformers import BaseImageProcessor
 
 from policy.records import Box, Prompt
 from rewards.detection import count_score, existence_score, knows_relation, spatial_score
-from rewards.expert import Expert, ExpertScores
+from rewards.expert import Expert, ExpertScores, check_sides
 from rewards.experts.common import batches
 from rewards.experts.published_weights import Placement, load_part
 from rewards.matching import Detection, Variant, same_noun, to_xyxy
@@ -128,7 +128,8 @@ def image_processor(kind: type[T], folder: Path) -> T:
 
 
 def pixels(processor, images: Sequence[np.ndarray], place: Placement) -> Tensor:
-    """Images of one shape as [B, 3, H, W]."""
+    """Images of one shape as [B, 3, H, W]. Raises RuntimeError for one that is long and thin."""
+    check_sides(images)
     found = processor(list(images), input_data_format="channels_last", return_tensors="pt")
     return found.pixel_values.to(place.device, place.dtype)
 

@@ -7,6 +7,7 @@
 | `auto` | one of the two | `yes_no` where the server tells log-probabilities, else `grade` |
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -56,6 +57,12 @@ def grade_of(choice: Choice) -> float:
     return float(match[1]) / 10
 
 
+def quoted(text: str) -> str:
+    """What stands between the quotation marks of a JSON string: no prompt can close them, and go on as
+    if it were the question."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
 class VlmJudge(Expert):
     """Asks about each image by itself, several at a time. It asks once when it is built, so that a
     wrong address, model or key is found before training starts."""
@@ -71,9 +78,10 @@ class VlmJudge(Expert):
         retries: int = 4,
         concurrency: int = 8,
     ):
-        """`template`: a file with the question and {prompt} in it, for the kind of answer that is asked
-        for. `api_key_env`: the environment variable that holds the API key, on every node that may run
-        the expert. `timeout_s`: for one request; `concurrency`: how many may be under way."""
+        """`template`: a file with the question and "{prompt}" in it, for the kind of answer that is
+        asked for; the prompt is filled in as the inside of a JSON string. `api_key_env`: the
+        environment variable that holds the API key, on every node that may run the expert. `timeout_s`:
+        for one request; `concurrency`: how many may be under way."""
         if answer == "auto" and template is not None:
             raise UserError(
                 f"{template}: with a template of your own, say answer: yes_no or answer: grade"
@@ -116,7 +124,7 @@ class VlmJudge(Expert):
         )
 
     def _judge(self, image: np.ndarray, prompt: Prompt) -> float:
-        question = self._question.replace(PROMPT, prompt.text)
+        question = self._question.replace(PROMPT, quoted(prompt.text))
         if self._answer == "yes_no":
             return yes_share_of(self._chat.ask(image, question, **_YES_NO))
         return grade_of(self._chat.ask(image, question, **_GRADE))

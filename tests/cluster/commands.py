@@ -19,9 +19,8 @@ def environment() -> dict[str, str]:
 
 def bicot(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280, **options
-    )
+    options = {"env": environment(), **options}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, **options)
 
 
 def a_few(prompts: str, path: Path, every: int) -> Path:

@@ -1,11 +1,16 @@
 """Run checkpoints, their choice on a resume, the ledger and the lock, on files alone."""
 
 import dataclasses
+import hashlib
 import json
+import os
+import resource
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +24,10 @@ from cluster.checkpoint import (
     where_to_start,
 )
 from cluster.config import load_config
+from cluster.files import by_step
 from cluster.ledger import Entry, Ledger, faults, read_ledger
 from cluster.lock import run_lock
+from learner.async_checkpoint import Writer, take_digests
 from policy.errors import UserError
 from tests.cluster.commands import TRAIN
 from tests.conftest import ROOT
@@ -68,7 +75,24 @@ def test_the_newest_are_kept(checkpoints, told):
     assert checkpoints.metrics() == {}
 
 
-@pytest.mark.parametrize("harm", ["cut", "missing file", "no state", "state cut"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "cut",
+        "missing file",
+        "flipped byte",
+        "no state",
+        "state cut",
+        {"step": "10"},
+        {"ranks": 2.5},
+        {"files": ["model.safetensors"]},
+        {"files": {"model.safetensors": "7"}},
+        {"expert_stats": {"count": {"mean": []}}},
+        {"config": None},
+        {"format": "2"},
+        {"step": 5},
+    ],
+)
 def test_a_torn_checkpoint_is_told_of_and_the_one_before_is_used(checkpoints, told, harm):
     for step in (5, 10):
         checkpoints.begin(InstantLearner(), state(step))
@@ -78,12 +102,78 @@ def test_a_torn_checkpoint_is_told_of_and_the_one_before_is_used(checkpoints, to
         (last / "model.safetensors").write_bytes(b"wei")
     elif harm == "missing file":
         (last / "model.safetensors").unlink()
+    elif harm == "flipped byte":
+        (last / "model.safetensors").write_bytes(b"weightz")
     elif harm == "no state":
         (last / "state.json").unlink()
+    elif isinstance(harm, dict):
+        written = json.loads((last / "state.json").read_text())
+        (last / "state.json").write_text(json.dumps(written | harm))
     else:
         (last / "state.json").write_text('{"step": 1')
     assert newest(checkpoints.folder, told.append).state.step == 5
     assert "step_000010 is not whole" in told[0]
+
+
+def test_every_file_has_a_digest_and_one_of_an_earlier_version_has_none(checkpoints, told):
+    checkpoints.begin(InstantLearner(), state(5))
+    checkpoints.poll(InstantLearner())
+    file = checkpoints.folder / "step_000005" / "state.json"
+    written = json.loads(file.read_text())
+    assert written["sha256"] == {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    del written["sha256"]
+    file.write_text(json.dumps(written | {"format": 1}))
+    assert newest(checkpoints.folder, told.append).state.step == 5
+
+
+def test_ranks_tell_the_digests_of_what_they_wrote(tmp_path):
+    """As `sha256sum` takes them of the files; what they were told in is gone."""
+    writer = Writer()
+    (tmp_path / "learner").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "learner" / "state.pt"
+    writer.save({"a": torch.arange(5000), "b": {"c": torch.ones(3, dtype=torch.bfloat16)}}, str(file))
+    writer.digest_model(tmp_path)
+    writer.tell_digests(tmp_path, 1)
+    assert take_digests(tmp_path) == {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        for name in ("learner/state.pt", "config.json")
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "learner"]
+    assert torch.load(file)["a"].tolist() == list(range(5000))
+
+
+def test_steps_are_in_their_order_however_many_figures_they_have(checkpoints, told):
+    for step in (999_998, 999_999, 1_000_000):
+        checkpoints.begin(InstantLearner(), state(step))
+        checkpoints.poll(InstantLearner())
+    assert [step for step, _ in by_step(checkpoints.folder, "step")] == [999_999, 1_000_000]
+    assert newest(checkpoints.folder, told.append).state.step == 1_000_000
+
+
+def test_what_a_lost_rank_still_writes_is_in_nobodys_way(checkpoints, told):
+    """Its thread goes on for a while, in the folder that was given up: it makes it again."""
+    checkpoints.begin(InstantLearner(), state(5))
+    (given_up,) = checkpoints.folder.iterdir()
+    checkpoints.abandon()
+    given_up.mkdir()
+    (given_up / "config.json").write_text("{}")
+    checkpoints.begin(InstantLearner(), state(5))
+    given_up.mkdir()
+    (given_up / "model.safetensors").write_text("late")
+    checkpoints.poll(InstantLearner())
+    assert newest(checkpoints.folder, told.append).state.step == 5
+    assert not told
+
+
+def test_a_torn_one_of_a_later_step_keeps_no_new_one_out(tmp_path, told):
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", 1, told.append)
+    for step in (12, 10):
+        checkpoints.begin(InstantLearner(), state(step))
+        checkpoints.poll(InstantLearner())
+        if step == 12:
+            (checkpoints.folder / "step_000012" / "model.safetensors").unlink()
+    assert newest(checkpoints.folder, told.append).state.step == 10
 
 
 def test_a_write_that_fails_leaves_the_one_before(checkpoints, told):
@@ -171,7 +261,16 @@ def test_files_that_are_no_longer_the_same_are_refused(tmp_path, told, changed):
 
 
 def test_a_run_that_ended_is_not_gone_on_with(stopped, told):
-    assert where_to_start(with_changes(stopped, "train.steps=100"), told.append) is None
+    """But one that ended and was killed before its report still has that to write."""
+    ended = with_changes(stopped, "train.steps=100")
+    assert where_to_start(ended, told.append) is None
+    (stopped.folder / "metrics.jsonl").touch()
+    assert where_to_start(ended, told.append).state.step == 100
+    assert where_to_start(with_changes(stopped, "train.steps=99"), told.append) is None
+    (stopped.folder / "report.html").touch()
+    assert where_to_start(ended, told.append) is None
+    os.utime(stopped.folder / "report.html", (0, 0))  # made in the middle of the run
+    assert where_to_start(ended, told.append).state.step == 100
 
 
 def test_a_run_directory_has_one_run(tmp_path):
@@ -207,6 +306,74 @@ def test_a_ledger_reads_back_and_forgets_later_steps(tmp_path):
         read_ledger(tmp_path)
     assert truncate_after(tmp_path / "ledger.jsonl", 2) == 4
     assert read_ledger(tmp_path) == ENTRIES[:6]
+
+
+def test_a_line_of_a_ledger_ends_at_a_line_feed_alone(tmp_path, told):
+    """Other separators are letters, and so is half a surrogate, of which a question mark is left."""
+    ledger = Ledger(tmp_path)
+    odd = ["a\u2028b", "a\u2029b\x85\x0b\x0c\x1c", "a\r", "\ud800"]
+    ledger.add([Entry(n, 1, text, 0, 0, "dropped", why=text) for n, text in enumerate(odd)])
+    ledger.close()
+    assert truncate_after(tmp_path / "ledger.jsonl", 1) == 0
+    assert [entry.why for entry in read_ledger(tmp_path)] == [*odd[:3], "?"]
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'{"group": 9, "st',
+        '{"group": 9, "step": 2, "prompt_id": "ü'.encode()[:-1],
+        b"[" * 99999,
+        b"[1]",
+    ],
+)
+def test_a_torn_last_line_goes_and_odd_ones_in_the_middle_stay(tmp_path, torn):
+    line = b'{"group": 0, "step": 1}\n'
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(line + b'{"step": "1"}\n' + line + torn)
+    assert truncate_after(path, 5) == 1
+    assert path.read_bytes() == line + b'{"step": "1"}\n' + line
+
+
+def test_the_line_that_is_no_entry_is_named(tmp_path):
+    row = vars(ENTRIES[0])
+    for wrong in ({"group": "x"}, {"step": -1}, {"outcome": "lost"}, {"prompt_id": None}, {"more": 1}):
+        lines = [json.dumps(row), "", json.dumps(row | wrong)]
+        (tmp_path / "ledger.jsonl").write_text("\n".join(lines))
+        with pytest.raises(UserError, match=rf"ledger\.jsonl:3: not an entry .*: {min(wrong)}: "):
+            read_ledger(tmp_path)
+
+
+def test_lines_wait_for_room(tmp_path, told):
+    """The disk takes seven bytes more, then nothing, then all."""
+    ledger = Ledger(tmp_path, told.append)
+    ledger.add(ENTRIES[:1])
+    whole = (tmp_path / "ledger.jsonl").read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # Python's own choice
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 7, limit[1]))
+    try:
+        for n in (1, 2, 8):
+            ledger.add([ENTRIES[n]])
+            assert (tmp_path / "ledger.jsonl").read_bytes() == whole
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    ledger.forget_after(ENTRIES[2].step)
+    ledger.add([ENTRIES[3]])
+    ledger.close()
+    assert read_ledger(tmp_path) == ENTRIES[:4]
+    assert [text.partition(":")[0] for text in told] == ["warning", "ledger.jsonl is written again"]
+    assert "ledger.jsonl could not be written: File too large" in told[0]
+
+
+def test_a_lock_that_is_gone_at_the_end_is_nobodys_fault(tmp_path):
+    path = tmp_path / ".run.lock"
+    with run_lock(tmp_path / "run"):
+        path.unlink()
+    with run_lock(tmp_path / "run"):
+        path.unlink()
+        path.write_text("another's")
+    assert path.exists()
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, unique=True))

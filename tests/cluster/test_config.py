@@ -24,6 +24,8 @@ def test_overrides_are_yaml_values_at_dotted_keys():
             "name=other",
             "rewards.experts.count.weight=0.5",
             "learner.deepspeed.zero_optimization.stage=3",
+            "learner.deepspeed.optimizer={params: {eps: 1e-9}}",
+            "rewards.experts.count.options={gain: 1e-1, tag: 2024_01}",
             "evaluate.samples_per_prompt=4",
         ],
     )
@@ -31,7 +33,11 @@ def test_overrides_are_yaml_values_at_dotted_keys():
     assert config.train.max_staleness == 1
     assert config.name == "other"
     assert config.rewards.experts["count"].weight == 0.5
-    assert config.learner.deepspeed == {"zero_optimization": {"stage": 3}}
+    assert config.learner.deepspeed == {
+        "zero_optimization": {"stage": 3},
+        "optimizer": {"params": {"eps": 1e-9}},
+    }
+    assert config.rewards.experts["count"].options == {"gain": 0.1, "tag": "2024_01"}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +68,8 @@ def test_overrides_are_yaml_values_at_dotted_keys():
         ("learner.lr.x=1", "'lr' is a value, not a group of keys"),
         ("learner.lr=[1", "not valid YAML"),
         ("name=a/b", "'name': String should match pattern"),
+        ("name=" + "[" * 3000, "[[...: not valid YAML: deeper than"),
+        ("name={a: 1, a: 2}", "'a' stands there twice"),
     ],
 )
 def test_a_bad_override_is_one_clear_line(override, complaint):
@@ -78,6 +86,13 @@ def test_a_bad_file_is_named_with_its_line(tmp_path):
     path.write_text("name: x\n  steps: [\n")
     with pytest.raises(UserError, match=r"run\.yaml:2: not valid YAML"):
         load_config(path)
+    path.write_text(TRAIN.read_text() + "\nlearner:\n  lr: 1\n")
+    with pytest.raises(
+        UserError, match=r"run\.yaml:\d+: .*'learner' stands there twice, first in line"
+    ):
+        load_config(path)
+    path.write_text(TRAIN.read_text(), encoding="utf-8-sig")
+    assert load_config(path) == load_config(TRAIN)
     path.write_text("- 1\n")
     with pytest.raises(UserError, match="a mapping of keys to values"):
         load_config(path)

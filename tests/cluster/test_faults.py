@@ -28,7 +28,7 @@ def peace(tmp_path_factory):
 
 @pytest.mark.timeout(600)
 def test_a_run_in_trouble_ends_as_one_in_peace(peace, tmp_path):
-    """Every kind of process is killed or stopped once."""
+    """Every kind of process is killed or stopped, alone and two at once."""
     run = LiveRun(tmp_path / "rough", 16)
     run.reach(1)
     run.strike("ray::RolloutWorker")
@@ -44,7 +44,13 @@ def test_a_run_in_trouble_ends_as_one_in_peace(peace, tmp_path):
     run.strike("ray::LearnerWorker", signal.SIGSTOP)
     run.reach(12)
     run.strike("ray::RewardWorker")
+    run.reach(13)
+    run.strike("ray::RewardWorker", signal.SIGSTOP)
+    run.strike("ray::RolloutWorker")
     run.reach(14)
+    run.strike("ray::LearnerWorker")
+    run.strike("ray::RolloutWorker", signal.SIGSTOP)
+    run.reach(15)
     run.process.kill()
     run.wait()
     again = LiveRun(tmp_path / "rough", 16)
@@ -52,6 +58,7 @@ def test_a_run_in_trouble_ends_as_one_in_peace(peace, tmp_path):
     for text in (
         "is lost; its groups are generated again",
         "hangs; its groups",
+        "the reward worker hangs; a new one scores its groups again",
         "the learner was lost in step",
         "goes on from step",
     ):

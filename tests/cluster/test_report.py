@@ -1,5 +1,6 @@
 """The report as a reader's browser gets it, and the curves that it is drawn from."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -9,18 +10,27 @@ import pytest
 from cluster.watch.curves import charts, read_metrics, series, short, smooth, thin, ticks
 from cluster.watch.evaluation import Evaluation, ScoredSample
 from cluster.watch.recorder import Recorder
-from cluster.watch.report import changes, data_uri, spread_with_ends, write_report, write_summary
+from cluster.watch.report import (
+    changes,
+    data_uri,
+    first_and_last,
+    spread_with_ends,
+    write_report,
+    write_summary,
+)
 from policy.errors import UserError
 from policy.records import Prompt, Sample
 
 ATTACK = "<script>alert(1)</script>"
 
 
-def evaluation(step: int, reward: float, prompts: int = 3, **scores: float) -> Evaluation:
+def evaluation(
+    step: int, reward: float, prompts: int = 3, name: str = "p", **scores: float
+) -> Evaluation:
     ids, logps, image = np.arange(5), [np.zeros(5, np.float32)] * 3, np.zeros((24, 24, 3), np.uint8)
 
     def one(n: int) -> ScoredSample:
-        prompt = Prompt(f"p{n}", f"{ATTACK} number {n}", "color")
+        prompt = Prompt(f"{name}{n}", f"{ATTACK} number {n} of {name}", "color")
         plan = f"plan {ATTACK}"
         sample = Sample(prompt.id, 0, 1, step, ids, ids, plan, ids, ids, *logps, image, "stop")
         explanation = dict.fromkeys(scores, f'"{ATTACK}')
@@ -106,6 +116,76 @@ def test_a_torn_line_is_left_out_and_counted(run):
         file.write('{"step": 11, "note": "é'.encode()[:-1])  # in the middle of a character
     assert "10 steps" in page(run).text
     assert "1 unreadable line in metrics.jsonl left out" in page(run).text
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"step": "11"},
+        {"step": True},
+        {"loss": "much"},
+        {"loss": [1]},
+        {"loss": 10**400},
+        {"time": None},
+        {"note": "\u2028"},
+    ],
+)
+def test_lines_that_are_no_metrics_are_named_and_left_out(run, odd):
+    good = {"step": 11, "time": 1.0, "loss": 1.0, "ownlossofmine": 2.0}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(good | odd, ensure_ascii=False) + "\n" + json.dumps(good) + "\n")
+    lines, unreadable = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines][-2:] == [10, 11]
+    (told,) = unreadable
+    assert f"metrics.jsonl:13: `{min(odd)}` is no " in told
+    said = []
+    assert "11 steps" in Page(write_report(run, said.append).read_text()).text
+    assert said == [f"left out: {told}"]
+
+
+@pytest.mark.parametrize("odd", ["[]", '{"scored": 5}', '{"scored": [[]]}', "{", "cut image"])
+def test_an_evaluation_that_cannot_be_read_is_told_of_and_left_out(run, odd):
+    folder = run / "samples" / "eval_000010"
+    if odd == "cut image":
+        (folder / "0001.png").write_bytes((folder / "0001.png").read_bytes()[:40])
+    else:
+        (folder / "evaluation.json").write_text(odd)
+    said = []
+    text = Page(write_report(run, said.append).read_text()).text
+    assert "2 evaluations" in " ".join(text.split())
+    assert len(said) == 1
+    assert "eval_000010/evaluation.json: not a readable evaluation" in said[0]
+    assert first_and_last(run, said.append)[1].step == 0
+
+
+def test_a_run_that_went_on_with_other_prompts_compares_like_with_like(run):
+    """The first evaluation of the same prompts stands beside the last; with none there is a report."""
+    recorder = Recorder(run)
+    for step in (999_999, 1_000_000):
+        recorder.evaluation(step, evaluation(step, 0.5, name="q"))
+        said = []
+        before, after = first_and_last(run, said.append)
+        paths = write_summary(run, before, after, said.append)
+        names = [path.name for path in paths]
+        assert not said
+        assert after.step == step
+        if step == 999_999:
+            assert before is None
+            assert names == ["reward_curve.png", "report.html"]
+        else:
+            assert before.step == 999_999
+            assert names == ["reward_curve.png", "before_after.png", "report.html"]
+    recorder.close()
+
+
+def test_half_a_surrogate_does_not_cost_the_report(run):
+    said = []
+    recorder = Recorder(run, tell=said.append)
+    recorder.evaluation(20, evaluation(20, 0.5, name="\ud800"))
+    recorder.close()
+    assert not said
+    assert "?0" in (run / "samples/eval_000020/evaluation.json").read_text()
+    write_report(run)
 
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path):

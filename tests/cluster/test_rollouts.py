@@ -218,3 +218,18 @@ def test_groups_of_a_version_that_was_broadcast_come_from_the_newest_and_say_so(
     stats = rollouts._wait(pending)
     assert [each.weights_version for each in stats] == [0, 0, 0, 0]
     assert pending.weights is None
+
+
+def test_a_reward_worker_that_hangs_is_replaced_and_its_groups_are_scored_again(rollouts, groups):
+    """Also those of a request that was made before; none of them stops for long."""
+    rewards = rollouts.config.rewards
+    rewards.timeout_s, rewards.retries = 0.5, 0
+    rollouts._start_reward_worker = ray.remote(num_cpus=0)(Scorer).remote
+    hung = rollouts._reward_worker
+    os.kill(ray.get(hung.__ray_call__.remote(lambda worker: os.getpid())), signal.SIGSTOP)
+    first, second = rollouts.request(groups, None), rollouts.request(groups, None)
+    for pending in (first, second):
+        ids = [[name for name, _ in group] for group in generated(rollouts, pending)]
+        assert rollouts._results(pending) == ids
+        assert pending.reward_worker is not hung
+    assert first.reward_worker is second.reward_worker is rollouts._reward_worker

@@ -1,6 +1,7 @@
 """The whole loop as a user runs it, with every real component: Ray, Serve, DeepSpeed on two ranks."""
 
 import json
+import os
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from cluster.config import load_config
 from cluster.ledger import faults, read_ledger
 from cluster.validate import run_folder
 from policy.model import load_janus
-from tests.cluster.commands import TRAIN, a_few, bicot
+from tests.cluster.commands import TRAIN, a_few, bicot, environment
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -210,3 +211,99 @@ def test_gradients_that_are_not_finite_stop_the_run_with_what_was_good(sync_run,
     kept = newest(run / "checkpoints", print)
     config = load_config(ROOT / TRAIN).policy.model_copy(update={"path": str(kept.folder)})
     assert all(p.isfinite().all() for p in load_janus(config).model.parameters())
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_nothing_stops_and_says_why(sync_run, tmp_path):
+    """An expert answers the first evaluation and nothing after it. What was begun is kept."""
+    _, folder, _ = sync_run
+    held_out = folder.parent / "heldout.jsonl"
+    enough = len(held_out.read_text().splitlines())
+    done = bicot(
+        "train",
+        TRAIN,
+        "train.steps=9",
+        "train.groups_per_step=2",
+        "train.max_empty_steps=4",
+        "learner.ranks=1",
+        "rewards.retries=0",
+        "rewards.experts={gone: {use: tests.rewards.experts_for_tests:GoesAway,"
+        f" options: {{after: {enough}}}}}}}",
+        "evaluate.samples_per_prompt=1",
+        f"evaluate.prompts={held_out}",
+        f"runs_dir={tmp_path}",
+    )
+    run = tmp_path / "shapes"
+    assert done.returncode == 2
+    assert "nothing was learned in 3 steps in a row, up to step 3: " in done.stdout
+    assert "the run stops after 4 (train.max_empty_steps)" in done.stdout
+    assert "error: nothing was learned in 4 steps in a row, up to step 4: " in done.stdout
+    assert "OSError: the lens is gone" in done.stdout.splitlines()[-1]
+    assert {e.outcome for e in read_ledger(run)} == {"dropped"}
+    assert newest(run / "checkpoints", print).state.step == 4
+
+
+def test_a_run_whose_experts_give_no_score_says_what_they_said(tmp_path):
+    done = bicot(
+        "train",
+        TRAIN,
+        "learner.ranks=1",
+        "actors.count=1",
+        "rewards.retries=0",
+        "rewards.experts={odd: {use: tests.rewards.experts_for_tests:SaysWhatItIsTold,"
+        " options: {values: [1]}}}",
+        f"evaluate.prompts={a_few('heldout.jsonl', tmp_path / 'few.jsonl', every=40)}",
+        f"runs_dir={tmp_path}",
+    )
+    assert done.returncode == 2
+    last = done.stdout.splitlines()[-1]
+    assert "error: no held-out prompt was scored at step 0: " in last
+    assert "expert odd failed" in last
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (
+            ["rewards.experts.objects.num_gpus=1", "learner.num_gpus=1", "learner.ranks=2"],
+            "this machine has 0 GPUs; the run asks for 3: learner 2, expert 1",
+        ),
+        (
+            ["rewards.experts.objects.resources={vision: 1}"],
+            "no room for expert objects, 1 x 0.1 CPU, 1 vision: the nodes hold 0 of them",
+        ),
+        (
+            ["learner.deepspeed={optimizer: {type: Nonsense, params: {lr: 1e-4}}}", "learner.ranks=1"],
+            "the learner does not start: ",
+        ),
+    ],
+)
+def test_a_role_that_cannot_start_is_told_in_one_line(tmp_path, overrides, complaint):
+    done = bicot("train", TRAIN, f"runs_dir={tmp_path}/runs", "ray.dashboard=false", *overrides)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"error: {complaint}")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("RAY_TMPDIR", "{tmp}/" + "x" * 100, "set RAY_TMPDIR to a short one"),
+        ("HOME", "/proc/nowhere", "No such file or directory: '/proc/nowhere'"),
+        ("RAY_ADDRESS", "http://127.0.0.1:{port}", "an http:// address is for `ray job submit`"),
+    ],
+)
+def test_ray_that_cannot_start_is_told_in_one_line(tmp_path, name, value, complaint):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        value = value.format(tmp=tmp_path, port=listening.getsockname()[1])
+        if name == "RAY_TMPDIR":
+            os.mkdir(value)
+        env = environment() | {name: value}
+        done = bicot("train", TRAIN, f"runs_dir={tmp_path}/runs", env=env)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert complaint in done.stdout.splitlines()[-1]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()

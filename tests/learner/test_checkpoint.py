@@ -1,5 +1,8 @@
 """Checkpoints of real DeepSpeed ranks: going on is the same as never having stopped."""
 
+import os
+import pickle
+import shutil
 import time
 
 import pytest
@@ -8,8 +11,10 @@ import torch
 
 from learner.async_checkpoint import to_universal
 from learner.deepspeed_engine import Resume
+from learner.worker import LearnerWorker
+from policy.errors import UserError
 from policy.model import load_janus
-from tests.learner.test_group import groups, save, start, weights_of  # noqa: F401 (fixtures)
+from tests.learner.test_group import groups, save, settings, start, weights_of  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 
@@ -53,6 +58,66 @@ def test_another_number_of_ranks_goes_on_alike(groups, start, tmp_path, stage): 
     found = weights_of(second)
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+
+
+class Harmful:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_config):  # noqa: F811
+    """Whichever file is another's: at a resume, in the converter, at a resume with another number of
+    ranks, and where the checkpoint is a model."""
+    first = start(ranks=1, zero_stage=stage)
+    steps(first, groups, 1)
+    sound, planted, mark = tmp_path / "sound", tmp_path / "planted", tmp_path / "executed"
+    sound.mkdir()
+    save(first, sound)
+    first.stop()
+
+    def go_on(universal=False):
+        rank = ray.remote(LearnerWorker).options(num_cpus=0).remote(0, 1)
+        try:
+            where = ray.get(rank.rendezvous.remote())
+            resume = Resume(str(planted), universal)
+            config = settings(ranks=1, zero_stage=stage)
+            ray.get(rank.setup.remote(policy_config, config, 1.0, 2.0, where, resume))
+        finally:
+            ray.kill(rank)
+
+    def refused(files, then):
+        shutil.copytree(sound, planted)
+        chosen = list(planted.glob(files))
+        assert chosen, files
+        for file in chosen:
+            file.write_bytes(pickle.dumps(Harmful(mark)))
+            if file.suffix == ".pt":
+                torch.save(Harmful(mark), file)
+        with pytest.raises(UserError):
+            then()
+        assert not mark.exists(), files
+        shutil.rmtree(planted)
+
+    for files in ("learner/*model_states.pt", "learner/*optim_states.pt"):
+        refused(files, lambda: to_universal(planted))
+        refused(files, go_on)
+    to_universal(sound)
+    for files in (
+        "learner_universal/*.pt",
+        "learner_universal/zero/*.pt",
+        "learner_universal/zero/*/exp_avg.pt",
+        "learner_universal/zero/*/fp32.pt",
+    ):
+        refused(files, lambda: go_on(universal=True))
+    as_model = policy_config.model_copy(update={"path": str(planted)})
+    for files in ("*.safetensors", "*.json"):
+        refused(files, lambda: load_janus(as_model))
 
 
 def test_a_write_that_fails_is_told(groups, start, tmp_path):  # noqa: F811

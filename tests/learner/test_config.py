@@ -30,25 +30,27 @@ def test_the_users_deepspeed_settings_pass_over_the_defaults_unchanged(tmp_path)
 def test_a_bad_deepspeed_file_is_named(tmp_path):
     for name, content, complaint in [
         ("none.json", None, "no such file"),
-        ("torn.json", '{"a": 1,\n', r"torn\.json:2: "),
-        ("list.json", "[]", "must hold a JSON object"),
+        ("torn.json", '{"a": 1,\n', r"torn\.json: .* at line 2, "),
+        ("twice.json", '{"a": 1, "a": 2}', r"twice\.json: .*'a' stands there twice"),
+        ("list.json", "[]", "must be a JSON object"),
     ]:
         path = tmp_path / name
         if content is not None:
             path.write_text(content)
         with pytest.raises(UserError, match=complaint):
             deepspeed_settings(LearnerConfig(deepspeed=str(path)), "float32")
+    path.write_text('{"gradient_clipping": 0.5}', encoding="utf-8-sig")
+    assert deepspeed_settings(LearnerConfig(deepspeed=str(path)), "float32")["gradient_clipping"] == 0.5
 
 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"reference": "none"}, "learner.kl_coef 0.01 needs a reference model: set kl_coef 0, or"),
+        ({"reference": "none"}, "learner.kl_coef 0.01 needs a reference model: set learner.kl_coef=0"),
         (
             {"reference": "sharded", "kl_coef": 0},
-            "learner.kl_coef 0 uses no reference model: leave out",
+            "learner.reference is sharded: set learner.reference=null",
         ),
-        ({"reference": "copy", "lora": {}}, "the reference is the model with its adapters off"),
         ({"lora": {"rank": 0}}, "greater than or equal to 1"),
         ({"lora": {"target_modules": []}}, "at least 1 item"),
     ],
@@ -62,6 +64,7 @@ def test_the_reference_follows_from_beta_and_lora():
     assert LearnerConfig().reference_kind == "copy"
     assert LearnerConfig(reference="sharded").reference_kind == "sharded"
     assert LearnerConfig(lora={}).reference_kind == "lora-off"
+    assert LearnerConfig(lora={}, reference="sharded").reference_kind == "lora-off"
     assert LearnerConfig(lora={}, kl_coef=0).reference_kind == "none"
     assert LearnerConfig(kl_coef=0, reference="none").reference_kind == "none"
 

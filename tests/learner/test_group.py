@@ -161,9 +161,9 @@ def test_frozen_parts_stay_and_are_not_published(policy_config, groups, start, t
 def test_the_phases_are_told_apart(groups, start):
     learner = start(ranks=1, cot_weight=0.0)
     metrics = [ray.get(learner.step(groups))[0] for _ in range(3)][-1]
-    for name in ("loss", "kl", "clip_fraction", "ratio", "logp"):
-        assert {f"{name}/cot", f"{name}/image"} <= metrics.keys()
-    assert metrics["loss/cot"] == 0
+    for name in ("loss", "kl", "clip_fraction", "ratio", "logp", "sampler_gap", "sampler_gap_max"):
+        assert f"{name}/image" in metrics
+        assert f"{name}/cot" not in metrics  # it weighs nothing, and so nothing is known of it
     assert metrics["loss"] == pytest.approx(metrics["loss/image"])
     assert metrics["guidance_gap"] > 0
     assert metrics["kl/image"] > 0
@@ -183,10 +183,24 @@ def test_guided_training_is_on_policy_for_the_guided_distribution(groups, start)
     for learner in (plain, frugal):
         metrics = ray.get(learner.step(groups))[0]
         assert metrics["ratio/image"] == pytest.approx(1.0, abs=1e-5)
+        assert 0 < metrics["sampler_gap/image"] < metrics["sampler_gap_max/image"] < 1e-4
+        assert metrics["sampler_gap_beyond_clip/image"] == 0
         assert metrics["kl/image"] == pytest.approx(0.0, abs=1e-6)
     one, two = weights_of(plain), weights_of(frugal)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_the_gap_to_the_sampler_is_measured(groups, start):
+    """The first step is on-policy and shows rounding alone. With a learning rate that throws the policy
+    far off, tokens of the old samples lie beyond the clip range in the second."""
+    learner = start(ranks=2, lr=0.05)
+    first, second = (ray.get(learner.step(groups))[0] for _ in range(2))
+    for phase in ("cot", "image"):
+        assert first[f"sampler_gap_max/{phase}"] < 1e-4
+        assert first[f"sampler_gap_beyond_clip/{phase}"] == 0
+        assert second[f"sampler_gap_max/{phase}"] > second[f"sampler_gap/{phase}"] > 1e-2
+        assert second[f"sampler_gap_beyond_clip/{phase}"] > 0
 
 
 def test_no_kl_weight_means_no_kl(groups, start):

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from policy.errors import UserError
 from policy.prompts import parse_prompt, prompt_id, prompt_row, read_prompts
@@ -42,11 +43,17 @@ def test_a_text_that_occurs_again_gets_an_id_of_its_own(tmp_path):
     assert [p.id for p in prompts] == [first, f"{first}#2", f"{first}#3"]
 
 
+def test_no_number_makes_two_ids_one(tmp_path):
+    rows = [{**COUNT, "id": name} for name in ("a", "a", "a#2", "a", "b")]
+    prompts = read_prompts(write(tmp_path / "p.jsonl", rows))
+    assert [p.id for p in prompts] == ["a", "a#3", "a#2", "a#4", "b"]
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
         ('{"prompt": "x", ', r"p\.jsonl:2: not valid JSON"),
-        ("[1, 2]", r"p\.jsonl:2: a row must be a JSON object"),
+        ("[1, 2]", r"p\.jsonl:2: this must be a JSON object"),
         ({"task_type": "color"}, r"p\.jsonl:2: field 'prompt': Field required"),
         ({"prompt": "", "task_type": "color"}, r"p\.jsonl:2: field 'prompt'"),
         ({"prompt": 3, "task_type": "color"}, r"p\.jsonl:2: field 'prompt'"),
@@ -54,11 +61,29 @@ def test_a_text_that_occurs_again_gets_an_id_of_its_own(tmp_path):
         ({**COUNT, "nouns": "broom"}, r"p\.jsonl:2: field 'nouns'"),
         ({**COUNT, "numeracy_info": [{"obj_name": "b"}]}, r"p\.jsonl:2: field 'numeracy_info\.0\.num'"),
         ({**SPATIAL, "spatial_info": {"obj1": "a"}}, r"p\.jsonl:2: field 'spatial_info\.obj2'"),
+        ({**SPATIAL, "nouns": ["car", " "]}, r"p\.jsonl:2: field 'nouns\.1': is blank"),
+        ({**SPATIAL, "attr_nouns": [""]}, r"p\.jsonl:2: field 'attr_nouns\.0': is blank"),
+        ({**SPATIAL, "prompt": "\u200b\ufeff "}, r"p\.jsonl:2: field 'prompt': is blank"),
+        ({**SPATIAL, "id": ""}, r"p\.jsonl:2: field 'id': is blank"),
+        ({**COUNT, "id": "\ud83d"}, r"p\.jsonl:2: half of a surrogate pair"),
+        (json.dumps(COUNT)[:-1] + ', "prompt": "x"}', r"p\.jsonl:2: .*'prompt' stands there twice"),
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_field(tmp_path, row, complaint):
     with pytest.raises(UserError, match=complaint):
         read_prompts(write(tmp_path / "p.jsonl", [COUNT, row]))
+
+
+def test_a_row_that_is_no_text_of_a_file_is_checked_too():
+    with pytest.raises(ValidationError, match="surrogates not allowed"):
+        parse_prompt({**COUNT, "nouns": ["\ud83d"]})
+
+
+def test_what_an_editor_leaves_in_a_file_is_no_part_of_a_prompt(tmp_path):
+    texts = ["a\u2028b", "c\u0085d"]
+    rows = [json.dumps({**COUNT, "prompt": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "p.jsonl").write_bytes("\r\n".join(rows).encode("utf-8-sig"))
+    assert [p.text for p in read_prompts(tmp_path / "p.jsonl")] == texts
 
 
 def test_a_missing_empty_or_binary_file_is_named(tmp_path):
@@ -67,7 +92,7 @@ def test_a_missing_empty_or_binary_file_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no prompts"):
         read_prompts(write(tmp_path / "empty.jsonl", [""]))
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(UserError, match="cannot be read as UTF-8"):
+    with pytest.raises(UserError, match=r"binary\.jsonl:1: not UTF-8 text"):
         read_prompts(tmp_path / "binary.jsonl")
 
 

@@ -41,6 +41,19 @@ def test_a_template_without_its_placeholder_is_named(tmp_path):
         load_templates(tmp_path / "nowhere")
 
 
+def test_a_byte_order_mark_is_not_said_to_the_model(tmp_path):
+    for name, text in (
+        ("system", "be brief"),
+        ("semantic_cot", "plan {prompt}"),
+        ("image", "{prompt}. {cot}"),
+    ):
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8-sig")
+    assert load_templates(tmp_path) == PLAIN
+    (tmp_path / "image.txt").write_bytes("{prompt} {cot} ü".encode("latin-1"))
+    with pytest.raises(UserError, match=r"image\.txt: not UTF-8 text"):
+        load_templates(tmp_path)
+
+
 def test_raw_placeholders_change_nothing(tmp_path):
     (tmp_path / "image.txt").write_text("{raw_prompt}. {raw_cot}|{cot}")
     text = load_templates(tmp_path).image_conversation(" a {cot} dog. ", " it {raw_prompt} ")

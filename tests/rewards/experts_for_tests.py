@@ -1,6 +1,7 @@
 """Experts that fail in ways a test can choose."""
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,32 @@ class FailsAtFirst(Brightness):
         calls = len(self._counter.read_text())
         if calls <= self._failures:
             raise OSError(f"the lens is fogged (call {calls})")
+        return super().score(images, prompts)
+
+
+class GoesAway(Brightness):
+    """Scores so many images, and fails from then on; for one replica."""
+
+    def __init__(self, after: int):
+        self._left = after
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
+        self._left -= len(images)
+        if self._left < 0:
+            raise OSError("the lens is gone")
+        return super().score(images, prompts)
+
+
+class GoesWrongOnce(Brightness):
+    """Leaves the interpreter, or hangs, in its first call; a file remembers that there was one."""
+
+    def __init__(self, seen: str, hang: bool):
+        self._seen, self._hang = Path(seen), hang
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
+        if not self._seen.exists():
+            self._seen.touch()
+            time.sleep(3600) if self._hang else sys.exit("enough")
         return super().score(images, prompts)
 
 

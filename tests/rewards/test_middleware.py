@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections import Counter
 
 import httpx
@@ -118,8 +119,24 @@ def test_this_machine_needs_none(host):
     assert token_digest(GatewayConfig(host=host)) is None
 
 
+def test_processes_inherit_the_digest_of_the_token_and_not_the_token(monkeypatch):
+    monkeypatch.setenv("BICOT_TOKEN", f"{TOKEN}\n")
+    gateway = GatewayConfig(token_env="BICOT_TOKEN")
+    digest = hashlib.sha256(TOKEN.encode())
+    assert [token_digest(gateway), token_digest(gateway)] == [digest.digest()] * 2
+    assert os.environ["BICOT_TOKEN"] == f"sha256:{digest.hexdigest()}"
+
+
 @pytest.mark.parametrize(
-    ("value", "why"), [(None, "is not set"), ("", "is not set"), ("abc", "shorter")]
+    ("value", "why"),
+    [
+        (None, "is not set"),
+        ("", "is not set"),
+        ("abc", "shorter"),
+        ("sésame, ouvre-toi, sésame", "printable ASCII"),
+        ("open sesame,\nopen sesame", "printable ASCII"),
+        ("sha256:" + "0" * 8, "shorter"),
+    ],
 )
 def test_a_token_that_is_none_is_found_before_anything_starts(monkeypatch, value, why):
     monkeypatch.delenv("BICOT_TOKEN", raising=False)

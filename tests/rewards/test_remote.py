@@ -2,7 +2,9 @@
 
 import json
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import numpy as np
@@ -17,6 +19,8 @@ from tests.rewards.drawing import draw
 from tests.rewards.experts_for_tests import Boxes
 
 pytestmark = pytest.mark.serve
+
+TOKEN = "correct horse battery staple"
 
 
 def test_a_remote_expert_says_what_the_expert_says(http):
@@ -56,7 +60,8 @@ def test_a_remote_expert_makes_nothing_up(http):
 @pytest.fixture
 def narrow(http, monkeypatch):
     """The gateway once more, with a token, for one request at a time."""
-    monkeypatch.setenv("BICOT_TEST_TOKEN", "correct horse battery staple")
+    monkeypatch.setenv("BICOT_TEST_TOKEN", TOKEN)
+    monkeypatch.setenv("BICOT_CLIENT_TOKEN", f"{TOKEN}\n")
     limits = {"token_env": "BICOT_TEST_TOKEN", "max_concurrent": 1}
     config = CONFIG.model_copy(update={"gateway": CONFIG.gateway.model_copy(update=limits)})
     yield start_gateway(config)
@@ -76,14 +81,43 @@ def test_a_token_and_a_narrow_door(narrow, monkeypatch):
         RemoteExpert(narrow, "bright")
 
     # Eight clients at a door for one: told to come back (429), they do, and lose nothing.
-    experts = [RemoteExpert(narrow, "bright", "BICOT_TEST_TOKEN", retries=30) for _ in range(8)]
+    experts = [RemoteExpert(narrow, "bright", "BICOT_CLIENT_TOKEN", retries=30) for _ in range(8)]
     greys = [np.full((4, 4, 3), 30 * n, np.uint8) for n in range(8)]
     with ThreadPoolExecutor(8) as pool:
         said = list(pool.map(lambda e, g: e.score([g], [plain_prompt("x")]).values, experts, greys))
     np.testing.assert_allclose(np.ravel(said), [30 * n / 255 for n in range(8)], rtol=1e-6)
-    headers = {"authorization": "Bearer correct horse battery staple"}
+    headers = {"authorization": f"Bearer {TOKEN}"}
     with httpx.Client(base_url=narrow, headers=headers) as known:
         assert metric(known, "bicot_gateway_replies_total", status="429") > 0
-    monkeypatch.delenv("BICOT_TEST_TOKEN")
-    with pytest.raises(RemoteExpertError, match="BICOT_TEST_TOKEN holds no token"):
-        RemoteExpert(narrow, "bright", "BICOT_TEST_TOKEN")
+    monkeypatch.delenv("BICOT_CLIENT_TOKEN")
+    for variable in ("BICOT_CLIENT_TOKEN", "BICOT_TEST_TOKEN"):  # the second holds a digest by now
+        with pytest.raises(RemoteExpertError, match=f"{variable} holds no token"):
+            RemoteExpert(narrow, "bright", variable)
+
+
+class Endless(BaseHTTPRequestHandler):
+    """A reply that never ends."""
+
+    sent = 0
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(bytes(2**20))
+                Endless.sent += 1
+        except OSError:
+            pass  # the client has had enough
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_reply_without_an_end_is_cut_off():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(RemoteExpertError, match="the reply is larger than 16777216 bytes"):
+        RemoteExpert(f"http://127.0.0.1:{server.server_port}", "bright", retries=0)
+    server.shutdown()
+    assert Endless.sent < 64  # MiB: what was read, and what the system had buffered

@@ -8,7 +8,7 @@ from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from policy.records import Prompt
 from rewards.schemas import read_images, read_prompt
@@ -82,3 +82,21 @@ def test_pixels_are_counted_before_they_are_decoded(size):
     with pytest.raises(HTTPException) as refusal:
         read_images([out.getvalue()[:60]], max_pixels=10_000)  # the header, and no pixels
     assert refusal.value.status_code == 413
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_is_turned_as_its_exif_says(kind):
+    upright = Image.fromarray(np.zeros((8, 16, 3), np.uint8))
+    upright.paste((255, 255, 255), (0, 0, 8, 8))  # white on the left
+    exif = upright.getexif()
+    exif[ExifTags.Base.Orientation] = 6  # a camera held upright: turn right to look at it
+    out = BytesIO()
+    upright.save(out, kind, exif=exif)
+    (image,) = read_images([out.getvalue()], max_pixels=128)
+    assert image.shape == (16, 8, 3)
+    assert image[:7].mean() > 200 and image[9:].mean() < 50  # white on top
+
+
+def test_a_row_with_a_key_twice_is_refused():
+    with pytest.raises(RequestValidationError, match="'prompt' stands there twice"):
+        read_prompt('{"prompt": "a", "task_type": "color", "prompt": "b"}')

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,56 @@ def test_a_wrong_answer_raises(values, explanation, complaint):
         score_checked("told", SaysWhatItIsTold(values, explanation), [WHITE, WHITE], [RED, PLAIN])
 
 
+def odd(explanation: Any = (), boxes: Any = (), values: Any = (0.5,)) -> ExpertScores:
+    return ExpertScores(values, explanation, boxes)
+
+
+def boxed(*xyxy: Any, label: Any = "a", score: Any = 0.5) -> ExpertScores:
+    return odd(boxes=((Box(label, score, xyxy),),))
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (None, "has no attribute 'values'"),
+        (odd(values=(None,)), "values of type object, not numbers"),
+        (odd(values=("0.5",)), "not numbers"),
+        (odd(values=(1e300,)), "gave inf for prompt"),
+        (odd("x"), "one text, not one for each image"),
+        (odd((np.float32(1),)), "float32 instead of text"),
+        (odd((b"x",)), "bytes instead of text"),
+        (odd(("\ud800",)), "surrogates not allowed"),
+        (odd(("x" * 10_001,)), "10000 are the most"),
+        (odd(boxes=(({"label": "a"},),)), "dict instead of a Box"),
+        (boxed(0, 0, 1), "not enough values"),
+        (boxed(0, 0, 1, "1"), "text instead of numbers"),
+        (boxed(0, 0, 1, float("nan")), "not finite"),
+        (boxed(0, 0, 1, 1, label=None), "NoneType instead of text"),
+        (boxed(0, 0, 1, 1, label="\udfff"), "surrogates not allowed"),
+        (boxed(0, 0, 1, 1, score=10**400), "too large to convert"),
+        (odd(boxes=((Box("a", 0.5, (0, 0, 1, 1)),) * 1001,)), "more than 1000 boxes"),
+    ],
+)
+def test_an_answer_that_json_cannot_hold_raises(answer, complaint):
+    expert = SaysWhatItIsTold([])
+    expert._answer = answer
+    with pytest.raises(RuntimeError, match=complaint):
+        score_checked("told", expert, [WHITE], [RED])
+
+
+def test_numbers_of_an_answer_become_pythons_own():
+    expert = SaysWhatItIsTold([])
+    expert._answer = odd(("x",), ((Box("a", np.float32(0.5), np.zeros(4, np.float32)),),))
+    (box,) = score_checked("told", expert, [WHITE], [RED]).boxes[0]
+    assert {type(number) for number in (box.score, *box.xyxy)} == {float}
+
+
+def test_an_expert_never_sees_an_image_that_is_long_and_thin():
+    thin = np.zeros((1, 5000, 3), np.uint8)
+    with pytest.raises(RuntimeError, match=r"an image of 5000 x 1 pixels"):
+        score_checked("told", SaysWhatItIsTold([0.5]), [thin], [RED])
+
+
 def test_an_expert_is_asked_only_where_it_applies(local_ray):
     spatial = Prompt("s", "left of", "spatial")
     replica = ExpertReplica("spatial", ExpertConfig(use=f"{HERE}:OnlySpatial"), timeout_s=10)
@@ -83,6 +134,15 @@ def experts(serving, tmp_path_factory):
         "dead": {
             "use": f"{HERE}:FailsAtFirst",
             "options": {"counter": str(files / "dead"), "failures": 10**9},
+        },
+        "leaves": {
+            "use": f"{HERE}:GoesWrongOnce",
+            "options": {"seen": str(files / "left"), "hang": False},
+        },
+        "hangs": {
+            "use": f"{HERE}:GoesWrongOnce",
+            "options": {"seen": str(files / "hung"), "hang": True},
+            "timeout_s": 20,
         },
         "nan": {"use": f"{HERE}:SaysWhatItIsTold", "options": {"values": [float("nan")]}},
         "slow": {"use": f"{HERE}:WaitsForFile", "options": {"file": str(files / "go")}},
@@ -141,6 +201,15 @@ def test_an_expert_that_recovers_is_asked_again(experts):
     assert scores.rewards.tolist() == [1]
     assert results.by_expert["fogged"].retries == 2
     assert len(Path(experts["fogged"]["options"]["counter"]).read_text()) == 3
+
+
+@pytest.mark.parametrize("name", ["leaves", "hangs"])
+def test_an_expert_that_leaves_or_hangs_costs_a_retry(experts, name):
+    """A hang ends the replica a little before its caller would give up."""
+    config = config_of(experts, name, retries=1)
+    results, scores = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
+    assert scores.rewards.tolist() == [1]
+    assert results.by_expert[name].retries == 1
 
 
 def test_an_expert_that_stays_broken_gives_no_score(experts):

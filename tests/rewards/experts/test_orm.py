@@ -150,7 +150,7 @@ def test_a_template_of_ones_own(original, tmp_path):
     file.write_text("{prompt}?")
     with pytest.raises(UserError, match=r"mine.txt: the template must contain <image> once"):
         Orm(str(original[0]), **tiny.EXACT, template=str(file))
-    with pytest.raises(UserError, match="not a template that can be read"):
+    with pytest.raises(UserError, match="no such template"):
         Orm(str(original[0]), **tiny.EXACT, template=str(tmp_path / "none.txt"))
 
 

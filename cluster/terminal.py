@@ -1,0 +1,59 @@
+"""What people see in a terminal or a log: never the control characters of a text from elsewhere.
+
+Prompts, CoTs, experts' words and the records of a run may hold anything. A terminal obeys an escape
+sequence: it moves the cursor, hides lines or fills the clipboard.
+"""
+
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+# C0 but for tab and line feed, DEL, C1, what turns the direction of text, and lone surrogates, which no
+# output can encode.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with its control characters written out, as \\x1b."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class TerminalConsole(Console):
+    """A console whose text is `visible`; its own colours and bars stay."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        return _visible_segments(super().render(renderable, options))
+
+
+def _visible_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
+    for segment in segments:
+        yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+class LogFormatter(logging.Formatter):
+    """Log lines whose text is `visible`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def guard_terminal() -> None:
+    """From here on the warnings of all modules, and a traceback that nobody caught, are `visible`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.excepthook = _show_traceback
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))

@@ -1,0 +1,65 @@
+"""Words from elsewhere do not steer the terminal of whoever reads them."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from cluster import cli
+from cluster.commands.runs import show_ledger
+from cluster.ledger import Entry, Ledger
+from cluster.terminal import TerminalConsole, visible
+from cluster.watch.console import TrainProgress
+
+pytestmark = pytest.mark.unit
+
+EVIL = "\x1b]0;owned\x07 \x1b[2J \x9b2J \u202egnp.exe \ud800"
+
+
+def harmless(shown: str) -> bool:
+    shown.encode()
+    return not any(piece in shown for piece in ("\x1b]", "\x1b[2J", "\x9b", "\u202e"))
+
+
+def test_control_characters_are_written_out():
+    assert visible("\x1b[2J") == r"\x1b[2J"
+    assert visible("one\ttwo\nthree ä 字 👩‍🚀") == "one\ttwo\nthree ä 字 👩‍🚀"
+    assert harmless(visible(EVIL))
+
+
+def test_a_console_keeps_its_own_colours():
+    out = io.StringIO()
+    console = TerminalConsole(file=out, force_terminal=True, width=200)
+    console.print(EVIL, style="red", markup=False)
+    table = Table("a", title=EVIL)
+    table.add_row(EVIL)
+    console.print(table)
+    assert harmless(out.getvalue())
+    assert "\x1b[31m" in out.getvalue()
+    assert out.getvalue().count(r"\x1b[2J") == 3
+
+
+def test_what_a_run_says_and_what_its_ledger_holds(tmp_path):
+    out = io.StringIO()
+    TrainProgress(Console(file=out, force_terminal=True), 1).say(EVIL)
+    ledger = Ledger(tmp_path)
+    ledger.add([Entry(0, 1, "p", 0, 0, "dropped", why="\x1b]0;owned\x07 \x1b[2J")])
+    ledger.close()
+    show_ledger(tmp_path, TerminalConsole(file=out, force_terminal=True))
+    assert out.getvalue().count(r"\x1b[2J") == 2
+    assert harmless(out.getvalue())
+    assert isinstance(cli.console, TerminalConsole)
+
+
+def test_logs_and_tracebacks():
+    code = (
+        "import logging; from cluster.terminal import guard_terminal; guard_terminal();"
+        "logging.warning('\\x1b[2J'); raise RuntimeError('\\x1b]0;owned')"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).stderr
+    assert b"\x1b" not in told
+    assert rb"WARNING root: \x1b[2J" in told
+    assert rb"RuntimeError: \x1b]0;owned" in told
