@@ -1,5 +1,6 @@
 """The documentation: pages are listed, links lead somewhere, configuration keys are told."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from cluster.config import RunConfig
 from cluster.config_docs import meanings, models, page
+from policy.prompts import parse_prompt
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]
@@ -59,3 +61,10 @@ def test_the_page_of_the_configuration_is_current():
     assert (ROOT / "docs/configuration.md").read_text() == page(), (
         "run: python -m cluster.config_docs > docs/configuration.md"
     )
+
+
+def test_the_rows_of_the_page_on_prompts_are_rows_of_a_prompt_file():
+    (block,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "docs/prompts.md").read_text(), re.M | re.S)
+    prompts = [parse_prompt(json.loads(line)) for line in block.splitlines()]
+    published = {"object", "color", "shape", "texture", "numeracy", "spatial", "non", "complex"}
+    assert {prompt.task_type for prompt in prompts} == published

@@ -74,12 +74,10 @@ def kubernetes(name: str) -> Recipe:
 
 
 def sbatch_lines() -> list[str]:
-    text = (ROOT / "docs" / "slurm.md").read_text()
+    text = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in ("slurm", "first_run"))
     text += (ROOT / "cluster" / "slurm" / "train.sbatch").read_text().replace("\n#", "\n")
     text = text.replace("CONFIG [key=value ...]", "examples/shapes/train.yaml").replace("\\\n", " ")
-    found = re.findall(
-        r"^ +((?:BICOT_\w+=\S.*?)?sbatch --nodes=.*train\.sbatch .*)$", text, re.MULTILINE
-    )
+    found = re.findall(r"^ +((?:[A-Z_]+=\S.*?)?sbatch --nodes=.*train\.sbatch .*)$", text, re.MULTILINE)
     assert len(found) == text.count("sbatch --nodes")
     return found
 
