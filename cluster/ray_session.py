@@ -25,6 +25,7 @@ from rich.table import Table
 from cluster.config import RayConfig, RunConfig
 from cluster.estimate.store_memory import MB, StoreNeed, asked_of_cluster, machine_mb, store_size
 from policy.errors import UserError
+from rewards.proxy import CALLBACK
 
 WORKER_ENV = {
     # One thread a process: on a shared machine more only get in each other's way.
@@ -33,6 +34,7 @@ WORKER_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
+    **CALLBACK,
 }
 
 
