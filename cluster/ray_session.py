@@ -25,6 +25,7 @@ from rich.table import Table
 from cluster.config import RayConfig, RunConfig
 from cluster.estimate.store_memory import MB, StoreNeed, asked_of_cluster, machine_mb, store_size
 from policy.errors import UserError
+from rewards.middleware import digests
 from rewards.proxy import CALLBACK
 
 WORKER_ENV = {
@@ -51,7 +52,7 @@ def ray_session(
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = existing_cluster(config)
     options = {
-        "runtime_env": {"env_vars": WORKER_ENV},
+        "runtime_env": {"env_vars": WORKER_ENV | digests()},
         "logging_level": logging.ERROR,  # Ray's warning that it asks for a token; said below
         "log_to_driver": bool(os.environ.get("BICOT_WORKER_LOGS")),
     }
