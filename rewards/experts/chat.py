@@ -83,15 +83,15 @@ class Chat:
         for number in range(1 + self._retries):
             pause = min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S)
             try:
-                response, content = request(
+                response, answer = request(
                     self._client, "POST", self._url, max_bytes=_MOST_BYTES, json=body
                 )
             except httpx.TransportError as error:
                 failure = ChatError(f"{self._url}: {type(error).__name__}: {error}")
             else:
                 if response.is_success:
-                    return self._read(content)
-                said = " ".join(content.decode(errors="replace").split())[:300]
+                    return self._read(answer)
+                said = " ".join(answer.decode(errors="replace").split())[:300]
                 failure = ChatError(
                     f"{self._url}: {response.status_code}: {said}", response.status_code
                 )
