@@ -16,6 +16,8 @@ from PIL import Image
 
 from rewards.config import GatewayConfig
 from rewards.decoding import ImageDecoder
+from rewards.experts.common import pictures
+from rewards.experts.detector import pixels
 from rewards.images import read_images
 from rewards.schemas import AppliesBody, ScoreBody, _from_json, parse_body, read_prompt
 
@@ -83,6 +85,15 @@ def test_an_image_is_turned_as_its_exif_says():
     exif[0x0112] = 6  # to be shown turned by 90 degrees
     (image,) = read_images([encoded(Image.new("RGB", (30, 20)), "JPEG", exif=exif)], PIXELS)
     assert image.shape == (30, 20, 3)
+
+
+def test_a_model_that_resizes_sees_nothing_long_and_thin():
+    for thin in (np.zeros((1, 5000, 3), np.uint8), np.zeros((90, 10, 3), np.uint8)):
+        with pytest.raises(RuntimeError, match="one may be 8 times the other"):
+            pictures([thin])
+        with pytest.raises(RuntimeError, match="one may be 8 times the other"):
+            pixels(None, [thin], None)
+    assert pictures([np.zeros((80, 10, 3), np.uint8)])[0].size == (10, 80)
 
 
 @pytest.mark.parametrize(
