@@ -250,9 +250,9 @@ def main() -> None:
     with ray_session(RayConfig(dashboard=False), 2, console):
         deploy_experts(rewards)
         url = start_gateway(rewards)
-        asyncio.run(storm(url, token, args.clients, args.warmup))
-        alone, _ = asyncio.run(storm(url, token, args.clients, args.seconds))
         attackers = args.clients // 3
+        asyncio.run(storm(url, token, args.clients, args.warmup, attackers))
+        alone, _ = asyncio.run(storm(url, token, args.clients, args.seconds))
         tally, grown = asyncio.run(storm(url, token, args.clients, args.seconds, attackers))
     sys.exit(0 if report(alone, tally, grown, console) else 1)
 
