@@ -1,9 +1,11 @@
-"""Does the gateway stand its ground? `python -m benchmarks.gateway --clients 200 --seconds 60`.
+"""Does the gateway stand its ground? `python -m benchmarks.gateway --clients 60 --seconds 60`.
 
-A real gateway before the shapes experts, on the loopback address, with a token. Clients ask it as fast
-as it lets them; one request in four is malformed on purpose. Looked for: no reply of 500 or more, every
-malformed request refused as what it is, and processes that do not grow (resident sizes in the first
-against the last third of the run, after a warm-up). Exit status 1 where one of these fails.
+A real gateway before the shapes experts, on the loopback address, with a token. Honest clients ask it
+as fast as it lets them: first alone, then beside a third as many attackers, who send what is malformed,
+or small and costly, and beside connections that never send a whole head. Looked for: no reply of 500 or
+more, every attack refused as what it is, honest requests' p95 at most twice that without attackers, and
+processes that do not grow (resident sizes in the first against the last third of the attack, after a
+warm-up). Exit status 1 where one of these fails.
 """
 
 import argparse
@@ -38,6 +40,8 @@ from rewards.serving import deploy_experts
 TOKEN_ENV = "BICOT_BENCHMARK_TOKEN"
 MAX_BODY_MB = 1.0
 PARTS = 6  # of the run, in the table of sizes
+SLOWER = 2.0  # honest requests' p95 under attack, over that without
+SLOW_HEADS = 20  # connections at once
 GROWTH = 1.05  # of a process's mean size, from the first to the last third
 ROW = json.dumps({"prompt": "a red circle", "task_type": "color", "attr_nouns": ["red circle"]})
 
@@ -55,6 +59,20 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
 
 
+def scans(count: int) -> bytes:
+    """A JPEG of 4096 x 4096 pixels that passes over them `count` times."""
+    out = BytesIO()
+    Image.new("L", (4096, 4096), 128).save(out, "JPEG", progressive=True)
+    scan = out.getvalue()[out.getvalue().rfind(b"\xff\xda") : -2]
+    return out.getvalue()[:-2] + scan * count + b"\xff\xd9"
+
+
+def thin() -> bytes:
+    out = BytesIO()
+    Image.new("L", (20_000, 1)).save(out, "PNG")
+    return out.getvalue()
+
+
 def form(*files: bytes, prompt: str = ROW) -> dict:
     return {"files": [("image", ("x", data)) for data in files], "data": {"prompt": prompt}}
 
@@ -63,18 +81,33 @@ def as_json(*files: bytes) -> dict:
     return {"json": {"prompt": ROW, "images": [b64encode(data).decode() for data in files]}}
 
 
+def raw(content: bytes, kind: str = "application/json") -> dict:
+    return {"content": content, "headers": {"content-type": kind}}
+
+
 PNG, JPEG, WEBP = encoded("PNG"), encoded("JPEG"), encoded("WEBP")
+TINY = encoded("PNG", side=1)
 GOOD = {"png": form(PNG), "jpeg, webp": form(JPEG, WEBP), "base64": as_json(PNG, JPEG)}
 BAD = {
     "not an image": (415, form(b"hello")),
     "cut off": (415, form(PNG[: len(PNG) // 2])),
     "bomb": (413, form(bomb())),
-    "large body": (413, {"content": bytes(2 * 2**20), "headers": {"content-type": "application/json"}}),
+    "large body": (413, raw(bytes(2 * 2**20))),
     "no base64": (422, {"json": {"prompt": "x", "images": ["!"]}}),
-    "half a JSON": (422, {"content": b'{"a', "headers": {"content-type": "application/json"}}),
+    "half a JSON": (422, raw(b'{"a')),
     "wrong prompt": (422, form(PNG, prompt='{"prompt": 3}')),
-    "pickle": (415, {"content": pickle.dumps(1), "headers": {"content-type": "application/x-pickle"}}),
+    "pickle": (415, raw(pickle.dumps(1), "application/x-pickle")),
     "no token": (401, form(PNG) | {"headers": {"authorization": ""}}),
+    "no form": (400, raw(b"hello", "multipart/form-data; boundary=x")),
+    "800 scans": (413, form(scans(800))),
+    "200,000 comments": (413, form(JPEG[:2] + b"\xff\xfe\x00\x02" * 200_000 + JPEG[2:])),
+    "stray bytes": (413, form(JPEG[:3] + bytes(900_000))),
+    "70,000 chunks": (413, form(PNG[:33] + PNG[-12:-8] + b"teXt" + bytes(4) + bytes(12 * 70_000))),
+    "900 files": (413, form(*[TINY] * 900)),
+    "5,000 images": (413, as_json(*[TINY] * 5000)),
+    "400,000 numbers": (422, raw(b'{"prompt": "x", "images": [3' + b",3" * 400_000 + b"]}")),
+    "20,000 x 1": (413, form(thin())),
+    "long prompt": (422, form(PNG, prompt="x" * 500_000)),
 }
 
 
@@ -94,16 +127,14 @@ class StepMetrics:
             self.wrong[f"{kind}: {status} instead of {expected}"] += 1
 
 
-async def client(http: httpx.AsyncClient, tally: StepMetrics, end: float, seed: int) -> None:
+async def client(
+    http: httpx.AsyncClient, tally: StepMetrics, end: float, seed: int, attacks: bool
+) -> None:
     """One request after another; it comes back later when it is told to."""
     chance = random.Random(seed)
     while time.monotonic() < end:
-        if chance.random() < 0.25:
-            kind = chance.choice(list(BAD))
-            expected, request = BAD[kind]
-        else:
-            kind = chance.choice(list(GOOD))
-            expected, request = 200, GOOD[kind]
+        kind = chance.choice(list(BAD if attacks else GOOD))
+        expected, request = BAD[kind] if attacks else (200, GOOD[kind])
         started = time.monotonic()
         try:
             reply = await http.post("/v1/score", **request)
@@ -117,14 +148,29 @@ async def client(http: httpx.AsyncClient, tally: StepMetrics, end: float, seed: 
             await asyncio.sleep(float(reply.headers["retry-after"]) * (0.5 + chance.random()))
 
 
+async def slow_head(url: str, tally: StepMetrics, end: float) -> None:
+    """A connection that begins a request and never ends it; another one when it is closed."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    while time.monotonic() < end:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/score HTTP/1.1\r\nhost: x\r\n")
+        status = (await reader.read(64))[9:12].decode()
+        tally.note("slow head", 408, int(status or 0), 0)
+        writer.close()
+
+
 def sizes() -> dict[str, float]:
     """Resident MB of the processes of Serve, by name."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         try:
-            title = process.cmdline()[0]
-            if title.startswith(("ray::ServeReplica", "ray::ProxyActor", "ray::ServeController")):
-                found[title.removeprefix("ray::").split(".")[0]] = process.memory_info().rss / 2**20
+            command = process.cmdline()
+            title = command[0].removeprefix("ray::").split(".")[0]
+            if "rewards.images" in command:
+                title = f"decoder {process.pid}"
+            elif not title.startswith(("ServeReplica", "ProxyActor", "ServeController")):
+                continue
+            found[title] = process.memory_info().rss / 2**20
         except (psutil.Error, IndexError):
             continue  # it ended meanwhile
     return found
@@ -137,30 +183,41 @@ async def watch(sizes_over_time: dict[str, list[float]], end: float) -> None:
         await asyncio.sleep(1.0)
 
 
-async def storm(url: str, token: str, clients: int, seconds: float) -> tuple[StepMetrics, dict]:
+async def storm(
+    url: str, token: str, clients: int, seconds: float, attackers: int = 0
+) -> tuple[StepMetrics, dict]:
     tally = StepMetrics()
     grown: dict[str, list[float]] = defaultdict(list)
     end = time.monotonic() + seconds
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     headers = {"authorization": f"Bearer {token}"}
+    limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=120) as http:
         await asyncio.gather(
-            watch(grown, end), *(client(http, tally, end, seed) for seed in range(clients))
+            watch(grown, end),
+            *(client(http, tally, end, seed, seed >= clients) for seed in range(clients + attackers)),
+            *(slow_head(url, tally, end) for _ in range(SLOW_HEADS if attackers else 0)),
         )
     return tally, grown
 
 
-def report(tally: StepMetrics, grown: dict[str, list[float]], seconds: float, console: Console) -> bool:
+def report(
+    alone: StepMetrics, tally: StepMetrics, grown: dict[str, list[float]], console: Console
+) -> bool:
     """Prints what was seen; whether all of it is as it should be."""
     table = Table("request", "replies", title="replies by status")
     for kind, statuses in tally.statuses.items():
         table.add_row(kind, ", ".join(f"{status}: {n}" for status, n in statuses.most_common()))
     console.print(table)
-    p50, p95 = np.quantile(tally.seconds, [0.5, 0.95])
-    console.print(
-        f"scored {len(tally.seconds)} requests, {len(tally.seconds) / seconds:.1f} a second: "
-        f"p50 {p50:.3f} s, p95 {p95:.3f} s, longest {max(tally.seconds):.3f} s"
-    )
+    tails = []
+    for name, some in (("alone", alone), ("under attack", tally)):
+        p50, p95 = np.quantile(some.seconds, [0.5, 0.95])
+        tails.append(p95)
+        console.print(
+            f"honest clients {name}: {len(some.seconds)} requests scored, p50 {p50:.3f} s,"
+            f" p95 {p95:.3f} s, longest {max(some.seconds):.3f} s"
+        )
+    slower = tails[1] / tails[0]
+    console.print(f"p95 under attack over p95 alone: {slower:.2f}")
     names = [f"{n + 1}/{PARTS}" for n in range(PARTS)]
     table = Table("process", *names, "last third / first", title="resident MB over the run")
     flat = True
@@ -171,16 +228,18 @@ def report(tally: StepMetrics, grown: dict[str, list[float]], seconds: float, co
         flat = flat and growth < GROWTH
         table.add_row(name.removeprefix("ServeReplica:"), *(f"{m:.1f}" for m in means), f"{growth:.3f}")
     console.print(table)
-    for wrong, n in tally.wrong.items():
+    for wrong, n in (alone.wrong + tally.wrong).items():
         console.print(f"[red]{n} times {wrong}[/red]")
     if not flat:
         console.print(f"[red]a process grew by more than {GROWTH - 1:.0%}[/red]")
-    return flat and not tally.wrong
+    if slower > SLOWER:
+        console.print(f"[red]honest clients' p95 is {slower:.2f} times that without attackers[/red]")
+    return flat and slower <= SLOWER and not (tally.wrong | alone.wrong)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--warmup", type=float, default=60, help="seconds that are not measured")
     args = parser.parse_args()
@@ -191,9 +250,11 @@ def main() -> None:
     with ray_session(RayConfig(dashboard=False), 2, console):
         deploy_experts(rewards)
         url = start_gateway(rewards)
-        asyncio.run(storm(url, token, args.clients, args.warmup))
-        tally, grown = asyncio.run(storm(url, token, args.clients, args.seconds))
-    sys.exit(0 if report(tally, grown, args.seconds, console) else 1)
+        attackers = args.clients // 3
+        asyncio.run(storm(url, token, args.clients, args.warmup, attackers))
+        alone, _ = asyncio.run(storm(url, token, args.clients, args.seconds))
+        tally, grown = asyncio.run(storm(url, token, args.clients, args.seconds, attackers))
+    sys.exit(0 if report(alone, tally, grown, console) else 1)
 
 
 if __name__ == "__main__":

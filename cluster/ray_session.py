@@ -21,6 +21,8 @@ from rich.console import Console
 from cluster.config import RayConfig
 from cluster.estimate.store_memory import MB, StoreNeed, asked_of_cluster, machine_mb, store_size
 from policy.errors import UserError, in_one_line
+from rewards.middleware import digests
+from rewards.proxy import CALLBACK
 
 WORKER_ENV = {
     # One thread a process: on a shared machine more only get in each other's way.
@@ -29,6 +31,7 @@ WORKER_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
+    **CALLBACK,
 }
 
 
@@ -45,7 +48,7 @@ def ray_session(
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = existing_cluster(config)
     options = {
-        "runtime_env": {"env_vars": WORKER_ENV},
+        "runtime_env": {"env_vars": WORKER_ENV | digests()},
         "job_config": OwnModulesFirst(),
         "logging_level": logging.ERROR,  # Ray's warning that it asks for a token; said below
         "log_to_driver": bool(os.environ.get("BICOT_WORKER_LOGS")),

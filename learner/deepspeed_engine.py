@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from learner.async_checkpoint import ENGINE_FOLDER, UNIVERSAL_FOLDER, Writer
@@ -29,14 +30,7 @@ from learner.config import LearnerConfig, deepspeed_settings, frozen_module
 from learner.logprobs import JanusLogps, Logps, TokenLogps
 from policy.errors import UserError
 from policy.model import PolicyConfig, load_janus, trunk_of
-
-
-@dataclass(frozen=True)
-class Rendezvous:
-    """Where the ranks of a group meet."""
-
-    host: str
-    port: int
+from policy.rendezvous import Rendezvous
 
 
 def join(rank: int, world: int, where: Rendezvous, *, on_gpu: bool, timeout_s: float) -> None:
@@ -45,8 +39,6 @@ def join(rank: int, world: int, where: Rendezvous, *, on_gpu: bool, timeout_s: f
         RANK=str(rank),
         WORLD_SIZE=str(world),
         LOCAL_RANK="0",  # Ray shows each rank its own GPU alone
-        MASTER_ADDR=where.host,
-        MASTER_PORT=str(where.port),
     )
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -57,7 +49,10 @@ def join(rank: int, world: int, where: Rendezvous, *, on_gpu: bool, timeout_s: f
     # Else the first collective compiles an extension for shared-memory CPUs: 40 s and a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if on_gpu else "gloo"
-    deepspeed.init_distributed(backend, timeout=timedelta(seconds=timeout_s), verbose=False)
+    timeout = timedelta(seconds=timeout_s)
+    store = where.meet(rank, world, timeout_s)
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
+    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)  # takes that group
 
 
 def keep_freed_memory() -> None:

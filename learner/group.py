@@ -83,7 +83,7 @@ class LearnerGroup:
             }
             ranks.append(actor.options(**options).remote(rank, config.ranks))
         limit_s = config.load_timeout_s
-        where = ray.get(ranks[0].rendezvous.remote(), timeout=limit_s)
+        where = ray.get(ranks[0].rendezvous.remote(_one_machine()), timeout=limit_s)
         setups = [r.setup.remote(policy, config, temperature, guidance, where, resume) for r in ranks]
         group = cls(config, ranks)
         try:
@@ -135,12 +135,13 @@ class LearnerGroup:
 
     def join_broadcast(self, receivers: Sequence[ActorHandle]) -> None:
         """Connect rank 0 with these rollout workers, as receivers of all versions to come."""
-        asked = [self.ranks[0].rendezvous.remote(), self.ranks[0].manifest.remote()]
+        sender = self.ranks[0]
+        asked = [sender.rendezvous.remote(_one_machine()), sender.manifest.remote()]
         where, manifest = ray.get(asked, timeout=self.config.timeout_s)
         limits = self.config.timeout_s, self.config.broadcast_timeout_s
-        rendezvous = BroadcastRendezvous(where.host, where.port, 1 + len(receivers), *limits)
+        rendezvous = BroadcastRendezvous(where, 1 + len(receivers), *limits)
         joining = [a.join_broadcast.remote(rendezvous, n, manifest) for n, a in enumerate(receivers, 1)]
-        joining.append(self.ranks[0].join_broadcast.remote(rendezvous))
+        joining.append(sender.join_broadcast.remote(rendezvous))
         ray.get(joining, timeout=self.config.timeout_s)
 
     def broadcast(self) -> list[ObjectRef]:
@@ -160,3 +161,8 @@ class LearnerGroup:
     def stop(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
+
+
+def _one_machine() -> bool:
+    """Whether the whole cluster is one machine: then nobody else need reach the learner."""
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) == 1

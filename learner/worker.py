@@ -5,7 +5,6 @@ micro-batches, divided by the count of all workers' tokens; so the gradient is t
 is cut into workers and micro-batches.
 """
 
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from learner.async_checkpoint import ENGINE_FOLDER, Writer
 from learner.batch import Batch, by_tokens, empty_like, in_parts, make_batch
 from learner.config import LearnerConfig
 from learner.deepspeed_engine import (
-    Rendezvous,
     Resume,
     apply_gradients,
     freeze,
@@ -38,6 +36,7 @@ from learner.losses import LossInputs, load_loss
 from learner.step_metrics import StepMetrics
 from policy.model import PolicyConfig, load_janus
 from policy.records import Sample
+from policy.rendezvous import Rendezvous
 from policy.weights import Broadcast, BroadcastRendezvous, Manifest, pack, plan_buckets
 
 
@@ -50,11 +49,9 @@ class LearnerWorker:
         torch.set_num_threads(1)
         self._fetched: dict[str, list[Sample]] = {}
 
-    def rendezvous(self) -> Rendezvous:
-        """An address on this rank's node where the group can meet; asked of rank 0."""
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return Rendezvous(ray.util.get_node_ip_address(), free.getsockname()[1])
+    def rendezvous(self, loopback: bool) -> Rendezvous:
+        """Where the group can meet; asked of rank 0. `loopback`: all members are on one machine."""
+        return Rendezvous.at("127.0.0.1" if loopback else ray.util.get_node_ip_address())
 
     def setup(
         self,

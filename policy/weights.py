@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from policy.rendezvous import Rendezvous
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -124,11 +126,10 @@ class StoredBuckets:
 
 @dataclass(frozen=True)
 class BroadcastRendezvous:
-    """Where the members of a broadcast meet: an address on the sender's machine. `world` counts the
-    sender and all receivers. They have `timeout_s` to meet, and `bucket_timeout_s` for each bucket."""
+    """Where the members of a broadcast meet, on the sender's machine. `world` counts the sender and
+    all receivers. They have `timeout_s` to meet, and `bucket_timeout_s` for each bucket."""
 
-    host: str
-    port: int
+    where: Rendezvous
     world: int
     timeout_s: float
     bucket_timeout_s: float
@@ -143,9 +144,7 @@ class Broadcast:
         self._limit_s = rendezvous.bucket_timeout_s
         self._group: Any  # NCCL's or gloo's: torch describes their methods differently
         timeout = timedelta(seconds=rendezvous.timeout_s)
-        store = dist.TCPStore(
-            rendezvous.host, rendezvous.port, rendezvous.world, is_master=rank == 0, timeout=timeout
-        )
+        store = rendezvous.where.meet(rank, rendezvous.world, rendezvous.timeout_s)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
             options = dist.ProcessGroupNCCL.Options()

@@ -154,8 +154,6 @@ class GatewayConfig(_Strict):
     """Most images of one request."""
     decode_timeout_s: float = Field(10, gt=0)
     """How long the images of one request may take to decode."""
-    header_timeout_s: float = Field(10, gt=0)
-    """How long the head of a request may take to arrive."""
     max_concurrent: int = Field(32, ge=1)
     """Requests that are worked on at once; others are told to come back later."""
 

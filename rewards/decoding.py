@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from fastapi import HTTPException
@@ -13,6 +14,7 @@ from fastapi import HTTPException
 from rewards.config import GatewayConfig
 
 _MOST_PROCESSES = 4
+_ROOT = Path(__file__).parents[1]  # where "rewards" is this one, whatever the working directory holds
 
 
 class ImageDecoder:
@@ -55,8 +57,8 @@ class ImageDecoder:
         return reply
 
     def _start(self) -> subprocess.Popen:
-        pipe = subprocess.PIPE
-        return subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        return subprocess.Popen(self._command, cwd=_ROOT, stdin=pipe, stdout=pipe, stderr=nowhere)
 
 
 def _exchange(process: subprocess.Popen, files: Sequence[bytes]) -> list[np.ndarray] | HTTPException:

@@ -152,7 +152,7 @@ def check_sides(images: Sequence[np.ndarray]) -> None:
         height, width = image.shape[:2]
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise RuntimeError(
-                f"an image of {width} x {height} pixels: one is over {MAX_ASPECT} times the other"
+                f"an image of {width} x {height} pixels; one may be {MAX_ASPECT} times the other"
             )
 
 

@@ -65,9 +65,7 @@ def _open(number: int, data: bytes) -> Image.Image:
         raise HTTPException(415, f"image {number} has mode {image.mode}; use 8 bits a channel")
     if max(image.size) > MAX_ASPECT * min(image.size):
         sides = f"{image.width} x {image.height} pixels"
-        raise HTTPException(
-            413, f"image {number}, {sides}, is longer than {MAX_ASPECT} times its width"
-        )
+        raise HTTPException(413, f"image {number}: {sides}; one may be {MAX_ASPECT} times the other")
     return image
 
 

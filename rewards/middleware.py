@@ -44,6 +44,12 @@ def token_digest(gateway: GatewayConfig) -> bytes | None:
     return digest.digest()
 
 
+def digests() -> dict[str, str]:
+    """The environment variables that hold a digest since `token_digest`: for processes on nodes whose
+    own environment may hold the token."""
+    return {name: value for name, value in os.environ.items() if value.startswith(DIGEST)}
+
+
 class RequireToken:
     """ASGI middleware: 401 without the right bearer token, but for health and description."""
 

@@ -110,7 +110,7 @@ def _rank(setting: Setting, figures: Figures, config: LearnerConfig, **where):
     rank = LearnerWorker(0, 1)
 
     def setup() -> None:
-        rank.setup(policy, config, 1.0, setting.guidance, rank.rendezvous())
+        rank.setup(policy, config, 1.0, setting.guidance, rank.rendezvous(loopback=True))
 
     taken = seconds(setup)
     figures.add("layers", layers, **where)

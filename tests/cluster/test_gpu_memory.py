@@ -70,7 +70,7 @@ def test_a_real_engine_holds_what_was_foretold(policy_config, samples, stage, dt
     policy = policy_config.model_copy(update={"dtype": dtype})
     config = LearnerConfig(ranks=2, zero_stage=stage, num_cpus=0.5, kl_coef=0, timeout_s=60)
     ranks = [ray.remote(Weighed).options(num_cpus=0.5).remote(n, 2) for n in range(2)]
-    where = ray.get(ranks[0].rendezvous.remote())
+    where = ray.get(ranks[0].rendezvous.remote(True))
     ray.get([r.setup.remote(policy, config, 1.0, 2.0, where) for r in ranks])
     groups = scored(samples, ADVANTAGES)
     shares = [(list(groups.places[n::2]), groups.advantages[n::2]) for n in range(2)]

@@ -33,7 +33,7 @@ def test_control_characters_are_written_out():
 def test_a_console_keeps_its_own_colours():
     out = io.StringIO()
     console = TerminalConsole(file=out, force_terminal=True, width=200)
-    console.print(EVIL, style="red", markup=False)
+    console.print(EVIL, style="red", markup=False, highlight=False)
     table = Table("a", title=EVIL)
     table.add_row(EVIL)
     console.print(table)

@@ -84,7 +84,7 @@ def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_c
     def go_on(universal=False):
         rank = ray.remote(LearnerWorker).options(num_cpus=0).remote(0, 1)
         try:
-            where = ray.get(rank.rendezvous.remote())
+            where = ray.get(rank.rendezvous.remote(True))
             resume = Resume(str(planted), universal)
             config = settings(ranks=1, zero_stage=stage)
             ray.get(rank.setup.remote(policy_config, config, 1.0, 2.0, where, resume))

@@ -3,22 +3,16 @@ stands for one that blocks until it is aborted."""
 
 import multiprocessing
 import os
-import socket
 import threading
 import time
 
 import pytest
 import torch
 
+from policy.rendezvous import Rendezvous
 from policy.weights import Broadcast, BroadcastRendezvous, _errors_spare_the_process
 
 HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Blocking:
@@ -54,7 +48,8 @@ def _be_there_and_idle(meeting: BroadcastRendezvous) -> None:
 def test_a_bucket_that_nobody_takes_fails_within_its_own_limit():
     """The receiver lives and does not receive; they had ten minutes to meet, and half a second for a
     bucket, which is larger than what the kernel would buffer."""
-    meeting = BroadcastRendezvous("127.0.0.1", free_port(), 2, timeout_s=600, bucket_timeout_s=0.5)
+    where = Rendezvous.at("127.0.0.1")
+    meeting = BroadcastRendezvous(where, 2, timeout_s=600, bucket_timeout_s=0.5)
     receiver = multiprocessing.get_context("spawn").Process(target=_be_there_and_idle, args=(meeting,))
     receiver.start()
     try:

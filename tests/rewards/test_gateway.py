@@ -213,6 +213,22 @@ def test_too_many_pixels_in_one_image_or_together(http):
     assert reply.json()["detail"] == "the images have more than 10000 pixels together"
 
 
+@pytest.mark.parametrize(
+    ("count", "status", "reason"),
+    [(257, 413, "there are more than 256 images"), (1001, 400, "Too many files")],
+)
+def test_too_many_images_are_refused(http, count, status, reason):
+    reply = http.post("/v1/score", **form(*[encoded(np.zeros((1, 1, 3), np.uint8))] * count))
+    assert reply.status_code == status
+    assert reply.json()["detail"].startswith(reason)
+
+
+def test_the_head_of_a_request_is_bounded(http):
+    with socket.create_connection((http.base_url.host, http.base_url.port)) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nx: " + b"y" * 70_000)
+        assert connection.recv(64).startswith(b"HTTP/1.1 431 ")
+
+
 def test_a_decompression_bomb_is_not_decoded(http):
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header

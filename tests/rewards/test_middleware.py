@@ -13,7 +13,14 @@ from pydantic import ValidationError
 from policy.errors import UserError
 from rewards.config import GatewayConfig, RewardsConfig
 from rewards.expert import check_experts
-from rewards.middleware import CountReplies, LimitBody, LimitConcurrency, RequireToken, token_digest
+from rewards.middleware import (
+    CountReplies,
+    LimitBody,
+    LimitConcurrency,
+    RequireToken,
+    digests,
+    token_digest,
+)
 from rewards.serving import start_serve
 
 TOKEN = "correct horse battery staple"
@@ -125,6 +132,7 @@ def test_processes_inherit_the_digest_of_the_token_and_not_the_token(monkeypatch
     digest = hashlib.sha256(TOKEN.encode())
     assert [token_digest(gateway), token_digest(gateway)] == [digest.digest()] * 2
     assert os.environ["BICOT_TOKEN"] == f"sha256:{digest.hexdigest()}"
+    assert digests() == {"BICOT_TOKEN": f"sha256:{digest.hexdigest()}"}
 
 
 @pytest.mark.parametrize(
