@@ -1,12 +1,16 @@
 """The report as a reader's browser gets it, and the curves that it is drawn from."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from cluster.commands.runs import show_status
+from cluster.config import dump_config, load_config
 from cluster.watch.curves import charts, read_metrics, series, short, smooth, thin, ticks
 from cluster.watch.evaluation import Evaluation, ScoredSample
 from cluster.watch.recorder import Recorder
@@ -20,6 +24,8 @@ from cluster.watch.report import (
 )
 from policy.errors import UserError
 from policy.records import Prompt, Sample
+from tests.cluster.commands import TRAIN
+from tests.conftest import ROOT
 
 ATTACK = "<script>alert(1)</script>"
 
@@ -139,6 +145,21 @@ def test_lines_that_are_no_metrics_are_named_and_left_out(run, odd):
     said = []
     assert "11 steps" in Page(write_report(run, said.append).read_text()).text
     assert said == [f"left out: {told}"]
+
+
+def test_status_names_the_lines_that_it_leaves_out(run):
+    config = load_config(ROOT / TRAIN)
+    (run / "config.yaml").write_text(dump_config(config))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"step": 11, "time/step": "long"}\n{"step": 11, "time/step": null, "eval/reward": null}\n'
+        )
+        file.write('{"step": 12, "time/step": 2.0}\n')
+    console = Console(file=io.StringIO(), width=200)
+    show_status(run, console)
+    said = console.file.getvalue()
+    assert "metrics.jsonl:13: `time/step` is no number" in said
+    assert f"12 of {config.train.steps}" in said
 
 
 @pytest.mark.parametrize("odd", ["[]", '{"scored": 5}', '{"scored": [[]]}', "{", "cut image"])
