@@ -3,14 +3,18 @@
 import io
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import ray
 from rich.console import Console
 
+from cluster.checkpoint import State, fingerprints
 from cluster.commands.runs import show_status
 from cluster.config import dump_config, load_config
+from cluster.train import train
 from cluster.watch.curves import charts, read_metrics, series, short, smooth, thin, ticks
 from cluster.watch.evaluation import Evaluation, ScoredSample
 from cluster.watch.recorder import Recorder
@@ -160,6 +164,26 @@ def test_status_names_the_lines_that_it_leaves_out(run):
     said = console.file.getvalue()
     assert "metrics.jsonl:13: `time/step` is no number" in said
     assert f"12 of {config.train.steps}" in said
+
+
+def test_a_run_that_was_killed_before_its_report_gets_it_and_nothing_else(run, monkeypatch):
+    """The same command starts no Ray for it, and makes no step again."""
+    run = run.rename(run.parent / "again")
+    overrides = [f"runs_dir={run.parent}", "name=again", "train.steps=10"]
+    config = load_config(ROOT / TRAIN, overrides)
+    saved = run / "checkpoints" / "step_000010"
+    saved.mkdir(parents=True)
+    marks = fingerprints(config)
+    state = State(10, 10, 1, config.model_dump(mode="json"), fingerprints=marks)
+    (saved / "state.json").write_text(json.dumps(asdict(state)))
+    monkeypatch.setattr("cluster.train.start_workers", pytest.fail)
+    console = Console(file=io.StringIO(), width=200)
+    assert train(config, console) == run
+    for name in ("reward_curve.png", "before_after.png", "report.html"):
+        assert (run / name).exists()
+    assert not run.with_name(f"{run.name}.1").exists()
+    assert not ray.is_initialized()
+    assert "goes on from step 10" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("odd", ["[]", '{"scored": 5}', '{"scored": [[]]}', "{", "cut image"])
