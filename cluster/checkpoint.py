@@ -258,8 +258,11 @@ def load(path: Path, *, read_all: bool = True) -> Checkpoint:
         raise _Torn(f"state.json: {first_fault(error)}") from None
     if path.name != _name(state.step):
         raise _Torn(f"state.json is of step {state.step}")
-    for wrong in _wrong_files(path, state, read_all):
-        raise _Torn(wrong)
+    try:
+        for wrong in _wrong_files(path, state, read_all):
+            raise _Torn(wrong)
+    except OSError as error:
+        raise _Torn(f"{error.filename}: {error.strerror}") from None
     return Checkpoint(path, state)
 
 

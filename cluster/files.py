@@ -5,11 +5,13 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+
+from policy.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +31,15 @@ def first_fault(error: ValidationError) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file, or leave it as it was. Half a surrogate, which no file of UTF-8 holds, becomes a
-    question mark."""
+    question mark. Raises UserError if it cannot be written."""
     part = path.with_name(f"{path.name}.part")
     try:
         part.write_text(text, encoding="utf-8", errors="replace")
         os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 class KeepGoing:

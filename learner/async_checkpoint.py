@@ -93,10 +93,13 @@ class Writer:
         self.busy_s += time.perf_counter() - started
 
     def save(self, value: Any, path: str) -> None:
-        """As `torch.save` does."""
+        """As `torch.save` does. Raises OSError for a disk that is full."""
         with open(path, "wb") as file:
             hashed: Any = _Hashed(file)  # torch asks for no more than `write` and `flush`
-            torch.save(value, hashed)
+            try:
+                torch.save(value, hashed)
+            except RuntimeError as error:  # of what torch tried next
+                raise error.__context__ or error from None
         self._digests[Path(path)] = hashed.sha256.hexdigest()
 
     def digest_model(self, folder: Path) -> None:

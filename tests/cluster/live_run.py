@@ -45,9 +45,14 @@ class LiveRun:
             )
 
     def reach(self, step: int) -> None:
-        while f"\nstep {step}/{self.steps} " not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
+        while not self.has_reached(step):
             time.sleep(0.05)
+
+    def has_reached(self, step: int) -> bool:
+        if f"\nstep {step}/{self.steps} " in self.log.read_text():
+            return True
+        assert self.process.poll() is None, self.log.read_text()
+        return False
 
     def strike(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
         """Signal one process of a kind, as Ray names it."""

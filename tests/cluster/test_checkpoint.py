@@ -143,6 +143,16 @@ def test_ranks_tell_the_digests_of_what_they_wrote(tmp_path):
     assert torch.load(file)["a"].tolist() == list(range(5000))
 
 
+def test_a_full_disk_is_told_as_one(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Writer().save({"a": torch.zeros(5000)}, str(tmp_path / "state.pt"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
 def test_steps_are_in_their_order_however_many_figures_they_have(checkpoints, told):
     for step in (999_998, 999_999, 1_000_000):
         checkpoints.begin(InstantLearner(), state(step))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import time
 from urllib.request import urlopen
 
@@ -216,6 +217,32 @@ def test_metrics_are_ray_gauges_where_ray_runs(tmp_path, local_ray):
         time.sleep(1)
     assert found
     assert float(found[1]) == 0.625
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_cannot_be_written_is_told_once_and_written_again_later(tmp_path, evaluation):
+    """Files can grow to no size that a picture has; TensorBoard's thread dies of it."""
+    told = []
+    recorder = Recorder(tmp_path, tell=told.append)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2, limit[1]))
+    try:
+        for step in (1, 2):
+            recorder.step(step, {"loss": 1.0})
+            recorder.samples(step, [(PROMPT, sample(PROMPT, 0, 9), 0.25)])
+            recorder.evaluation(step, evaluation)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert len(told) == 5
+    assert all("could not be written: File too large; the run goes on" in text for text in told)
+    recorder.step(3, {"loss": 3.0})
+    recorder.samples(3, [(PROMPT, sample(PROMPT, 0, 9), 0.25)])
+    recorder.evaluation(3, evaluation)
+    recorder.close()
+    assert len(told) == 10
+    assert [line["step"] for line in lines(tmp_path)] == [1, 1, 2, 2, 3, 3]
+    assert [event.value for event in board(tmp_path).Scalars("loss")] == [3]
+    assert load_evaluation(tmp_path / "samples" / "eval_000003").step == 100
 
 
 # --- pictures ------------------------------------------------------------------------------------

@@ -1,12 +1,20 @@
 """The report as a reader's browser gets it, and the curves that it is drawn from."""
 
+import io
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import ray
+from rich.console import Console
 
+from cluster.checkpoint import State, fingerprints
+from cluster.commands.runs import show_status
+from cluster.config import dump_config, load_config
+from cluster.train import train
 from cluster.watch.curves import charts, read_metrics, series, short, smooth, thin, ticks
 from cluster.watch.evaluation import Evaluation, ScoredSample
 from cluster.watch.recorder import Recorder
@@ -20,6 +28,8 @@ from cluster.watch.report import (
 )
 from policy.errors import UserError
 from policy.records import Prompt, Sample
+from tests.cluster.commands import TRAIN
+from tests.conftest import ROOT
 
 ATTACK = "<script>alert(1)</script>"
 
@@ -141,6 +151,41 @@ def test_lines_that_are_no_metrics_are_named_and_left_out(run, odd):
     said = []
     assert "11 steps" in Page(write_report(run, said.append).read_text()).text
     assert said == [f"left out: {told}"]
+
+
+def test_status_names_the_lines_that_it_leaves_out(run):
+    config = load_config(ROOT / TRAIN)
+    (run / "config.yaml").write_text(dump_config(config))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"step": 11, "time/step": "long"}\n{"step": 11, "time/step": null, "eval/reward": null}\n'
+        )
+        file.write('{"step": 12, "time/step": 2.0}\n')
+    console = Console(file=io.StringIO(), width=200)
+    show_status(run, console)
+    said = console.file.getvalue()
+    assert "metrics.jsonl:13: `time/step` is no number" in said
+    assert f"12 of {config.train.steps}" in said
+
+
+def test_a_run_that_was_killed_before_its_report_gets_it_and_nothing_else(run, monkeypatch):
+    """The same command starts no Ray for it, and makes no step again."""
+    run = run.rename(run.parent / "again")
+    overrides = [f"runs_dir={run.parent}", "name=again", "train.steps=10"]
+    config = load_config(ROOT / TRAIN, overrides)
+    saved = run / "checkpoints" / "step_000010"
+    saved.mkdir(parents=True)
+    marks = fingerprints(config)
+    state = State(10, 10, 1, config.model_dump(mode="json"), fingerprints=marks)
+    (saved / "state.json").write_text(json.dumps(asdict(state)))
+    monkeypatch.setattr("cluster.train.start_workers", pytest.fail)
+    console = Console(file=io.StringIO(), width=200)
+    assert train(config, console) == run
+    for name in ("reward_curve.png", "before_after.png", "report.html"):
+        assert (run / name).exists()
+    assert not run.with_name(f"{run.name}.1").exists()
+    assert not ray.is_initialized()
+    assert "goes on from step 10" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("odd", ["[]", '{"scored": 5}', '{"scored": [[]]}', "{", "cut image"])

@@ -70,7 +70,7 @@ class Harmful:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_config):  # noqa: F811
     """Whichever file is another's: at a resume, in the converter, at a resume with another number of
     ranks, and where the checkpoint is a model."""
