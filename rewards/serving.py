@@ -154,6 +154,7 @@ def _application(name: str, entry: ExpertConfig, timeout_s: float) -> serve.Appl
     reserved |= {"label_selector": entry.labels} if entry.labels else {}
     reserved |= {"runtime_env": entry.runtime_env} if entry.runtime_env else {}
     scale = _autoscaling(entry.autoscale) if entry.autoscale else None
+    check_s = min(10.0, max(2.0, timeout_s / 12))
     deployment = serve.deployment(
         ExpertReplica,
         name=name,
@@ -161,6 +162,10 @@ def _application(name: str, entry: ExpertConfig, timeout_s: float) -> serve.Appl
         max_ongoing_requests=entry.max_ongoing_requests,
         max_constructor_retry_count=_STARTS_TRIED,
         graceful_shutdown_wait_loop_s=0.2,
+        # Three checks in a row without an answer, and Serve starts another replica: a process that is
+        # stopped costs one timeout of a request.
+        health_check_period_s=check_s,
+        health_check_timeout_s=check_s,
         **({"autoscaling_config": scale} if scale else {"num_replicas": entry.replicas}),
     )
     return deployment.bind(name, entry, timeout_s)

@@ -72,6 +72,11 @@ class SaysWhatItIsTold(Expert):
         return self._answer
 
 
+class TellsItsProcess(Brightness):
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
+        return ExpertScores(np.full(len(images), os.getpid(), np.float32))
+
+
 class OnlySpatial(Brightness):
     """Applies to spatial prompts alone, and must not be asked about others."""
 

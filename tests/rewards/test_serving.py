@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def experts(serving, tmp_path_factory):
             "options": {"seen": str(files / "hung"), "hang": True},
             "timeout_s": 20,
         },
+        "stopped": {"use": f"{HERE}:TellsItsProcess", "timeout_s": 20},
         "nan": {"use": f"{HERE}:SaysWhatItIsTold", "options": {"values": [float("nan")]}},
         "slow": {"use": f"{HERE}:WaitsForFile", "options": {"file": str(files / "go")}},
     }
@@ -201,6 +203,24 @@ def test_an_expert_that_recovers_is_asked_again(experts):
     assert scores.rewards.tolist() == [1]
     assert results.by_expert["fogged"].retries == 2
     assert len(Path(experts["fogged"]["options"]["counter"]).read_text()) == 3
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_stopped_is_replaced(experts):
+    """A process that answers nothing, and does not end either."""
+
+    def answer():
+        results, _ = ask_judge(config_of(experts, "stopped"), [sample(PLAIN, WHITE)], [PLAIN])
+        return results.by_expert["stopped"]
+
+    pid = int(answer().scores.values[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        again = answer()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert again.retries >= 1
+    assert int(again.scores.values[0]) != pid
 
 
 @pytest.mark.parametrize("name", ["leaves", "hangs"])
