@@ -74,7 +74,8 @@ def too_long(prompt: Prompt, janus: PolicyModel | None, max_cot_tokens: int) -> 
         return None
     return (
         "the prompt is too long: with a semantic CoT of"
-        f" actors.sampling.max_cot_tokens={max_cot_tokens} it takes {needed} tokens, and the model's context is {janus.max_positions}"
+        f" actors.sampling.max_cot_tokens={max_cot_tokens} it takes {needed} tokens, and the"
+        f" model's context is {janus.max_positions}"
     )
 
 

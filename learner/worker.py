@@ -8,6 +8,7 @@ is cut into workers and micro-batches.
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from learner.deepspeed_engine import (
 from learner.logprobs import JanusLogps, Logps
 from learner.lora import adapters_off, add_adapters, exports, gathered
 from learner.losses import LossInputs, LossResult, load_loss
+from policy.convert import keep_side_files
+from policy.janus_checkpoint import save_tokenizer
 from policy.model import PolicyConfig, load_janus
 from policy.records import Sample
 from policy.weights import Broadcast, BroadcastRendezvous, Manifest, pack, plan_buckets
@@ -377,7 +380,9 @@ class LearnerWorker:
                     state[export.name] = self.writer.copies.of(export.whole(), f"model/{export.name}")
         if self.rank == 0:
             self.writer.add(partial(self.janus.model.save_pretrained, folder, state_dict=state))
-            self.writer.add(partial(self.janus.tokenizer.save_pretrained, folder))
+            self.writer.add(partial(save_tokenizer, self.janus.tokenizer, Path(folder)))
+            if self.janus.source:
+                self.writer.add(partial(keep_side_files, self.janus.source, Path(folder)))
         self.engine.save_checkpoint(folder, tag=ENGINE_FOLDER, save_latest=False)
 
     def saved(self) -> float | None:

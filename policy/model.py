@@ -9,6 +9,7 @@ stays there. Sampler and learner call the same function.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -138,6 +139,8 @@ class Janus:
     model: JanusForConditionalGeneration
     tokenizer: PreTrainedTokenizerFast
     templates: Templates
+    source: Path | None = None
+    """The directory that it was loaded from, with more than this holds: a processor's settings, ..."""
 
     # --- parts ---
 
@@ -229,7 +232,8 @@ class Janus:
 def load_janus(config: PolicyConfig, device: str = "cpu") -> Janus:
     """Load model and tokenizer, of either layout. Raises UserError if there is no complete Janus."""
     templates = load_templates(config.templates)
-    checkpoint = open_checkpoint(model_folder(config.path))
+    folder = model_folder(config.path)
+    checkpoint = open_checkpoint(folder)
     # The tensors are mapped, not copied, until they are in the model.
     model, report = JanusForConditionalGeneration.from_pretrained(
         None,
@@ -241,7 +245,7 @@ def load_janus(config: PolicyConfig, device: str = "cpu") -> Janus:
     wrong = [f"{kind} {sorted(map(str, names))[:5]}" for kind, names in report.items() if names]
     if wrong:
         raise UserError(f"{config.path}: the weights do not fit a Janus model: {'; '.join(wrong)}")
-    return Janus(model.eval().to(device), checkpoint.tokenizer, templates)
+    return Janus(model.eval().to(device), checkpoint.tokenizer, templates, folder)
 
 
 def meta_model(config: PolicyConfig) -> JanusForConditionalGeneration | None:
