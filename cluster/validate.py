@@ -1,6 +1,7 @@
 """Everything that can be found wrong before anything is started or written."""
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from actors.rollout import choose_sampler
@@ -13,7 +14,9 @@ from cluster.watch.evaluation import Evaluator
 from cluster.watch.wandb_log import check_wandb
 from cluster.weight_sync import wants_broadcast
 from learner.config import check_learner
-from policy.model import check_policy
+from policy.errors import UserError
+from policy.jsonl import read_rows
+from policy.model import PolicyModel, check_policy, countable_janus, positions_needed
 from policy.prompts import read_prompts
 from policy.records import Prompt
 from rewards.expert import check_experts
@@ -46,8 +49,37 @@ def validate_run(config: RunConfig) -> Inputs:
         check_wandb()
     if not existing_cluster(config.ray):  # there the workers' machines may hold what this one does not
         choose_sampler(config.actors)
-    held_out = read_prompts(config.evaluate.prompts)
-    return Inputs(read_prompts(config.train.prompts), Evaluator.of(config.evaluate, held_out))
+    janus, max_cot_tokens = countable_janus(config.policy), config.actors.sampling.max_cot_tokens
+    held_out, prompts = (
+        prompts_that_fit(path, janus, max_cot_tokens)
+        for path in (config.evaluate.prompts, config.train.prompts)
+    )
+    return Inputs(prompts, Evaluator.of(config.evaluate, held_out))
+
+
+def prompts_that_fit(path: str, janus: PolicyModel | None, max_cot_tokens: int) -> list[Prompt]:
+    """The prompts of a file. Raises UserError, with its line, for one that is `too_long`."""
+    prompts = read_prompts(path)
+    for n, prompt in enumerate(prompts):
+        if why := too_long(prompt, janus, max_cot_tokens):
+            line = next(islice(read_rows(Path(path)), n, None))[0]
+            raise UserError(f"{path}:{line}: {why}")
+    return prompts
+
+
+def too_long(prompt: Prompt, janus: PolicyModel | None, max_cot_tokens: int) -> str | None:
+    """Why a prompt does not fit the model's context together with its semantic CoT and its image; None
+    if it does, or if there is no model to count with."""
+    if janus is None:
+        return None
+    needed = positions_needed(janus, prompt.text, max_cot_tokens)
+    if needed <= janus.max_positions:
+        return None
+    return (
+        "the prompt is too long: with a semantic CoT of"
+        f" actors.sampling.max_cot_tokens={max_cot_tokens} it takes {needed} tokens, and the"
+        f" model's context is {janus.max_positions}"
+    )
 
 
 def run_folder(config: RunConfig, *, goes_on: bool = False) -> Path:

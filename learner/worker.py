@@ -34,6 +34,8 @@ from learner.logprobs import JanusLogps, Logps
 from learner.lora import adapters_off, add_adapters, exports, gathered
 from learner.losses import LossInputs, load_loss
 from learner.step_metrics import StepMetrics
+from policy.convert import keep_side_files
+from policy.janus_checkpoint import save_tokenizer
 from policy.model import PolicyConfig, load_janus
 from policy.records import Sample
 from policy.rendezvous import Rendezvous
@@ -342,7 +344,9 @@ class LearnerWorker:
                     state[export.name] = self.writer.copies.of(export.whole(), f"model/{export.name}")
         if self.rank == 0:
             self.writer.add(partial(self.janus.model.save_pretrained, folder, state_dict=state))
-            self.writer.add(partial(self.janus.tokenizer.save_pretrained, folder))
+            self.writer.add(partial(save_tokenizer, self.janus.tokenizer, Path(folder)))
+            if self.janus.source:
+                self.writer.add(partial(keep_side_files, self.janus.source, Path(folder)))
             self.writer.add(partial(self.writer.digest_model, Path(folder)))
         self.engine.save_checkpoint(folder, tag=ENGINE_FOLDER, save_latest=False)
         self.writer.add(partial(self.writer.tell_digests, Path(folder), self.rank))

@@ -7,21 +7,30 @@ the settings beside it) lies in its folder `original/`, and goes back where it c
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import transformers
 from torch import Tensor
 
 from policy import janus_config
 from policy.errors import UserError
-from policy.hub import Layout, model_folder
+from policy.hub import Layout, model_folder, read_config
 from policy.janus_checkpoint import ModelCheckpoint, open_checkpoint, original_shapes, save_tokenizer
 from policy.janus_layout import UNUSED_BY_TRANSFORMERS
+from policy.jsonl import read_object
 from policy.shards import Shards, write_shards
 from policy.weights import TensorSpec
 
 KEPT = "original"
-_SIDE_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
+_SIDE_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 SHARD_BYTES = 4 * 10**9
 
 
@@ -39,31 +48,36 @@ def convert(source: str, target: Path, to: Layout, shard_bytes: int = SHARD_BYTE
     Everything is checked before anything is written, and `target` appears whole or not at all.
     Raises UserError if the source is no complete Janus, or is in that layout already.
     """
-    _check_target(target)
-    checkpoint = open_checkpoint(model_folder(source))
-    if checkpoint.layout == to:
-        raise UserError(f"{source}: is in the {to} layout already")
-    write = _write_transformers if to == "transformers" else _write_original
+    with appearing(target) as part:
+        checkpoint = open_checkpoint(model_folder(source))
+        if checkpoint.layout == to:
+            raise UserError(f"{source}: is in the {to} layout already")
+        write = _write_transformers if to == "transformers" else _write_original
+        return write(checkpoint, part, target, shard_bytes)
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` in the end, or is removed if anything fails.
+
+    Raises UserError if `target` cannot be written, or holds anything.
+    """
     part = target.with_name(target.name + ".part")
     try:
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise UserError(f"{target}: is there already; give a new directory, or an empty one")
         part.mkdir(parents=True)
     except FileExistsError:
         raise UserError(f"{part}: is there already, perhaps from a broken run; remove it") from None
     except OSError as error:
-        raise UserError(f"{part}: cannot be written: {error}") from None
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from None
     try:
-        converted = write(checkpoint, part, target, shard_bytes)
+        yield part
         part.rename(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return converted
-
-
-def _check_target(target: Path) -> None:
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{target}: is there already; give a new directory, or an empty one")
 
 
 def _write_transformers(
@@ -78,17 +92,37 @@ def _write_transformers(
     tensors = (tensor for _, tensor in source.transformers_tensors())
     files = write_shards(part, specs, tensors, shard_bytes)
 
-    unused = [name for name in found if UNUSED_BY_TRANSFORMERS.fullmatch(name)]
-    kept = part / KEPT
-    kept.mkdir()
-    if unused:
-        write_shards(kept, [found[n] for n in unused], map(source.shards.read, unused), shard_bytes)
-    for name in ("config.json", *_SIDE_FILES):
-        _copy(source.folder / name, kept)
+    _keep_original(source.folder, source.shards, part, shard_bytes)
     source.config.dtype = _dtype(specs)
     source.config.save_pretrained(part)
     save_tokenizer(source.tokenizer, part)
     return Converted(target, len(specs), sum(spec.nbytes for spec in specs), tuple(files))
+
+
+def _keep_original(source: Path, shards: Shards, target: Path, shard_bytes: int) -> None:
+    """What the transformers layout has no place for, from a folder in the original one."""
+    found = shards.specs
+    unused = [name for name in found if UNUSED_BY_TRANSFORMERS.fullmatch(name)]
+    kept = target / KEPT
+    kept.mkdir()
+    if unused:
+        write_shards(kept, [found[n] for n in unused], map(shards.read, unused), shard_bytes)
+    for name in ("config.json", *_SIDE_FILES):
+        _copy(source / name, kept)
+
+
+def keep_side_files(source: Path, target: Path) -> None:
+    """Give a model that was trained from `source`, and is written to `target` in the transformers
+    layout, what lay beside its source's weights; what is there already stays."""
+    layout, _ = read_config(source)
+    if layout == "original":
+        _keep_original(source, Shards(source), target, SHARD_BYTES)
+        return
+    for name in _SIDE_FILES:
+        if not (target / name).exists():
+            _copy(source / name, target)
+    if (source / KEPT).is_dir():
+        shutil.copytree(source / KEPT, target / KEPT)
 
 
 def _write_original(source: ModelCheckpoint, part: Path, target: Path, shard_bytes: int) -> Converted:
@@ -126,21 +160,21 @@ def _write_original(source: ModelCheckpoint, part: Path, target: Path, shard_byt
 
 
 def _original_config(source: ModelCheckpoint, dtype: str) -> dict:
-    """The config as it once was, if it still describes this model; else one of our own."""
+    """The config as it once was, if it still describes this model; else one of our own.
+
+    Without a version transformers takes the tokenizer beside it for a broken one of Mistral's."""
     config = janus_config.to_original(source.config, dtype)
+    version = {"transformers_version": transformers.__version__}
     once = source.folder / KEPT / "config.json"
     if not once.is_file():
-        return config
-    try:
-        kept = json.loads(once.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{once}: not a model's config: {error}") from None
+        return config | version
+    kept = read_object(once)
     text = source.config.text_config
     tokens = janus_config.TokenIds(
         text.bos_token_id, text.eos_token_id, text.pad_token_id, source.config.image_token_id
     )
     same_model = janus_config.to_original(janus_config.to_transformers(kept, tokens), dtype)
-    return kept if same_model == config else config
+    return kept if same_model == config else config | version
 
 
 def _check_kept(kept: Path, unused: Shards | None) -> None:

@@ -45,6 +45,18 @@ def model_folder(path: str, weights: bool = True) -> Path:
     return folder
 
 
+def folder_here(path: str) -> Path | None:
+    """The directory of a model without asking the hub, with weights or not; None for a hub id whose
+    files are not in the hub's cache. Raises UserError for a directory that is not there."""
+    if not is_hub_id(path):
+        return model_folder(path)
+    try:
+        folder = Path(snapshot_download(path, allow_patterns=_TEXTS, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
 def model_file(path: str) -> Path:
     """A weights file: a path here, or "owner/name/file", which is downloaded from the hub, or found
     in its cache. Raises UserError if there is none."""
@@ -79,8 +91,11 @@ def _not_to_be_had(path: str, what: str, error: Exception) -> UserError:
 
 
 def read_config(folder: Path) -> tuple[Layout, dict[str, Any]]:
-    """The layout that config.json declares, and what it says. Raises UserError if it is no Janus."""
+    """The layout that config.json declares, and what it says. Raises UserError if it is no Janus, or
+    not one that can be trained: an adapter alone, or quantized weights."""
     file = folder / "config.json"
+    if (folder / "adapter_config.json").is_file():
+        raise _adapter(folder)
     if not file.is_file():
         raise UserError(f"{folder}: not a model directory: it has no config.json")
     config = read_object(file)
@@ -89,4 +104,20 @@ def read_config(folder: Path) -> tuple[Layout, dict[str, Any]]:
         raise UserError(
             f"{folder}: a {kind!r} checkpoint, where a Janus ('janus' or 'multi_modality') is needed"
         )
+    for part in (config, config.get("text_config"), config.get("language_config")):
+        if isinstance(part, dict) and (settings := part.get("quantization_config")):
+            method = settings.get("quant_method") if isinstance(settings, dict) else settings
+            raise UserError(
+                f"{folder}: quantized weights ({method}), which cannot be trained: give the checkpoint"
+                " that they were made from, in float32, bfloat16 or float16"
+            )
     return _LAYOUT_OF_MODEL_TYPE[kind], config
+
+
+def _adapter(folder: Path) -> UserError:
+    base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    return UserError(
+        f"{folder}: a PEFT adapter of {base}, not a whole model: merge it, PeftModel.from_pretrained("
+        "model, folder).merge_and_unload().save_pretrained(new), copy the tokenizer beside it, and give"
+        " that folder; one that is merged already needs no adapter_config.json"
+    )

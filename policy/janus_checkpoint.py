@@ -23,10 +23,13 @@ from policy import janus_config
 from policy.errors import UserError
 from policy.hub import Layout, read_config
 from policy.janus_layout import UNUSED_BY_TRANSFORMERS, Correspondence, correspondences
+from policy.jsonl import read_object
+from policy.prompts import BEGIN_OF_IMAGE
 from policy.shards import Shards
 from policy.weights import TensorSpec
 
 _LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+_SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -36,16 +39,39 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         settings = folder / "tokenizer_config.json"
-        settings_row = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        adds_bos = settings_row.get(
-            "add_bos_token", settings_row.get("tokenizer_class") in _LLAMA_CLASSES
-        )
+        settings_row = read_object(settings) if settings.is_file() else {}
+        by_class = settings_row.get("tokenizer_class", _LLAMA_CLASSES[0]) in _LLAMA_CLASSES
+        adds_bos = settings_row.get("add_bos_token", by_class)
     # tokenizers raises a bare Exception for a file that it cannot parse.
     except Exception as error:
-        raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{folder}: its tokenizer cannot be read: {reason}") from error
+    _find_special_tokens(folder, tokenizer)
     if adds_bos and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
         tokenizer.add_bos_token = True  # writes it into the post-processor
     return tokenizer
+
+
+def _find_special_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Sampling and learning use the ids of four tokens: a CoT without an end token never ends. Those
+    that tokenizer_config.json leaves out are read from config.json, but only as special tokens: what
+    stands there may be a default of Llama's.
+
+    Raises UserError for one that is nowhere.
+    """
+    raw = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    named = {**raw, **(raw.get("text_config") or raw.get("language_config") or {})}
+    special = [n for n, token in tokenizer.added_tokens_decoder.items() if token.special]
+    for name in _SPECIAL:
+        if getattr(tokenizer, name) is None and (token_id := named.get(f"{name}_id")) in special:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
+        if getattr(tokenizer, name) is None:
+            raise UserError(
+                f"{folder}: it has no {name}: neither tokenizer_config.json has {name}, nor config.json"
+                f" a {name}_id that is one of the special tokens of tokenizer.json"
+            )
+    if tokenizer.get_vocab().get(BEGIN_OF_IMAGE) not in tokenizer.added_tokens_decoder:
+        raise UserError(f"{folder}: the tokenizer has no token {BEGIN_OF_IMAGE}")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -93,10 +119,8 @@ class ModelCheckpoint:
 
 def open_checkpoint(folder: Path) -> ModelCheckpoint:
     """Read everything but the tensors. Raises UserError, once, with all that is wrong with them."""
-    layout, raw = read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    layout, config, tokenizer = open_texts(folder)
     shards = Shards(folder)
-    config = _config(folder, layout, raw, tokenizer)
     shapes = model_shapes(config)
     wanted = shapes if layout == "transformers" else original_shapes(shapes)
     found = shards.specs
@@ -104,6 +128,22 @@ def open_checkpoint(folder: Path) -> ModelCheckpoint:
         found = {n: spec for n, spec in found.items() if not UNUSED_BY_TRANSFORMERS.fullmatch(n)}
     _check_tensors(folder, found, wanted)
     return ModelCheckpoint(folder, layout, config, tokenizer, shards, shapes)
+
+
+def open_texts(folder: Path) -> tuple[Layout, JanusConfig, PreTrainedTokenizerFast]:
+    """A checkpoint without its weights, whose files need not be there. Raises UserError."""
+    layout, raw = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    config = _config(folder, layout, raw, tokenizer)
+    rows = config.text_config.vocab_size
+    for name in _SPECIAL:
+        if (token_id := getattr(tokenizer, f"{name}_id")) >= rows:
+            token = getattr(tokenizer, name)
+            raise UserError(
+                f"{folder}: its {name} {token!r} is not in tokenizer.json: its id would be {token_id},"
+                f" and the model knows {rows} tokens"
+            )
+    return layout, config, tokenizer
 
 
 def model_shapes(config: JanusConfig) -> Shapes:

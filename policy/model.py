@@ -9,6 +9,7 @@ stays there. Sampler and learner call the same function.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,10 +21,10 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
 from policy.errors import UserError
-from policy.hub import is_hub_id, model_folder
-from policy.janus_checkpoint import open_checkpoint
+from policy.hub import folder_here, is_hub_id, model_folder
+from policy.janus_checkpoint import open_checkpoint, open_texts
 from policy.paths import UserPath
-from policy.prompts import BEGIN_OF_IMAGE, Templates, load_templates
+from policy.prompts import Templates, load_templates
 
 
 def head_logits(head: nn.Linear | JanusVQVAEHead, hidden: Tensor) -> Tensor:
@@ -138,6 +139,8 @@ class Janus:
     model: JanusForConditionalGeneration
     tokenizer: PreTrainedTokenizerFast
     templates: Templates
+    source: Path | None = None
+    """The directory that it was loaded from, with more than this holds: a processor's settings, ..."""
 
     # --- parts ---
 
@@ -229,9 +232,8 @@ class Janus:
 def load_janus(config: PolicyConfig, device: str = "cpu") -> Janus:
     """Load model and tokenizer, of either layout. Raises UserError if there is no complete Janus."""
     templates = load_templates(config.templates)
-    checkpoint = open_checkpoint(model_folder(config.path))
-    if BEGIN_OF_IMAGE not in checkpoint.tokenizer.get_vocab():
-        raise UserError(f"{config.path}: the tokenizer has no {BEGIN_OF_IMAGE} token")
+    folder = model_folder(config.path)
+    checkpoint = open_checkpoint(folder)
     # The tensors are mapped, not copied, until they are in the model.
     model, report = JanusForConditionalGeneration.from_pretrained(
         None,
@@ -243,7 +245,7 @@ def load_janus(config: PolicyConfig, device: str = "cpu") -> Janus:
     wrong = [f"{kind} {sorted(map(str, names))[:5]}" for kind, names in report.items() if names]
     if wrong:
         raise UserError(f"{config.path}: the weights do not fit a Janus model: {'; '.join(wrong)}")
-    return Janus(model.eval().to(device), checkpoint.tokenizer, templates)
+    return Janus(model.eval().to(device), checkpoint.tokenizer, templates, folder)
 
 
 def meta_model(config: PolicyConfig) -> JanusForConditionalGeneration | None:
@@ -254,6 +256,25 @@ def meta_model(config: PolicyConfig) -> JanusForConditionalGeneration | None:
     checkpoint = open_checkpoint(model_folder(config.path))
     with torch.device("meta"):
         return JanusForConditionalGeneration(checkpoint.config)
+
+
+def positions_needed(janus: PolicyModel, prompt: str, max_cot_tokens: int) -> int:
+    """Of the model's context, by the longer of the two phases if the semantic CoT is as long as it may
+    be."""
+    cot = len(janus.cot_prompt_ids(prompt)) + max_cot_tokens
+    image = len(janus.image_prompt_ids(prompt, "")) + max_cot_tokens + janus.image_tokens
+    return max(cot, image)
+
+
+def countable_janus(config: PolicyConfig) -> Janus | None:
+    """Tokenizer, templates and shapes, to count with: its model has no weights (it is on the meta
+    device). None for a hub id whose files are not here yet."""
+    if (folder := folder_here(config.path)) is None:
+        return None
+    _, janus_config, tokenizer = open_texts(folder)
+    with torch.device("meta"):
+        model = JanusForConditionalGeneration(janus_config)
+    return Janus(model, tokenizer, load_templates(config.templates))
 
 
 def check_policy(config: PolicyConfig) -> None:

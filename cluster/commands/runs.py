@@ -13,8 +13,11 @@ from cluster.checkpoint import newest
 from cluster.config import load_config
 from cluster.ledger import OUTCOMES, faults, read_ledger
 from cluster.watch.curves import read_metrics
-from policy.convert import convert
+from policy.convert import KEPT, appearing, convert
 from policy.errors import UserError
+
+_STATE = {"state.json", "zero_to_fp32.py", "zero_to_torch.py"}
+"""In a checkpoint: what is no part of the model."""
 
 
 def show_ledger(folder: Path, console: Console) -> bool:
@@ -87,18 +90,13 @@ def export(
     checkpoint = newest(folder / "checkpoints", console.print)
     if checkpoint is None:
         raise UserError(f"{folder}: no checkpoint to export")
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} is not empty")
     if layout == "original":
         convert(str(checkpoint.folder), target, layout)
     else:
-        part = target.with_name(f"{target.name}.part")
-        state = {"state.json", "zero_to_fp32.py", "zero_to_torch.py"}
-        model = (p for p in checkpoint.folder.iterdir() if p.is_file() and p.name not in state)
-        part.mkdir(parents=True)
-        for file in model:
-            shutil.copy2(file, part / file.name)
-        if target.exists():
-            target.rmdir()
-        part.rename(target)
+        with appearing(target) as part:
+            for file in checkpoint.folder.iterdir():
+                if file.is_file() and file.name not in _STATE:
+                    shutil.copy2(file, part / file.name)
+            if (checkpoint.folder / KEPT).is_dir():
+                shutil.copytree(checkpoint.folder / KEPT, part / KEPT)
     console.print(f"{target}: the model after step {checkpoint.state.step}", highlight=False)

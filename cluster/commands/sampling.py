@@ -17,13 +17,15 @@ from cluster.commands.fetch import check_fetched
 from cluster.config import RunConfig
 from cluster.placement import check_room, roles, total_cpus
 from cluster.ray_session import existing_cluster, ray_session
-from cluster.validate import validate_run
+from cluster.validate import prompts_that_fit, too_long, validate_run
 from cluster.watch.console import evaluation_table
 from cluster.watch.evaluation import save_evaluation
 from cluster.watch.plots import grid
 from cluster.workers import start_workers
+from policy.errors import UserError
+from policy.model import countable_janus
 from policy.paths import check_writable
-from policy.prompts import named_prompt, plain_row, read_prompts
+from policy.prompts import named_prompt, plain_row
 from policy.records import Group, Prompt
 from rewards.config import GatewayConfig
 from rewards.expert import check_experts
@@ -58,7 +60,7 @@ def generate(
     config: RunConfig, asked: Sequence[str], out: Path, samples: int, console: Console
 ) -> None:
     """Draw prompts on this machine: NNNN.png, cots.jsonl and grid.png into `out`."""
-    prompts = _prompts(asked)
+    prompts = _prompts(asked, config)
     check_writable(out)
     check_fetched(config.policy.templates)
     torch.set_num_threads(1)
@@ -108,11 +110,16 @@ def serve(config: RunConfig, console: Console) -> None:
                 shutdown_experts()
 
 
-def _prompts(asked: Sequence[str]) -> list[Prompt]:
+def _prompts(asked: Sequence[str], config: RunConfig) -> list[Prompt]:
     """Sentences, whatever files have their names, or the prompts of one file, NAME.jsonl."""
+    janus, max_cot_tokens = countable_janus(config.policy), config.actors.sampling.max_cot_tokens
     if len(asked) == 1 and asked[0].endswith(".jsonl"):
-        return read_prompts(os.path.expanduser(asked[0]))
-    return [named_prompt(plain_row(text), f"prompt {n}") for n, text in enumerate(asked, 1)]
+        return prompts_that_fit(os.path.expanduser(asked[0]), janus, max_cot_tokens)
+    prompts = [named_prompt(plain_row(text), f"prompt {n}") for n, text in enumerate(asked, 1)]
+    for n, prompt in enumerate(prompts, 1):
+        if why := too_long(prompt, janus, max_cot_tokens):
+            raise UserError(f"prompt {n}: {why}")
+    return prompts
 
 
 def _grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, path: Path) -> None:

@@ -6,27 +6,35 @@ length of the longer one; letter case, white space and Unicode's compatibility f
 that nobody asked for cost as much as words that are missing.
 """
 
+# ruff: noqa: RUF001 (marks that look alike)
+
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from policy.errors import UserError
 from policy.records import Box, Prompt
 from rewards.expert import Expert, ExpertScores
 
-# An apostrophe inside or behind a word neither opens nor closes a quotation.
+_WORD = r"[^\W\u2e80-\uffef]"  # East Asian scripts write no space before a quotation
+# A straight mark behind a digit is inches. An apostrophe inside or behind a word neither opens nor
+# closes a quotation, nor do those of "rock 'n' roll".
 _QUOTATION = re.compile(
-    r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»'
-    r"|(?<!\w)'(\S.*?)'(?!\w)|(?<!\w)\u2018(\S.*?)\u2019(?!\w)"
+    r'(?<!\d)"([^"]+)"|[“”]([^“”]+)[“”]|„([^„“”]+)[“”]|«([^«»]+)»|»([^«»]+)[«»]|‹([^‹›]+)›|›([^‹›]+)‹'
+    r"|「([^「」]+)」|『([^『』]+)』|＂([^＂]+)＂|〝([^〝〞〟]+)[〞〟]|‚([^‚\u2018\u2019]+)[\u2018\u2019]"
+    rf"|(?<!{_WORD})'(?!\s|(?<=\w\s')[nN]'\s\w)((?:[^']|(?<=\w)'(?=\w))+)(?<!\s)'(?!{_WORD})"
+    rf"|(?<!{_WORD})\u2018((?:[^\u2018\u2019]|(?<=\w)\u2019(?=\w))+)\u2019(?!{_WORD})"
 )
+_LONGEST_SIDE = 2000  # RapidOCR reduces what is larger
 
 
 def quoted(text: str) -> tuple[str, ...]:
-    """What stands between quotation marks, "...", '...' or typographic ones, in order."""
-    found = (next(filter(None, match.groups())).strip() for match in _QUOTATION.finditer(text))
+    """What stands between quotation marks, "...", '...' or those of another script, in order."""
+    found = (next(filter(None, match.groups())).strip(" \\") for match in _QUOTATION.finditer(text))
     return tuple(part for part in found if _letters(part))
 
 
@@ -71,8 +79,14 @@ class Ocr(Expert):
         return ExpertScores(np.array(values, np.float32), lines, tuple(boxes))
 
     def _read(self, image: np.ndarray) -> tuple[Box, ...]:
-        height, width = image.shape[:2]
-        found: Any = self._engine(np.ascontiguousarray(image[..., ::-1]))  # it reads BGR
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+        width, height = picture.size
+        # It fails at a strip, or enlarges it to gigabytes: white beside it makes it four to one.
+        least = max(32, width // 4, height // 4)
+        ground = Image.new("RGB", (max(width, least), max(height, least)), "white")
+        ground.paste(picture)
+        found: Any = self._engine(np.ascontiguousarray(np.asarray(ground)[..., ::-1]))  # it reads BGR
         if found.boxes is None:
             return ()
         corners = np.clip(np.asarray(found.boxes) / (width, height), 0, 1)  # [N, 4 corners, x and y]

@@ -10,11 +10,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from cluster.commands.sampling import _prompts
 from cluster.config import load_config
 from cluster.validate import validate_run
 from policy.errors import UserError
 from tests.cluster.commands import TRAIN, a_few, bicot, environment
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHAPES
 
 pytestmark = pytest.mark.e2e
 
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.e2e
         ("learner.lrr=1", "unknown key 'learner.lrr'; did you mean 'learner.lr'?"),
         ("train.prompts=none.jsonl", "none.jsonl: no such prompt file"),
         ("evaluate.prompts={tmp}/bad.jsonl", "bad.jsonl:2: field 'prompt': Field required"),
+        ("train.prompts={tmp}/long.jsonl", "long.jsonl:3: the prompt is too long: with a semantic CoT"),
         ("policy.path={tmp}", "it has no config.json"),
         ("policy.path=examples/shapes/nowhere", "no such model directory"),
         ("policy.templates={tmp}/nowhere", "no such folder of prompt templates"),
@@ -39,6 +41,7 @@ pytestmark = pytest.mark.e2e
 def test_bad_input_is_found_before_anything_starts(tmp_path, monkeypatch, override, complaint):
     good = '{"prompt": "a red circle", "task_type": "color"}\n'
     (tmp_path / "bad.jsonl").write_text(good + '{"task_type": "color"}\n')
+    (tmp_path / "long.jsonl").write_text(good + "\n" + good.replace("red", "red " * 60))
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as caught:
         validate_run(load_config(TRAIN, [override.format(tmp=tmp_path)]))
@@ -52,6 +55,37 @@ def test_bad_input_ends_the_command_with_one_line_and_no_half_start(tmp_path):
     assert done.stdout == "error: none.jsonl: no such prompt file\n"
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file"
+    for command in (["generate", TRAIN, "a red circle", "--out"], ["train", TRAIN]):
+        done = bicot(*command, f"runs_dir={out}" if command[0] == "train" else out)
+        assert done.returncode == 2, done.stderr
+        assert done.stdout.startswith(f"error: {out}")
+        assert "cannot be written: " in done.stdout
+        assert done.stdout.count("\n") == 1
+        assert "Traceback" not in done.stderr
+    done = bicot("report", tmp_path / ("n" * 300))
+    assert (done.returncode, done.stdout.count("\n")) == (2, 1)
+    assert "File name too long" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_prompt_is_a_prompt_whatever_files_there_are(tmp_path, monkeypatch):
+    (tmp_path / "a red circle").write_text("")
+    monkeypatch.chdir(tmp_path)
+    overrides = [f"policy.path={SHAPES}/checkpoint", f"policy.templates={SHAPES}/templates"]
+    config = load_config(ROOT / TRAIN, overrides)
+    for text in ("a red circle", "/etc/passwd", "~", "circle.json", "s" * 300):
+        assert [prompt.text for prompt in _prompts([text], config)] == [text]
+    with pytest.raises(UserError, match=r"prompt 2: field 'prompt': is blank"):
+        _prompts(["a", " "], config)
+    with pytest.raises(UserError, match="prompt 1: the prompt is too long"):
+        _prompts(["red " * 100], config)
+    with pytest.raises(UserError, match=r"none\.jsonl: no such prompt file"):
+        _prompts(["none.jsonl"], config)
 
 
 def test_a_dry_run_prints_config_and_placement_and_starts_nothing(tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+from cluster.cli import _with_policy
 from cluster.config import RunConfig, dump_config, load_config
 from policy.errors import UserError
 from tests.conftest import SHAPES
@@ -68,6 +69,8 @@ def test_overrides_are_yaml_values_at_dotted_keys():
         ("learner.lr.x=1", "'lr' is a value, not a group of keys"),
         ("learner.lr=[1", "not valid YAML"),
         ("name=a/b", "'name': String should match pattern"),
+        ("name=..", "'name': String should match pattern"),
+        ("name=" + "n" * 201, "'name': String should have at most 200 characters"),
         ("name=" + "[" * 3000, "[[...: not valid YAML: deeper than"),
         ("name={a: 1, a: 2}", "'a' stands there twice"),
     ],
@@ -115,3 +118,17 @@ def test_no_section_takes_unknown_keys():
     found = list(models(RunConfig))
     assert len(found) >= 8
     assert all(model.model_config.get("extra") == "forbid" for model in found)
+
+
+def test_paths_are_taken_as_they_are_written(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for text, path in {
+        "~/data/p.jsonl": "/home/me/data/p.jsonl",
+        "/data/set #1/p.jsonl": "/data/set #1/p.jsonl",
+        "'/data/a: b/p.jsonl'": "/data/a: b/p.jsonl",
+        "数据/p.jsonl": "数据/p.jsonl",
+    }.items():
+        config = load_config(TRAIN, [f"train.prompts={text}", f"runs_dir={text}"])
+        assert config.train.prompts == config.runs_dir == path
+    policy = "a: [b] #1"
+    assert load_config(TRAIN, _with_policy([], policy)).policy.path == policy

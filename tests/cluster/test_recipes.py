@@ -178,3 +178,9 @@ def test_memory_holds_the_processes_and_the_learners_object_store(recipe):
         store = need if any(role.name == "learner" for role in node.processes) else 0
         assert store <= MEMORY_SHARE * node.pool.memory
         assert store + sum(host_bytes(config, r) for r in node.processes) <= node.pool.memory
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_lora_takes_one_override(path):
+    config = load_config(ROOT / path, ["learner.lora.rank=16"])
+    assert config.learner.reference_kind == "lora-off"

@@ -164,6 +164,22 @@ def test_no_weights_no_tokenizer_no_janus(broken):
     refused(broken, "a 'qwen2_vl' checkpoint, where a Janus")
 
 
+def test_quantized_weights_are_refused(broken):
+    config = json.loads((broken / "config.json").read_text())
+    part = config.get("text_config") or config["language_config"]
+    for place in (part, config):
+        place["quantization_config"] = {"quant_method": "awq"}
+        (broken / "config.json").write_text(json.dumps(config))
+        refused(broken, r"quantized weights \(awq\), which cannot be trained")
+
+
+def test_an_adapter_alone_is_no_model(tmp_path):
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "deepseek-community/Janus-Pro-1B"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"a PEFT adapter of deepseek-community/.*merge_and_unload"):
+        load_janus(PolicyConfig(path=str(tmp_path)))
+
+
 def test_a_stack_of_two_types_is_refused(policy_config, tmp_path):
     folder = shutil.copytree(policy_config.path, tmp_path / "mixed")
     name = "model.vision_model.encoder.layers.0.self_attn.k_proj.weight"

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 
-from policy.convert import convert
+from policy.convert import convert, keep_side_files
+from policy.janus_checkpoint import save_tokenizer
 from policy.model import PolicyConfig, load_janus
 from policy.shards import Shards
 
@@ -190,3 +192,56 @@ def test_a_model_that_was_loaded_and_saved_goes_back(original_folder, tmp_path):
     janus.tokenizer.save_pretrained(tmp_path / "saved")
     convert(str(tmp_path / "saved"), tmp_path / "back", "original")
     assert_same_tensors(tensors(tmp_path / "back"), tensors(original_folder))
+
+
+def trained(source: Path, target: Path) -> Path:
+    """What a checkpoint holds of a model, as the learner writes it."""
+    janus = load_janus(PolicyConfig(path=str(source)))
+    janus.model.save_pretrained(target)
+    save_tokenizer(janus.tokenizer, target)
+    assert janus.source == source
+    keep_side_files(janus.source, target)
+    return target
+
+
+SIDE_FILES = {"processor_config.json": "p", "preprocessor_config.json": "q", "chat_template.jinja": "r"}
+
+
+def test_after_training_the_original_layout_has_what_it_had(original_folder, tmp_path):
+    source = shutil.copytree(original_folder, tmp_path / "source")
+    state = tensors(source)
+    state["vision_model.vision_tower.attn_pool.latent"] = torch.ones(1, 1, 32)
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text()) | {"note": "kept"}
+    (source / "config.json").write_text(json.dumps(config))
+    for name, text in SIDE_FILES.items():
+        (source / name).write_text(text)
+    convert(str(trained(source, tmp_path / "checkpoint")), tmp_path / "back", "original")
+    assert_same_tensors(tensors(tmp_path / "back"), state)
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+    for name, text in SIDE_FILES.items():
+        assert (tmp_path / "back" / name).read_text() == text
+    # and once more from a converted copy, whose checkpoints keep what it kept
+    convert(str(source), tmp_path / "converted", "transformers")
+    again = trained(tmp_path / "converted", tmp_path / "again")
+    assert_same_tensors(
+        tensors(again / "original"), {k: v for k, v in state.items() if "attn_pool" in k}
+    )
+
+
+def test_a_processor_stays_beside_a_model_in_the_transformers_layout(policy_config, tmp_path):
+    source = shutil.copytree(policy_config.path, tmp_path / "source")
+    for name, text in SIDE_FILES.items():
+        (source / name).write_text(text)
+    target = trained(source, tmp_path / "checkpoint")
+    for name, text in SIDE_FILES.items():
+        assert (target / name).read_text() == text
+
+
+@pytest.mark.parametrize("to", ["original", "transformers"])
+def test_every_config_names_the_version_of_transformers(policy_config, original_folder, tmp_path, to):
+    """Else transformers takes the tokenizer for a broken one of Mistral's, and says so."""
+    source = policy_config.path if to == "original" else original_folder
+    convert(str(source), tmp_path / "target", to)
+    config = json.loads((tmp_path / "target" / "config.json").read_text())
+    assert config["transformers_version"] == transformers.__version__

@@ -1,5 +1,7 @@
 """Words in images, read by real models."""
 
+# ruff: noqa: RUF001 (marks that look alike)
+
 import sys
 
 import numpy as np
@@ -43,6 +45,18 @@ def sign(*lines: str, size: int = 48) -> np.ndarray:
         ("the dogs' bones and the cats' milk", ()),
         ('an empty " " sign, and one more ""', ()),
         ("a red dog", ()),
+        ("a sign that says 'don't panic'", ("don't panic",)),
+        ("the dogs' 'park' isn't open", ("park",)),
+        ("\u2018don\u2019t\u2019 over ‚Tor\u2018", ("don\u2019t", "Tor")),
+        ("in '90s style 'OPEN'", ("OPEN",)),
+        ('rock \'n\' roll "A" and "B"', ("A", "B")),
+        ('a 12" ruler that reads "A", 3" wide', ("A",)),
+        ("une affiche « Bonjour »", ("Bonjour",)),
+        ("»Hallo« und „Welt”", ("Hallo", "Welt")),
+        ("写着「你好」和'再见'的牌子", ("你好", "再见")),
+        ("看板『営業中』〝本日〟", ("営業中", "本日")),
+        ("＂ＯＰＥＮ＂", ("ＯＰＥＮ",)),
+        ('text \\"X\\"', ("X",)),
     ],
 )
 def test_what_a_prompt_quotes(text, found):
@@ -82,6 +96,21 @@ def test_boxes_are_where_the_words_are(ocr):
     assert top[0] * SIZE == pytest.approx(30, abs=12)
     assert top[1] * SIZE == pytest.approx(70, abs=16)
     assert all(box.score > 0.5 for box in boxes)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (1, 3000), (20000, 2), (30, 5000)])
+def test_an_image_of_any_shape_is_read(ocr, shape):
+    noise = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    assert 0 <= ocr.score([noise], [plain_prompt('"A"')]).values[0] <= 1
+
+
+def test_a_strip_is_read_and_its_boxes_are_parts_of_it(ocr):
+    strip = sign("HELLO")[60:120]
+    (boxes,) = ocr.score([strip], [plain_prompt('"HELLO"')]).boxes
+    assert [box.label for box in boxes] == ["HELLO"]
+    left, top, right, bottom = boxes[0].xyxy
+    assert left < 0.1 and right < 0.8
+    assert top < 0.4 and bottom > 0.6
 
 
 def test_several_quotations_case_and_spaces(ocr):
