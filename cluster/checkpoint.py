@@ -28,7 +28,7 @@ from ray.exceptions import RayTaskError
 
 from cluster.config import RunConfig
 from cluster.files import by_step, first_fault
-from learner.async_checkpoint import file_digest, take_digests, to_universal
+from learner.async_checkpoint import ENGINE_FOLDER, file_digest, take_digests, to_universal
 from learner.deepspeed_engine import Resume
 from learner.group import LearnerGroup
 from policy.errors import UserError
@@ -154,7 +154,8 @@ class CheckpointManager:
         self._part = self.folder / f"{_name(state.step)}.{uuid.uuid4().hex[:8]}{_PART}"
         started = time.perf_counter()
         try:
-            self._part.mkdir()
+            # The engine's folder too: a rank that alone cannot make it loses the others.
+            (self._part / ENGINE_FOLDER).mkdir(parents=True)
             learner.begin_save(str(self._part.absolute()))
         except (OSError, RayTaskError) as error:
             self._failed(state.step, error)
