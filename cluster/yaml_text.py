@@ -53,6 +53,13 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes what either reading takes for something else than text."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Line ends of Unicode are escaped: left as they are, they are read as line feeds or blanks.
+        style = '"' if set(data) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _tag, _pattern, _first in _NUMBERS:
     _Loader.add_implicit_resolver(_tag, _pattern, list(_first))

@@ -31,18 +31,18 @@ def model_folder(path: str, weights: bool = True) -> Path:
     Raises UserError if there is none.
     """
     if not is_hub_id(path):
-        here = Path(os.path.expanduser(path))
-        if not here.is_dir():
-            where = "" if here.is_absolute() else f" in {os.getcwd()} on {socket.gethostname()}"
+        folder = os.path.expanduser(path)
+        if not os.path.isdir(folder):  # unlike Path's, it takes any text
+            where = "" if os.path.isabs(folder) else f" in {os.getcwd()} on {socket.gethostname()}"
             raise UserError(f"{path}: no such model directory{where}")
-        return here
+        return Path(folder)
     try:
-        folder = Path(snapshot_download(path, allow_patterns=_TEXTS + _WEIGHTS * weights))
-        if weights and not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(path, allow_patterns=_TEXTS + _WEIGHTS + _PICKLED))
+        found = Path(snapshot_download(path, allow_patterns=_TEXTS + _WEIGHTS * weights))
+        if weights and not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(path, allow_patterns=_TEXTS + _WEIGHTS + _PICKLED))
     except _HUB_ERRORS as error:
         raise _not_to_be_had(path, "directory", error) from None
-    return folder
+    return found
 
 
 def folder_here(path: str) -> Path | None:

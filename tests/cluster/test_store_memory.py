@@ -26,6 +26,7 @@ from tests.conftest import ROOT, SHAPES
 
 SEVEN_B, ONE_B = (ROOT / "examples" / "janus_pro" / f"{name}.yaml" for name in ("train", "train_1b"))
 PROMPTS = [f"{kind}.prompts={SHAPES / 'prompts' / 'heldout.jsonl'}" for kind in ("train", "evaluate")]
+PROMPTS.append(f"policy.templates={SHAPES / 'templates'}")
 LARGE = StoreNeed(versions=2, version_bytes=400e6, samples=100, sample_bytes=1e6)
 
 
