@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from cluster.terminal import TerminalConsole, guard_terminal
+from cluster.terminal import TerminalConsole, forget_unwritten, guard_terminal
 from policy.errors import UserError, in_one_line
 
 app = typer.Typer(
@@ -260,6 +260,8 @@ def main() -> None:
         if error.filename is None:
             raise
         _end(f"{error.filename}: {error.strerror}")
+    finally:
+        forget_unwritten()
 
 
 def _end(told: object) -> NoReturn:

@@ -4,12 +4,16 @@ Prompts, CoTs, experts' words and the records of a run may hold anything. A term
 sequence: it moves the cursor, hides lines or fills the clipboard.
 """
 
+import errno
 import logging
+import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import IO, Any, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -24,8 +28,52 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+class _Patient:
+    """A stream that leaves out what finds no room: a log on a full disk ends no run."""
+
+    def __init__(self, stream: IO[str]):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _no_room_is_fine():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _no_room_is_fine():
+            self._stream.flush()
+
+
+@contextmanager
+def _no_room_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def forget_unwritten() -> None:
+    """At the very end: text that still finds no room must not change the exit status."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class TerminalConsole(Console):
-    """A console whose text is `visible`; its own colours and bars stay."""
+    """A console whose text is `visible`; its own colours and bars stay. Goes on on a full disk."""
+
+    @property
+    def file(self) -> IO[str]:
+        return cast(IO[str], _Patient(super().file))
+
+    @file.setter
+    def file(self, new: IO[str]) -> None:
+        self._file = new
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -13,6 +13,8 @@ from cluster.commands.runs import show_ledger
 from cluster.ledger import Entry, Ledger
 from cluster.terminal import TerminalConsole, visible
 from cluster.watch.console import TrainProgress
+from tests.cluster.commands import TRAIN
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
@@ -63,3 +65,20 @@ def test_logs_and_tracebacks():
     assert b"\x1b" not in told
     assert rb"WARNING root: \x1b[2J" in told
     assert rb"RuntimeError: \x1b]0;owned" in told
+
+
+def test_a_log_on_a_full_disk_changes_no_exit_status(tmp_path):
+    """/dev/full has no room for anything."""
+    command = [sys.executable, "-m", "cluster", "estimate", TRAIN]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_progress_goes_on_where_there_is_no_room():
+    full = open("/dev/full", "w")
+    console = TerminalConsole(file=full, force_terminal=True)
+    with TrainProgress(console, 3) as progress:
+        progress.say("one more line")
+    with pytest.raises(OSError):  # it did not find any
+        full.close()
