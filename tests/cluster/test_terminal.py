@@ -76,9 +76,15 @@ def test_a_log_on_a_full_disk_changes_no_exit_status(tmp_path):
 
 
 def test_progress_goes_on_where_there_is_no_room():
-    full = open("/dev/full", "w")
-    console = TerminalConsole(file=full, force_terminal=True)
-    with TrainProgress(console, 3) as progress:
-        progress.say("one more line")
-    with pytest.raises(OSError):  # it did not find any
-        full.close()
+    """The file itself complains when it is closed, and only then."""
+    done = []
+
+    def talk():
+        with open("/dev/full", "w") as full:
+            with TrainProgress(TerminalConsole(file=full, force_terminal=True), 3) as progress:
+                progress.say("one more line")
+            done.append(True)
+
+    with pytest.raises(OSError, match="No space left"):
+        talk()
+    assert done
