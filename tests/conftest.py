@@ -37,10 +37,13 @@ KINDS = {"ray", "serve", "deepspeed", "vllm", "e2e", "slurm"}
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Every test without a kind is a unit test."""
+    """Every test without a kind is a unit test. Files with slow tests come first, so that the short ones
+    fill the gaps that they leave at the end."""
     for item in items:
         if not KINDS & {mark.name for mark in item.iter_markers()}:
             item.add_marker("unit")
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
 
 
 @pytest.fixture(scope="session")

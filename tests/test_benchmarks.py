@@ -20,7 +20,7 @@ def test_the_benchmark_of_experts_runs():
 
 
 def test_the_benchmark_of_long_runs_watches_every_process():
-    small = ["--steps", "14", "--first", "1", "--pause", "0.5"]
+    small = ["--steps", "6", "--first", "1", "--pause", "0.5"]
     command = [sys.executable, "-m", "benchmarks.soak", *small]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

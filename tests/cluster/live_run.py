@@ -22,7 +22,7 @@ SMALL = [
     "evaluate.samples_per_prompt=1",
     "actors.timeout_s=6",
     "learner.timeout_s=9",
-    "rewards.timeout_s=4",
+    "rewards.timeout_s=10",
 ]
 
 

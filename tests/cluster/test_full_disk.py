@@ -44,7 +44,7 @@ def test_a_full_disk_costs_what_it_has_no_room_for_and_no_step(small_disk, tmp_p
         f"runs_dir={small_disk}",
         "train.keep_checkpoints=1",
         "train.show_every=2",
-        "evaluate.every=6",
+        "evaluate.every=10",
     )
     run.folder = small_disk / "shapes"
     run.reach(6)

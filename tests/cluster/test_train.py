@@ -272,10 +272,6 @@ def test_a_run_whose_experts_give_no_score_says_what_they_said(tmp_path):
             ["rewards.experts.objects.resources={vision: 1}"],
             "no room for expert objects, 1 x 0.1 CPU, 1 vision: the nodes hold 0 of them",
         ),
-        (
-            ["learner.deepspeed={optimizer: {type: Nonsense, params: {lr: 1e-4}}}", "learner.ranks=1"],
-            "the learner does not start: ",
-        ),
     ],
 )
 def test_a_role_that_cannot_start_is_told_in_one_line(tmp_path, overrides, complaint):

@@ -15,6 +15,7 @@ from learner.config import LearnerConfig
 from learner.group import LearnerGroup, TrainingGroups
 from learner.logprobs import JanusLogps
 from learner.losses import bicot_loss
+from policy.errors import UserError
 from policy.model import load_janus
 from policy.weights import unpack
 
@@ -201,6 +202,12 @@ def test_the_gap_to_the_sampler_is_measured(groups, start):
         assert first[f"sampler_gap_beyond_clip/{phase}"] == 0
         assert second[f"sampler_gap_max/{phase}"] > second[f"sampler_gap/{phase}"] > 1e-2
         assert second[f"sampler_gap_beyond_clip/{phase}"] > 0
+
+
+def test_ranks_that_cannot_start_say_why_in_one_line(start):
+    with pytest.raises(UserError, match=r"^the learner does not start: .*Nonsense") as told:
+        start(ranks=1, deepspeed={"optimizer": {"type": "Nonsense", "params": {"lr": 1e-4}}})
+    assert "\n" not in str(told.value)
 
 
 def test_no_kl_weight_means_no_kl(groups, start):

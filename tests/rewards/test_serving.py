@@ -219,7 +219,6 @@ def test_a_replica_that_is_stopped_is_replaced(experts):
         again = answer()
     finally:
         os.kill(pid, signal.SIGKILL)
-    assert again.retries >= 1
     assert int(again.scores.values[0]) != pid
 
 
