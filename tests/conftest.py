@@ -37,8 +37,8 @@ KINDS = {"ray", "serve", "deepspeed", "vllm", "e2e", "slurm"}
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Every test without a kind is a unit test. Files with slow tests come first, so that the short ones
-    fill the gaps that they leave at the end."""
+    """Every test without a kind is a unit test. Files with slow tests come first: the short ones fill
+    the gaps that they leave at the end."""
     for item in items:
         if not KINDS & {mark.name for mark in item.iter_markers()}:
             item.add_marker("unit")
