@@ -166,7 +166,9 @@ def main() -> int:
     results = {}
     for variant in VARIANTS:
         command = [sys.executable, "-m", "benchmarks.memory", variant]
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        printed = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, timeout=3600
+        ).stdout
         results[variant] = [float(x) for x in printed.split()[-3:]]
     loss, _, whole = results["straightforward"]
     table = Table(title="one learner step: peak memory over what was held before")

@@ -102,17 +102,19 @@ def start_ray(address: str | None, options: Mapping[str, Any], timeout_s: float)
 
 def why_not(address: str | None, error: Exception) -> str:
     """Ray's reason, and the variable or key that a person can change."""
-    said = in_one_line(error)
+    reason = in_one_line(error)
     if address and isinstance(error, ValueError):
         return (
             f"{address!r} is no address of a cluster's head: set ray.address or RAY_ADDRESS to"
             " host:port (usually port 6379), or to auto; an http:// address is for `ray job submit`"
         )
-    if "AF_UNIX" in said:
-        return f"{said}: the path of the temporary directory is too long: set RAY_TMPDIR to a short one"
+    if "AF_UNIX" in reason:
+        return (
+            f"{reason}: the path of the temporary directory is too long: set RAY_TMPDIR to a short one"
+        )
     if isinstance(error, OSError):
-        return f"{said}: Ray writes below RAY_TMPDIR, else TMPDIR, else /tmp, and below HOME"
-    return said
+        return f"{reason}: Ray writes below RAY_TMPDIR, else TMPDIR, else /tmp, and below HOME"
+    return reason
 
 
 class OwnModulesFirst(JobConfig):

@@ -261,8 +261,7 @@ class Run:
         if self.empty < most:
             self.progress.say(f"{told}; the run stops after {most} (train.max_empty_steps)")
             return
-        self.save()
-        self.finish()
+        self.leave_checkpoint()
         raise UserError(f"{told}; mend that, and the same command goes on from here")
 
     def run_hooks(self, rollout: RolloutBatch) -> None:
@@ -303,12 +302,16 @@ class Run:
         with learner_at_work():
             self.checkpoints.wait(self.learner, pause=lambda: time.sleep(0.05))
 
-    def stop(self) -> None:
-        """Leave a checkpoint of this step, and raise Stopped."""
+    def leave_checkpoint(self) -> None:
+        """A checkpoint of this step, whole on disk."""
         with learner_at_work():
             if self.checkpoints.begun != self.step:
                 self.save()
         self.finish()
+
+    def stop(self) -> None:
+        """Leave a checkpoint of this step, and raise Stopped."""
+        self.leave_checkpoint()
         raise Stopped(self.step)
 
     # --- evaluations ---

@@ -57,7 +57,7 @@ def _no_room_is_fine() -> Iterator[None]:
 
 
 def forget_unwritten() -> None:
-    """At the very end: text that still finds no room must not change the exit status."""
+    """At the very end: text that still finds no room, or no reader, must not change the exit status."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -138,6 +138,7 @@ def take_digests(folder: Path) -> dict[str, str]:
     return found
 
 
+_CONVERT_LIMIT_S = 4 * 3600.0  # it reads and writes all of the optimizer's state once
 _CONVERT = """
 import runpy, sys
 from learner.snapshot_engine import plain_values_only
@@ -164,7 +165,7 @@ def to_universal(folder: Path) -> None:
     for name, value in {**options, "num_extract_workers": 1, "num_merge_workers": 1}.items():
         command += [f"--{name}", str(value)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=_CONVERT_LIMIT_S)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
         raise UserError(f"{folder}: cannot be made ready for another number of ranks: {last}")

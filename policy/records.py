@@ -149,7 +149,8 @@ class Scores:
 
 SHARE = 32
 """So many batches are pickled as one. All as one would be hundreds for every worker to unpickle, and
-each on its own takes the driver twice as long; Ray's own pickling of records, three times."""
+each on its own takes the driver twice as long; Ray's own pickling of records, three times. They go
+from the driver to its workers, and nowhere else."""
 
 
 @dataclass(frozen=True)

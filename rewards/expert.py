@@ -96,7 +96,7 @@ def applies_checked(name: str, expert: Expert, prompts: Sequence[Prompt]) -> lis
     """Which prompts an expert applies to. Raises RuntimeError for another number of answers."""
     answers = [bool(answer) for answer in expert.applies_to(prompts)]
     if len(answers) != len(prompts):
-        raise RuntimeError(f"expert {name} said of {len(answers)} of {len(prompts)} prompts")
+        raise RuntimeError(f"expert {name} gave {len(answers)} answers for {len(prompts)} prompts")
     return answers
 
 

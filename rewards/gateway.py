@@ -164,7 +164,7 @@ def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
     """The interface itself; `config.gateway` must be set. `digest`: of the token to ask for."""
     limits = config.gateway
     assert limits is not None
-    door = Gateway(config)
+    gateway = Gateway(config)
     app = FastAPI(title="bicot experts", description="Vision experts score images by their prompts.")
     app.add_middleware(
         LimitBody, max_bytes=int(limits.max_body_mb * 2**20), timeout_s=limits.body_timeout_s
@@ -172,7 +172,7 @@ def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
     app.add_middleware(LimitConcurrency, most=limits.max_concurrent)
     if digest is not None:
         app.add_middleware(RequireToken, digest=digest)
-    app.add_middleware(CountReplies, counts=door.replies)  # added last: it sees every reply
+    app.add_middleware(CountReplies, counts=gateway.replies)  # added last: it sees every reply
 
     # The token is checked above; this has the description say so.
     guarded = [Depends(HTTPBearer(auto_error=False))] if digest is not None else []
@@ -181,17 +181,17 @@ def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
         responses=_REFUSALS,
         dependencies=guarded,
         openapi_extra={"requestBody": _SCORE_BODY},
-    )(door.score)
+    )(gateway.score)
     app.post(
         "/v1/applies",
         responses={status: _REFUSALS[status] for status in (401, 408, 413, 422, 429)} | _NO_ANSWER,
         dependencies=guarded,
         openapi_extra={"requestBody": _APPLIES_BODY},
-    )(door.applies)
-    app.get("/v1/experts", dependencies=guarded)(door.experts)
-    app.get("/metrics", dependencies=guarded, response_class=Response)(door.metrics)
-    app.get("/healthz")(door.healthz)
-    app.get("/readyz", responses=_NOT_READY)(door.readyz)
+    )(gateway.applies)
+    app.get("/v1/experts", dependencies=guarded)(gateway.experts)
+    app.get("/metrics", dependencies=guarded, response_class=Response)(gateway.metrics)
+    app.get("/healthz")(gateway.healthz)
+    app.get("/readyz", responses=_NOT_READY)(gateway.readyz)
     return app
 
 
@@ -206,14 +206,14 @@ def start_gateway(config: RewardsConfig) -> str:
     digest = token_digest(config.gateway)
     url = start_serve(config.gateway)
     assert url is not None  # for there is a gateway
-    door = serve.deployment(
+    deployment = serve.deployment(
         serve.ingress(lambda: build_app(config, digest))(),
         name=GATEWAY_APP,
         ray_actor_options={"num_cpus": 0.1},
-        max_ongoing_requests=100_000,  # the door itself turns away who is too many
+        max_ongoing_requests=100_000,  # the gateway itself turns requests away
         graceful_shutdown_wait_loop_s=0.2,
     )
-    target = serve.RunTarget(door.bind(), GATEWAY_APP, "/", QUIET)
+    target = serve.RunTarget(deployment.bind(), GATEWAY_APP, "/", QUIET)
     controller.within_limit(lambda: serve.run_many([target], wait_for_applications_running=False))
     wait_until_running({GATEWAY_APP: "the gateway"}, timeout_s=120)
     return url

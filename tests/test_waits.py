@@ -34,6 +34,17 @@ def test_ray_is_never_waited_for_without_a_limit():
     assert [where for where, words in waits if "timeout" not in words] == []
 
 
+def test_a_program_is_never_run_without_a_limit():
+    runs = [
+        (f"{path.relative_to(ROOT)}:{line}", words)
+        for path in product_files()
+        for line, name, words in calls(path)
+        if name == "subprocess.run"
+    ]
+    assert len(runs) > 2
+    assert [where for where, words in runs if "timeout" not in words] == []
+
+
 def test_serve_is_asked_through_the_controller_module_alone():
     """Its own calls wait without a limit; inside a lambda they are handed over, not made."""
     direct = []

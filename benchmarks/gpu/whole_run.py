@@ -44,7 +44,9 @@ def end_to_end(setting: Setting, figures: Figures, case: str) -> None:
     command = [sys.executable, "-m", "cluster", "train", config, *overrides]
     # What it says goes where this process's own words go: into the part's log.
     ended = []
-    taken = seconds(lambda: ended.append(subprocess.run(command, cwd=EXAMPLES.parent).returncode))
+    taken = seconds(
+        lambda: ended.append(subprocess.run(command, cwd=EXAMPLES.parent, timeout=3600).returncode)
+    )
     if ended != [0]:
         raise UserError(f"bicot train ended with status {ended[0]}: end_to_end.log says why")
     figures.add("whole_s", taken, "s", steps=STEPS)

@@ -91,9 +91,9 @@ class Chat:
             else:
                 if response.is_success:
                     return self._read(reply)
-                said = " ".join(reply.decode(errors="replace").split())[:300]
+                message = " ".join(reply.decode(errors="replace").split())[:300]
                 failure = ChatError(
-                    f"{self._url}: {response.status_code}: {said}", response.status_code
+                    f"{self._url}: {response.status_code}: {message}", response.status_code
                 )
                 if response.status_code != 429 and response.status_code < 500:
                     raise failure
