@@ -28,8 +28,8 @@ print(faults)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc: nothing to be told")
 def test_memory_that_was_freed_is_there_for_the_next_tensor():
-    """A step's large tensors again and again: in the end, most pages must be made anew only where nobody
-    kept those of the step before. (A heap that another mapping blocks may lose one tensor of the three.)"""
+    """A step's large tensors again and again: in the end, most pages are made anew only where nobody
+    kept those of the step before. (A heap that something blocks may lose one tensor of three.)"""
     pages = (64 + 32 + 64) * 2**20 // 4096
 
     def faults(how):
