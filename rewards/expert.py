@@ -24,7 +24,7 @@ from rewards.config import ExpertConfig, RewardsConfig
 from rewards.images import MAX_ASPECT
 from rewards.middleware import token_digest
 
-_LONGEST_TEXT = 10_000  # characters, of an explanation or a label
+_LONGEST_TEXT = 100_000  # characters, of an explanation or a label
 _MOST_BOXES = 1000  # on one image
 
 

@@ -1,4 +1,4 @@
-"""The direction of imports: cluster -> actors, learner, rewards -> policy, and no way back."""
+"""The direction of imports: cluster -> evaluation -> actors, learner, rewards -> policy; no way back."""
 
 import ast
 from pathlib import Path
@@ -11,13 +11,15 @@ MAY_IMPORT = {
     "actors": {"actors", "policy"},
     "rewards": {"rewards", "policy"},
     "learner": {"learner", "policy"},
-    "cluster": {"cluster", "actors", "rewards", "learner", "policy"},
+    "evaluation": {"evaluation", "actors", "rewards", "policy"},
+    "cluster": {"cluster", "evaluation", "actors", "rewards", "learner", "policy"},
 }
 FORBIDDEN_LIBRARIES = {
     "policy": {"ray", "deepspeed", "vllm"},
     "actors": {"deepspeed"},
     "rewards": {"deepspeed", "vllm"},
     "learner": {"vllm"},
+    "evaluation": {"deepspeed", "vllm"},
 }
 OURS = {*MAY_IMPORT, "examples", "benchmarks", "tests"}
 

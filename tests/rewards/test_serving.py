@@ -66,7 +66,7 @@ def boxed(*xyxy: Any, label: Any = "a", score: Any = 0.5) -> ExpertScores:
         (odd((np.float32(1),)), "float32 instead of text"),
         (odd((b"x",)), "bytes instead of text"),
         (odd(("\ud800",)), "surrogates not allowed"),
-        (odd(("x" * 10_001,)), "10000 are the most"),
+        (odd(("x" * 100_001,)), "100000 are the most"),
         (odd(boxes=(({"label": "a"},),)), "dict instead of a Box"),
         (boxed(0, 0, 1), "not enough values"),
         (boxed(0, 0, 1, "1"), "text instead of numbers"),

@@ -1,0 +1,165 @@
+"""What a public benchmark is: prompts, the images that each gets and where they lie, what judges are
+asked about an image, and the published formula on what they replied.
+
+A formula is a pure function. It sees no image and asks nobody, so replies that were kept give the same
+numbers again. `BENCHMARKS` names what ships; anything else is "package.module:Class".
+"""
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, ClassVar
+
+from policy.errors import UserError
+from policy.imports import load_named
+
+BENCHMARKS = {
+    "geneval": "evaluation.geneval:GenEval",
+    "t2i_compbench": "evaluation.t2i_compbench:T2ICompBench",
+    "wise": "evaluation.wise:WiseVerified",
+    "wise_legacy": "evaluation.wise:WiseLegacy",
+    "dpg": "evaluation.dpg:DpgBench",
+    "unigenbench_en": "evaluation.unigenbench:English",
+    "unigenbench_en_long": "evaluation.unigenbench:EnglishLong",
+    "unigenbench_zh": "evaluation.unigenbench:Chinese",
+    "unigenbench_zh_long": "evaluation.unigenbench:ChineseLong",
+    "tiif_mini": "evaluation.tiif:TiifMini",
+    "shapes": "examples.shapes.benchmark:Shapes",
+}
+
+Ask = dict[str, Any]
+"""What one judge is asked about one image, as JSON. The judge's class says which keys it reads."""
+Reply = dict[str, Any]
+"""What it answers, as JSON."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt of a benchmark."""
+
+    key: str
+    """Its name in every file of a run; unique in the benchmark."""
+    text: str
+    task: str
+    """The row of the published table that it belongs to."""
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What the prompt file says beyond the text, for questions and formula."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One image of an item, and the replies of its judges by their names. A judge that gave no usable
+    reply is absent. `present`: the image is there and can be read."""
+
+    item: Item
+    index: int
+    replies: Mapping[str, Reply] = field(default_factory=dict)
+    present: bool = True
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A benchmark's result. None: it cannot be said, for no image of it was judged, or because the
+    published rules give no number then."""
+
+    overall: float | None
+    tasks: dict[str, float | None]
+    """By row of the published table, in its order."""
+    further: dict[str, float | None] = field(default_factory=dict)
+    """Other numbers that the published script prints."""
+    notes: tuple[str, ...] = ()
+    """What the numbers do not say: what was left out, and why."""
+
+
+class Benchmark(ABC):
+    """A benchmark on prompts in the folder `data`, where `bicot fetch` puts them."""
+
+    name: ClassVar[str]
+    """As in BENCHMARKS."""
+    title: ClassVar[str]
+    """For people: "GenEval"."""
+    data_name: ClassVar[str]
+    """What `bicot fetch` gets for it: a key of evaluation.data.RELEASES."""
+    images_per_prompt: ClassVar[int]
+    tiles: ClassVar[bool] = False
+    """Whether the images of a prompt are one file, a 2 x 2 picture."""
+    unit: ClassVar[str] = ""
+    """Of the scores: "" for shares 0..1, "%" where the published scale is 0..100."""
+    judges: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Name -> the defaults of its entry in the configuration, an ExpertConfig: {use, options, ...}."""
+
+    def __init__(self, data: Path):
+        self.data = data
+        self.items = tuple(self.read_items())
+        keys = [item.key for item in self.items]
+        if len(set(keys)) < len(keys):
+            raise UserError(f"{data}: two prompts of {self.title} have the same key")
+
+    @abstractmethod
+    def read_items(self) -> Iterable[Item]:
+        """Read the prompt files, in their order. Raises UserError naming file and line."""
+
+    @abstractmethod
+    def files(self, item: Item) -> Sequence[str]:
+        """Where the images of an item lie below the folder of images, as published: one path for each
+        image, or the one of their 2 x 2 picture."""
+
+    @abstractmethod
+    def asks(self, item: Item) -> Mapping[str, Ask]:
+        """What each judge is asked about any image of an item. A judge that has nothing to say on it
+        is absent."""
+
+    @abstractmethod
+    def image_score(self, judged: Judged) -> float | None:
+        """How well one image does, higher is better, for looking at the best and the worst. None: a
+        reply that it takes is not there."""
+
+    @abstractmethod
+    def summarise(self, judged: Sequence[Judged], *, published_rules: bool = False) -> Summary:
+        """The scores of images, missing ones among them.
+
+        By default an image that is missing or not judged is in no mean, and the summary's counts say
+        so. `published_rules`: to the letter what the published scripts make of the same replies,
+        faults and all.
+        """
+
+    def side_files(self, item: Item) -> Mapping[str, str]:
+        """Other files of the published layout, path -> text."""
+        return {}
+
+
+def load_benchmark(name: str, data: Path | None = None) -> Benchmark:
+    """The benchmark of a name. Raises UserError for a name that is not known, or data that is not
+    there."""
+    if name not in BENCHMARKS and ":" not in name:
+        raise UserError(f"no benchmark is called {name!r}; there are {', '.join(BENCHMARKS)}")
+    found = load_named(BENCHMARKS.get(name, name), "benchmark")
+    if not isinstance(found, type) or not issubclass(found, Benchmark):
+        raise UserError(f"{name}: not a subclass of evaluation.benchmark.Benchmark")
+    return found(data or Path("data") / found.data_name)
+
+
+def some_of(items: Sequence[Item], tasks: Sequence[str] = (), limit: int | None = None) -> list[Item]:
+    """The items of some tasks (none named: of all), at most `limit`: from each task the first ones, as
+    many of each as can be. They keep their order.
+
+    Raises UserError for a task that is not there.
+    """
+    by_task: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        by_task[item.task].append(item)
+    if unknown := [task for task in tasks if task not in by_task]:
+        raise UserError(f"no prompt has the task {unknown[0]!r}; there are {', '.join(by_task)}")
+    chosen = [by_task[task] for task in by_task if not tasks or task in tasks]
+    dealt = [item for row in zip_longest(*chosen) for item in row if item is not None][:limit]
+    wanted = {item.key for item in dealt}
+    return [item for item in items if item.key in wanted]
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """None for no values."""
+    found = list(values)
+    return sum(found) / len(found) if found else None
