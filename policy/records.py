@@ -97,7 +97,7 @@ class Sample:
     image_logps: np.ndarray = field(repr=False)  # float32 [Ti], the conditional distribution's
     image_guided_logps: np.ndarray = field(repr=False)  # float32 [Ti], the distribution sampled from
     image: np.ndarray = field(repr=False)  # uint8 [H, W, 3]
-    finish_reason: str  # "stop": the CoT ended by itself; "length": it was cut
+    finish_reason: str  # "stop": the CoT ended by itself; "length": it was cut; "none": there is none
 
     @property
     def id(self) -> str:

@@ -66,7 +66,7 @@ class Chat:
         self._url = url.rstrip("/") + "/chat/completions"
         self._model = model
         self._retries = retries
-        self._client = http_client(url, timeout=timeout_s, headers=_authorization(api_key_env))
+        self._client = http_client(url, timeout=timeout_s, headers=authorization(api_key_env))
 
     def ask(self, image: np.ndarray, question: str, **parameters) -> Choice:
         """The answer on an image, uint8 [H, W, 3]. `parameters` go into the request as they are.
@@ -113,11 +113,12 @@ class Chat:
             raise ChatError(f"{self._url}: not a chat completion: {where}: {first['msg']}") from None
 
 
-def _authorization(variable: str | None) -> dict[str, str]:
+def authorization(variable: str | None) -> dict[str, str]:
+    """The header with the key in an environment variable. Raises UserError if that is not set."""
     if variable is None:
         return {}
     if not (key := read_secret(variable)):
-        raise UserError(f"the environment variable {variable}, for the judge's API key, is not set")
+        raise UserError(f"the environment variable {variable}, for the API key, is not set")
     return {"Authorization": f"Bearer {key}"}
 
 
