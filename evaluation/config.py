@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import ActorsConfig
 from evaluation.benchmark import Benchmark
+from policy.hub import revision_of
 from policy.model import PolicyConfig
 from policy.paths import UserPath
 from rewards.config import ExpertConfig, ExpertName, RewardsConfig
@@ -105,6 +106,7 @@ class BenchConfig(BaseModel):
             return {
                 "kind": "policy",
                 **self.policy.model_dump(mode="json"),
+                "revision": revision_of(self.policy.path),
                 "cot": self.cot,
                 **sampling,
             }

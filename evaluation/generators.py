@@ -106,7 +106,7 @@ class DiffusersGenerator(Generator):
         try:
             self._pipeline = pipeline.from_pretrained(
                 config.path,
-                torch_dtype=getattr(torch, config.dtype),
+                dtype=getattr(torch, config.dtype),
                 use_safetensors=True,
                 trust_remote_code=False,
             )
