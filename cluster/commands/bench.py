@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def bench_config(
 ) -> BenchRunConfig:
     """What a command line asks for: the benchmark's own defaults, the model and sampling of a run's
     configuration file, options, and overrides, in this order."""
-    tree: dict[str, Any] = dict(benchmark_class(name).defaults)
+    tree: dict[str, Any] = deepcopy(dict(benchmark_class(name).defaults))
     if config is not None:
         run = load_config(config).model_dump(mode="json", exclude_unset=True)
         shared = ("policy", "actors", "seed", "ray")

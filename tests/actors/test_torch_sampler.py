@@ -113,10 +113,8 @@ def test_a_prompt_longer_than_the_context_is_an_error(janus, sampling, prompts):
         )
 
 
-def test_without_thinking_the_model_is_asked_for_the_prompt_as_it_stands(
-    policy_config, prompts, sampling
-):
-    sampler = TorchSampler(load_janus(policy_config), sampling, run_seed=0)
+def test_without_thinking_the_model_is_asked_for_the_prompt_as_it_stands(janus, prompts, sampling):
+    sampler = TorchSampler(janus, sampling, run_seed=0)
     requests = [SampleRequest(prompt, 0) for prompt in prompts[:2]]
     thinking, plain = sampler.generate(requests), sampler.generate(requests, think=False)
     for prompt, one, other in zip(prompts, thinking, plain, strict=False):
