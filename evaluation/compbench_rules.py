@@ -40,10 +40,11 @@ class Found:
 
 def found_of(detections: Sequence[Any]) -> list[Found]:
     """Detections as a reply has them, [label, box, score] each, best first."""
-    return [
-        Found(label, tuple(np.float32(box).tolist()), float(np.float32(score)))
-        for label, box, score in detections
-    ]
+    found = []
+    for label, box, score in detections:
+        x0, y0, x1, y1, sure = np.array([*box, score], np.float32).tolist()
+        found.append(Found(label, (x0, y0, x1, y1), sure))
+    return found
 
 
 def attribute_score(yes: Iterable[float]) -> float:
@@ -98,9 +99,9 @@ def spatial_score(
 
 
 def depth_score(relation: Relation, found: Sequence[Found], nearness: Sequence[float]) -> float | None:
-    """As `spatial_score`, for things in front of and behind each other; `nearness` is that of each thing
-    found, higher for nearer. A pair in the right order counts in full if the boxes overlap by half,
-    with less in proportion."""
+    """As `spatial_score`, for things in front of and behind each other; `nearness` is that of each
+    thing found, higher for nearer. A pair in the right order counts in full if the boxes overlap by
+    half, with less in proportion."""
     if None in (relation.first, relation.second, relation.name):
         return None
     near = dict(zip(map(id, found), nearness, strict=True))
@@ -173,8 +174,8 @@ def _once(found: Sequence[Found]) -> list[Found]:
 
 
 def _same(one: XYXY, other: XYXY) -> bool:
-    """Whether two boxes overlap by 0.9, or either lies in the other by 0.9. Sides are counted in pixels,
-    both ends included."""
+    """Whether two boxes overlap by 0.9, or either lies in the other by 0.9. Sides are counted in
+    pixels, both ends included."""
     wide, tall = ((*box[:2], box[2] + 1, box[3] + 1) for box in (one, other))
     shared, union = overlap(wide, tall)
     parts = (union, overlap(wide, wide)[0], overlap(tall, tall)[0])
@@ -209,3 +210,12 @@ def three_in_one(
             return None
         total += part
     return total / len(parts)
+
+
+def mean_of_images(scores: Iterable[float]) -> float | None:
+    """A category's score, added up one by one: Python's `sum` rounds otherwise from 3.12 on. None for
+    no images."""
+    total, count = 0.0, 0
+    for score in scores:
+        total, count = total + score, count + 1
+    return total / count if count else None

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any
 
 from policy.errors import UserError
@@ -45,9 +46,10 @@ _RELATIONS = (
     "on top of",
 )
 _RELATIONS_3D = ("in front of", "behind", "hidden by")
+_FROM_TWO = ("two", "three", "four", "five", "six", "seven", "eight")
 _NUMBERS = {
     **dict.fromkeys(("a", "an", "one"), 1),
-    **{word: n for n, word in enumerate("two three four five six seven eight".split(), 2)},
+    **{word: n for n, word in enumerate(_FROM_TWO, 2)},
 }
 
 
@@ -134,8 +136,8 @@ def relation_3d(prompt: str) -> Relation:
 
 
 def nouns_at_prepositions(prompt: str) -> list[str]:
-    """Of every preposition the noun or name before it, and the noun after it; where no noun follows, the
-    last word of the first name that does, if anything comes after that."""
+    """Of every preposition the noun or name before it, and the noun after it; where no noun follows,
+    the last word of the first name that does, if anything comes after that."""
     words = _read(prompt)
     found = []
     for begin in range(len(words)):
@@ -147,7 +149,7 @@ def nouns_at_prepositions(prompt: str) -> list[str]:
         nouns = [word for word in after if word.pos_ == "NOUN"]
         names = [
             word
-            for word, following in zip(after, after[1:], strict=False)
+            for word, following in pairwise(after)
             if word.pos_ == "PROPN" and following.pos_ != "PROPN"
         ]
         found += [word.text for word in (*before[-1:], *(nouns or names)[:1])]
@@ -183,7 +185,9 @@ class Count:
     """The prompt's own word, in the singular."""
 
 
-def counts(prompt: str, known: Sequence[tuple[str, str]], *, published_rules: bool = False) -> list[Count]:
+def counts(
+    prompt: str, known: Sequence[tuple[str, str]], *, published_rules: bool = False
+) -> list[Count]:
     """The things that stand right after a number word and are in `known`, pairs of singular and plural,
     each of which is one word.
 
@@ -195,7 +199,7 @@ def counts(prompt: str, known: Sequence[tuple[str, str]], *, published_rules: bo
     if published_rules:
         return _published_counts(prompt, words, singulars, singular_of)
     found = []
-    for number, noun in zip(words, words[1:], strict=False):
+    for number, noun in pairwise(words):
         if number in _NUMBERS and (noun in singulars or noun in singular_of):
             noun = noun if noun in singulars else singular_of[noun]
             found.append(Count(_label(noun), _NUMBERS[number], noun))

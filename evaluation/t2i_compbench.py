@@ -31,7 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from evaluation.benchmark import Ask, Benchmark, Item, Judged, Reply, Summary, mean
+from evaluation.benchmark import Ask, Benchmark, Item, Judged, Reply, Summary
 from evaluation.compbench_rules import (
     Kind,
     attribute_score,
@@ -39,6 +39,7 @@ from evaluation.compbench_rules import (
     depth_score,
     found_of,
     kind_of,
+    mean_of_images,
     spatial_score,
     three_in_one,
 )
@@ -85,7 +86,8 @@ class T2ICompBench(Benchmark):
     def files(self, item: Item) -> Sequence[str]:
         first = 10 * item.facts["line"]
         return [
-            f"{item.task}/samples/{item.text}_{first + k:06d}.png" for k in range(self.images_per_prompt)
+            f"{item.task}/samples/{item.text}_{first + k:06d}.png"
+            for k in range(self.images_per_prompt)
         ]
 
     def asks(self, item: Item) -> Mapping[str, Ask]:
@@ -118,16 +120,16 @@ class T2ICompBench(Benchmark):
         for one in judged:
             scores[one.item.task].append(self._score(one, published_rules))
         tasks = {
-            task: mean(score for score in some if score is not None)
+            task: mean_of_images(score for score in some if score is not None)
             for task, some in scores.items()
             if some
         }
         whole = [score for score in tasks.values() if score is not None]
-        overall = mean(whole) if len(whole) == len(TASKS) else None
+        overall = mean_of_images(whole) if len(whole) == len(TASKS) else None
         return Summary(
             overall,
             tasks,
-            {"mean of categories": overall},
+            {} if overall is None else {"mean of categories": overall},
             (*self._left_out(judged, scores), *_judged_by(judged, published_rules)),
         )
 
