@@ -10,9 +10,12 @@ published numbers, not equal to them.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import BatchEncoding, BlipImageProcessorPil
 
 from evaluation.benchmark import Ask, Reply
@@ -52,6 +55,18 @@ class _PublishedBlip(BlipVqa):
                 f"{path}: the tokenizer has no {_ENC}, and encoder_token: {self._enc} is not one of the"
                 f" model's {words} tokens: set it to the number of {_ENC}"
             )
+
+    def _read(self, seen: Tensor, questions: list[str]) -> Tensor:
+        # Those of one length together: transformers' decoder looks at padding too, whatever the mask.
+        by_length = defaultdict(list)
+        for n, question in enumerate(questions):
+            by_length[self._tokens([question]).input_ids.shape[1]].append(n)
+        order = [n for some in by_length.values() for n in some]
+        logits = [
+            super(_PublishedBlip, self)._read(seen[some], [questions[n] for n in some])
+            for some in by_length.values()
+        ]
+        return torch.cat(logits)[np.argsort(order)]
 
     def _tokens(self, questions: list[str]) -> BatchEncoding:
         tokens = self._tokenizer(

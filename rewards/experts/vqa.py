@@ -158,20 +158,22 @@ class BlipVqa(_Vqa):
         super().__init__(path, device, dtype, batch_size, question)
 
     def _logits(self, pixels: Tensor, about: Tensor, questions: list[str]) -> Tensor:
-        model = self._model
         # Its positions are spread out for pictures of another size than its own.
-        seen = model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state[
-            about
-        ]
+        seen = self._model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)
+        return self._read(seen.last_hidden_state[about], questions)
+
+    def _read(self, seen: Tensor, questions: list[str]) -> Tensor:
+        """Logits [Q, V] of questions, each about the picture that it sees, [Q, N, D]."""
         tokens = self._tokens(questions)
-        question = model.text_encoder(
+        question = self._model.text_encoder(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
             encoder_hidden_states=seen,
             encoder_attention_mask=seen.new_ones(seen.shape[:2], dtype=torch.long),
         ).last_hidden_state
-        return model.text_decoder(
-            input_ids=tokens.input_ids.new_full((len(questions), 1), model.decoder_start_token_id),
+        start = self._model.decoder_start_token_id
+        return self._model.text_decoder(
+            input_ids=tokens.input_ids.new_full((len(questions), 1), start),
             encoder_hidden_states=question,
             encoder_attention_mask=tokens.attention_mask,
             use_cache=False,
