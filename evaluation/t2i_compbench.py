@@ -61,6 +61,7 @@ from policy.jsonl import read_text
 ATTRIBUTES = ("color", "shape", "texture")
 TASKS = (*ATTRIBUTES, "spatial", "non_spatial", "complex", "numeracy", "3d_spatial")
 _LONGEST_NAME = 255  # bytes, of a file
+_MAP = {"map": "nearness"}
 _OUR_DETECTOR = ("spatial", "complex", "numeracy", "3d_spatial")
 
 
@@ -98,7 +99,7 @@ class T2ICompBench(Benchmark):
         if item.task == "spatial":
             return {"detector": {"objects": simple_relation(item.text).objects}}
         if item.task == "3d_spatial":
-            return {"detector": {"objects": relation_3d(item.text).objects}, "depth": {}}
+            return {"detector": {"objects": relation_3d(item.text).objects}, "depth": _MAP}
         if item.task == "numeracy":
             wanted = counts(item.text, self._known)
             return {"detector": {"objects": list(dict.fromkeys(count.label for count in wanted))}}

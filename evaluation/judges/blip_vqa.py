@@ -66,7 +66,7 @@ class _PublishedBlip(BlipVqa):
             super(_PublishedBlip, self)._read(seen[some], [questions[n] for n in some])
             for some in by_length.values()
         ]
-        return torch.cat(logits)[np.argsort(order)]
+        return torch.cat(logits)[torch.tensor(order).argsort()]
 
     def _tokens(self, questions: list[str]) -> BatchEncoding:
         tokens = self._tokenizer(

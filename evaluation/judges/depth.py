@@ -17,9 +17,9 @@ from rewards.experts.published_weights import Placement, load_model, load_part, 
 
 
 class Depth(Judge):
-    """Asked {}, it replies {"nearness": [[...], ...]}: `cells` x `cells` numbers, rows from the top,
-    higher for nearer; each is a mean over its part of the picture. They have no unit, and compare only
-    within one picture."""
+    """Asked {"map": "nearness"}, it replies {"nearness": [[...], ...]}: `cells` x `cells` numbers, rows
+    from the top, higher for nearer; each is a mean over its part of the picture. They have no unit, and
+    compare only within one picture."""
 
     def __init__(
         self,

@@ -145,9 +145,12 @@ def test_spatial_scores_are_0_or_from_one_half_to_1(rows, name):
 
 
 def published_spatial(image):
-    relation = simple_relation(prompt_of_file(image["file"]), published_rules=True)
-    found = found_of(image["detections"])
-    return outcome(lambda: spatial_score(relation, found, published_rules=True))
+    prompt, found = prompt_of_file(image["file"]), found_of(image["detections"])
+    return outcome(
+        lambda: spatial_score(
+            simple_relation(prompt, published_rules=True), found, published_rules=True
+        )
+    )
 
 
 def test_published_spatial_scores():

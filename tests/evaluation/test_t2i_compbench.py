@@ -116,7 +116,10 @@ def test_only_what_is_needed_is_asked(small):
     assert asks["non_spatial/0000"] == {"clip": {"text": "A man is mowing the lawn."}}
     assert asks["spatial/0001"] == {"detector": {"objects": ["person"]}}
     assert asks["numeracy/0000"] == {"detector": {"objects": ["dog", "boat"]}}
-    assert asks["3d_spatial/0000"] == {"detector": {"objects": ["cat", "dog"]}, "depth": {}}
+    assert asks["3d_spatial/0000"] == {
+        "detector": {"objects": ["cat", "dog"]},
+        "depth": {"map": "nearness"},
+    }
     assert asks["complex/0000"] == {
         "vqa": {"questions": ["The black chair?", "the blue rug?"]},
         "detector": {"objects": ["chair", "rug"]},

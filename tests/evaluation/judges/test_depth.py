@@ -15,6 +15,7 @@ from policy.errors import UserError
 from tests.rewards.experts import tiny
 
 SIZE = 32
+ASK = {"map": "nearness"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
 def test_its_map_is_the_model_s_in_coarse_cells(folder):
     judge = Depth(str(folder), device="cpu", cells=8)
     image = tiny.images(1, 40, 60)[0]
-    (reply,) = judge.replies([image], [{}])
+    (reply,) = judge.replies([image], [ASK])
     squashed = Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     pixels = torch.tensor((np.asarray(squashed) / 255 - 0.5) / 0.5).float().permute(2, 0, 1)[None]
     processor = DPTImageProcessorPil.from_pretrained(folder)
@@ -58,8 +59,8 @@ def test_its_map_is_the_model_s_in_coarse_cells(folder):
 def test_pictures_of_any_shape_go_together(folder):
     judge = Depth(str(folder), device="cpu", cells=4)
     shown = [tiny.images(1, 40, 60)[0], tiny.images(1, 64, 32)[0]]
-    together = judge.replies(shown, [{}, {}])
-    alone = [judge.replies([image], [{}])[0] for image in shown]
+    together = judge.replies(shown, [ASK, ASK])
+    alone = [judge.replies([image], [ASK])[0] for image in shown]
     for one, many in zip(alone, together, strict=True):
         np.testing.assert_allclose(one["nearness"], many["nearness"], rtol=1e-3, atol=1e-5)
         assert np.shape(one["nearness"]) == (4, 4)
@@ -67,7 +68,7 @@ def test_pictures_of_any_shape_go_together(folder):
 
 def test_its_reply_fits_an_explanation(folder):
     judge = Depth(str(folder), device="cpu")
-    (line,) = judge.score(tiny.images(1), [ask_prompt("3d_spatial/0000", {})]).explanation
+    (line,) = judge.score(tiny.images(1), [ask_prompt("3d_spatial/0000", ASK)]).explanation
     assert len(line) < 50_000
     assert np.shape(json.loads(line)["nearness"]) == (48, 48)
 
