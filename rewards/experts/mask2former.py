@@ -3,11 +3,12 @@ score, box and mask, as MMDetection has them.
 
 transformers' own post-processing gives other scores and no boxes, so MMDetection's is here: of all
 pairs of query and class the 100 most probable; a score is the class's probability times the mean
-probability of the mask, over the pixels where the logit is above 0; a box is the extent of these pixels.
+probability of the mask, over the pixels where the logit is above 0; a box is their extent.
 The image is resized to a short side of 800 pixels, the long one at most 1333, and padded with gray to a
 multiple of 32; masks are resized to that, cut to the image, and resized to the image as it was. So does
 MMDetection 2.x with the configuration of its instance models, configs/mask2former/
-mask2former_r50_lsj_8x2_50e_coco.py. OpenCV, which resizes there, may round a value to its neighbor.
+mask2former_r50_lsj_8x2_50e_coco.py. With random weights of the published size its version 2.28.1 gives
+the same pixels and boxes, and scores within 5e-6.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,6 +25,7 @@ from rewards.expert import check_sides
 from rewards.experts.common import Device, Dtype
 from rewards.experts.detector import same_size_batches
 from rewards.experts.mask2former_checkpoint import config_of, to_transformers
+from rewards.experts.opencv_resize import resize_linear
 from rewards.experts.published_weights import (
     Placement,
     build_model,
@@ -103,8 +105,8 @@ class Mask2Former:
         return found
 
     def _pixels(self, images: Sequence[np.ndarray]) -> Tensor:
-        stacked = torch.from_numpy(np.stack(images)).to(self._place.device)
-        return model_input(stacked).to(self._place.dtype)
+        shown = torch.stack([model_input(image) for image in images])
+        return shown.to(self._place.device, self._place.dtype)
 
 
 def _load(path: str, place: Placement) -> Mask2FormerForUniversalSegmentation:
@@ -127,14 +129,11 @@ def _padded(side: int) -> int:
     return -(-side // _STRIDE) * _STRIDE
 
 
-def model_input(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] of one size -> float32 [B, 3, H', W'], resized, padded at the right and the
-    bottom, and normalized."""
-    height, width = resized_shape(*images.shape[1:3])
-    planes = images.permute(0, 3, 1, 2).float()
-    if planes.shape[2:] != (height, width):
-        planes = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
-        planes = planes.round()  # images stay uint8 until they are normalized
+def model_input(image: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [3, H', W'], resized, padded at the right and the bottom, and
+    normalized."""
+    height, width = resized_shape(*image.shape[:2])
+    planes = torch.from_numpy(resize_linear(image, height, width)).permute(2, 0, 1).float()
     planes = F.pad(planes, (0, _padded(width) - width, 0, _padded(height) - height), value=_GRAY)
     mean, std = (planes.new_tensor(v)[:, None, None] for v in (_MEAN, _STD))
     return (planes - mean) / std
