@@ -40,6 +40,7 @@ _GRAY = 128.0
 _MEAN = (123.675, 116.28, 103.53)  # of ImageNet's pixels, RGB
 _STD = (58.395, 57.12, 57.375)
 _PAIRS = 100
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class Mask2Former:
                 scores, kinds, queries = best_pairs(classes.float())
                 height, width, _ = images[n].shape
                 for score, kind, query in zip(scores, kinds.tolist(), queries, strict=True):
-                    # A mask's probability is at most 1: those below need no look at their masks.
-                    if kind not in labels[n] or np.float32(score.item()) <= np.float32(above[n]):
+                    # A mask's probability is at most 1, but for rounding: those below need no look.
+                    if kind not in labels[n] or score.item() < above[n] - _ROUNDING:
                         continue
                     whole = full_size(masks[query].float(), height, width)
                     instance = as_instance(kind, score, whole)

@@ -1,5 +1,4 @@
-"""OpenCV's bilinear resizing of uint8 images, to the bit: detectors of MMDetection are shown images that
-were resized so.
+"""OpenCV's bilinear resizing of uint8 images, to the bit: what MMDetection shows its detectors.
 
 It takes weights in steps of 1/2048 and cuts digits off on the way, which moves one value in eight by 1
 from what exact weights give; and it does not blur before it makes an image smaller, as Pillow does. Its
