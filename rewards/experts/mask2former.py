@@ -93,21 +93,30 @@ class Mask2Former:
                 classes, masks = shown.class_queries_logits[row], shown.masks_queries_logits[row]
                 if not (classes.isfinite().all() and masks.isfinite().all()):
                     raise RuntimeError("the detector computed nan: its dtype may be too small for it")
-                scores, kinds, queries = best_pairs(classes.float())
-                height, width, _ = images[n].shape
-                for score, kind, query in zip(scores, kinds.tolist(), queries, strict=True):
-                    # A mask's probability is at most 1, but for rounding: those below need no look.
-                    if kind not in labels[n] or score.item() < above[n] - _ROUNDING:
-                        continue
-                    whole = full_size(masks[query].float(), height, width)
-                    instance = as_instance(kind, score, whole)
-                    if np.float32(instance.score) > np.float32(above[n]):
-                        found[n].append(instance)
+                found[n] = _instances(
+                    classes.float(), masks.float(), labels[n], above[n], images[n].shape[:2]
+                )
         return found
 
     def _pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         shown = torch.stack([model_input(image) for image in images])
         return shown.to(self._place.device, self._place.dtype)
+
+
+def _instances(
+    classes: Tensor, masks: Tensor, labels: Collection[int], above: float, shape: tuple[int, ...]
+) -> list[Instance]:
+    """Of one image of this height and width, from logits of classes [Q, C + 1] and of masks [Q, h, w]."""
+    probabilities, kinds, queries = best_pairs(classes)
+    found = []
+    for n, (probability, kind) in enumerate(zip(probabilities.tolist(), kinds.tolist(), strict=True)):
+        # A mask's probability is at most 1, but for rounding: a class below needs no look at its mask.
+        if kind in labels and probability > above - _ROUNDING:
+            whole = full_size(masks[queries[n]], *shape)
+            instance = as_instance(kind, probabilities[n], whole)
+            if np.float32(instance.score) > np.float32(above):
+                found.append(instance)
+    return found
 
 
 def _load(path: str, place: Placement) -> Mask2FormerForUniversalSegmentation:
