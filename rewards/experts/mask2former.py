@@ -106,7 +106,7 @@ class Mask2Former:
 def _instances(
     classes: Tensor, masks: Tensor, labels: Collection[int], above: float, shape: tuple[int, ...]
 ) -> list[Instance]:
-    """Of one image of this height and width, from logits of classes [Q, C + 1] and of masks [Q, h, w]."""
+    """Of one image of this `shape`, from the logits of its classes [Q, C + 1] and masks [Q, h, w]."""
     probabilities, kinds, queries = best_pairs(classes)
     found = []
     for n, (probability, kind) in enumerate(zip(probabilities.tolist(), kinds.tolist(), strict=True)):
