@@ -129,9 +129,8 @@ class RunFolder:
         self._drawn = Journal(self.folder / "images.jsonl")
         self._replies = Journal(self.folder / "replies.jsonl")
         self._by_image = {(row["item"], row["index"]): row for row in self._drawn.rows}
-        self._by_ask = {
-            (row["item"], row["index"], row["judge"]): row["reply"] for row in self._replies.rows
-        }
+        self._by_ask = {(row["item"], row["index"], row["judge"]): row for row in self._replies.rows}
+        self._asked: dict[str, Mapping[str, str]] = {}
         self.by: dict[str, dict[str, str]] = {}
         for row in self._replies.rows:
             self._check_by(row["judge"], row["by"])
@@ -226,21 +225,38 @@ class RunFolder:
     # --- replies ---
 
     def reply(self, item: Item, index: int, judge: str) -> Reply | None:
-        """A usable one, or None."""
-        reply = self._by_ask.get((item.key, index, judge))
-        return None if reply is None or UNUSABLE in reply else reply
+        """A usable one to what the judge would be asked today, with its "by"; or None."""
+        row = self._row(item, index, judge)
+        if row is None or UNUSABLE in row["reply"]:
+            return None
+        return {**row["reply"], "by": row["by"]}
 
     def why_unusable(self, item: Item, index: int, judge: str) -> str | None:
-        reply = self._by_ask.get((item.key, index, judge))
-        return None if reply is None else reply.get(UNUSABLE)
+        row = self._row(item, index, judge)
+        return None if row is None else row["reply"].get(UNUSABLE)
+
+    def _row(self, item: Item, index: int, judge: str) -> dict[str, Any] | None:
+        row = self._by_ask.get((item.key, index, judge))
+        return row if row is not None and row["ask"] == self._ask(item, judge) else None
 
     def add_reply(self, item: Item, index: int, judge: str, reply: Reply) -> None:
         """Keep what a judge said. Raises UserError if it is not the model that it was before."""
         by = reply.pop("by", {})
         self._check_by(judge, by)
-        row = {"item": item.key, "index": index, "judge": judge, "by": by, "reply": reply}
+        row = {"item": item.key, "index": index, "judge": judge, "ask": self._ask(item, judge)}
+        row |= {"by": by, "reply": reply}
         self._replies.add(row)
-        self._by_ask[item.key, index, judge] = reply
+        self._by_ask[item.key, index, judge] = row
+
+    def _ask(self, item: Item, judge: str) -> str:
+        """Tells one question from another: with another version of spaCy, say, a benchmark asks other
+        questions, and old replies are no answers to them."""
+        if item.key not in self._asked:
+            self._asked[item.key] = {
+                name: hashlib.sha256(json.dumps(ask, sort_keys=True).encode()).hexdigest()[:8]
+                for name, ask in self.benchmark.asks(item).items()
+            }
+        return self._asked[item.key].get(judge, "")
 
     def _check_by(self, judge: str, by: dict[str, str]) -> None:
         if not by:

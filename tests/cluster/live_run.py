@@ -14,6 +14,7 @@ from tests.cluster.commands import TRAIN, a_few, environment
 from tests.conftest import ROOT
 
 SMALL = [
+    "ray.dashboard=false",
     "train.groups_per_step=3",
     "train.group_size=4",
     "train.save_every=4",

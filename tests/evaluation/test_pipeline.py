@@ -74,6 +74,7 @@ def test_every_image_is_drawn_once_judged_once_and_its_own(config, workers, judg
             assert reply == {
                 "brightness": pytest.approx(image.mean()),
                 "asked": f"how bright is {item.key}?",
+                "by": {"model": "meter", "revision": "1"},
             }
     assert score(folder, benchmark.items, published_rules=False)["notes"] == []
 

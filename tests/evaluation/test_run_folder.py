@@ -96,6 +96,15 @@ def test_what_is_missing_is_counted_named_and_in_no_mean(full):
     assert read_result(full.folder, published_rules=True)["rules"] == "published"
 
 
+def test_a_reply_to_another_question_is_no_answer_to_this_one(full, monkeypatch):
+    item = full.benchmark.items[0]
+    monkeypatch.setattr(Toy, "asks", lambda self, item: {"meter": {"question": "how dark is it?"}})
+    again = opened(full.folder)
+    assert again.reply(item, 0, "meter") is None
+    judged(again, item, 0, 7.0)
+    assert opened(full.folder).reply(item, 0, "meter")["brightness"] == 7.0
+
+
 def test_an_unusable_reply_is_asked_for_again_and_then_counts(full):
     item = full.benchmark.items[0]
     by = {"model": "m", "revision": "1"}
