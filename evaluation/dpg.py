@@ -40,7 +40,7 @@ from evaluation.tables import read_csv
 from policy.errors import UserError
 
 JUDGE = "vqa_by_vlm"
-_ANSWER = re.compile(r"(\d+)\s*[.:)]\s*\**(yes|no)\b", re.IGNORECASE)
+_ANSWER = re.compile(r"(\d{1,4})\s*[.:)]\s*\**(yes|no)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ What differs under the published rules:
 
 import ast
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -54,15 +53,19 @@ def parsed(text: str | None, points: int) -> dict[str, list[Any]] | None:
 
 
 def read_reply(text: str, points: int) -> dict[str, list[Any]] | None:
-    """`parsed`, in types of JSON: what has none is its own text, which is never right."""
+    """`parsed`, in types of JSON that any file takes: what has none is the name of its type, which is
+    never right."""
     found = parsed(text, points)
     return found and {name: [_plain(value) for value in values] for name, values in found.items()}
 
 
 def _plain(value: object) -> Any:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return value if isinstance(value, float) and math.isfinite(value) else repr(value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # half a surrogate is no letter
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    small = isinstance(value, int | float) and abs(value) < 2**53  # not so: NaN, infinity
+    return value if value is None or small else type(value).__name__
 
 
 def is_right(score: object) -> bool:

@@ -182,6 +182,7 @@ def test_a_bad_row_is_named(row, why, tmp_path, monkeypatch):
         ("1. yes\n2. maybe", None),
         ("1. yesterday\n2. no", None),
         ("", None),
+        ("9" * 5000 + ". yes\n2. no", None),
     ],
 )
 def test_replies(text, answers):

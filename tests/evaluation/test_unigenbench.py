@@ -171,9 +171,11 @@ def test_true_counts_by_default_and_not_as_published(tmp_path, monkeypatch):
     assert benchmark.image_score(images[0]) == 1.0
 
 
-def test_what_json_has_no_type_for_is_kept_as_text():
-    reply = "<analysis>['a', 'b', 'c']</analysis><score>[1e999, {1}, b'1']</score>"
-    assert read_reply(reply, 3) == {"analysis": ["a", "b", "c"], "score": ["inf", "{1}", "b'1'"]}
+def test_what_json_has_no_type_for_is_named():
+    scores = f"[1e999, {{1}}, b'1', [1, (0,)], 0x{'f' * 9000}, '\\ud800']"
+    found = read_reply(f"<analysis>['a', 'b', 'c', 'd', 'e', 'f']</analysis><score>{scores}</score>", 6)
+    assert found and found["score"] == ["float", "set", "bytes", [1, [0]], "int", "\\ud800"]
+    assert not any(map(is_right, found["score"]))
 
 
 @pytest.mark.parametrize(
