@@ -36,11 +36,38 @@ import numpy as np
 
 from evaluation.benchmark import Ask, Benchmark, Item, Judged, Summary, mean
 from evaluation.data import data_file
+from evaluation.judges.defaults import VLM
 from evaluation.tables import read_csv
 from policy.errors import UserError
 
 JUDGE = "vqa_by_vlm"
 _ANSWER = re.compile(r"(\d{1,4})\s*[.:)]\s*\**(yes|no)\b", re.IGNORECASE)
+
+
+_NOT_A_VALUE = frozenset(
+    [
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+        "",
+    ]
+)
+"""Cells that pandas, which the published script reads the table with, takes for nothing at all."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +127,7 @@ class DpgBench(Benchmark):
     images_per_prompt = 4
     tiles = True
     unit = "%"
-    judges: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        JUDGE: {"use": "evaluation.judges.vlm:VlmReplies"}
-    }
+    judges: ClassVar[Mapping[str, Mapping[str, Any]]] = {JUDGE: VLM}
 
     def read_items(self) -> Iterable[Item]:
         path = data_file(self.data, "dpg_bench.csv", self.data_name)
@@ -247,7 +272,7 @@ def read_question(row: Mapping[str, str], number: int, where: str) -> Question:
     cells = {name: row.get(name, "") for name in ("tuple", "question_natural_language")}
     if empty := [name for name, cell in cells.items() if not cell.strip()]:
         raise UserError(f"{where}: {empty[0]}: is empty")
-    if not row.get("dependency", "").strip():
+    if row.get("dependency", "") in _NOT_A_VALUE:
         raise UserError(
             f"{where}: dependency: is empty, where the published script ends with an AttributeError:"
             " 0 stands for none"

@@ -31,6 +31,7 @@ import numpy as np
 
 from evaluation.benchmark import Ask, Benchmark, Item, Judged, Summary, mean
 from evaluation.data import data_file
+from evaluation.judges.defaults import VLM
 from evaluation.tiif_files import FILES
 from policy.errors import UserError
 from policy.jsonl import read_rows
@@ -122,9 +123,7 @@ class TiifMini(Benchmark):
     name = data_name = "tiif_mini"
     title = "TIIF-Bench (mini)"
     images_per_prompt = 1
-    judges: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        JUDGE: {"use": "evaluation.judges.vlm:VlmReplies"}
-    }
+    judges: ClassVar[Mapping[str, Mapping[str, Any]]] = {JUDGE: VLM}
 
     def read_items(self) -> Iterable[Item]:
         groups = {kind: name for name, kinds in GROUPS.items() for kind in kinds}

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 from evaluation.benchmark import Ask, Benchmark, Item, Judged, Summary, mean
 from evaluation.data import data_file
+from evaluation.judges.defaults import VLM
 from evaluation.tables import read_csv
 from evaluation.unigenbench_points import CHINESE, ENGLISH, dimension, dimensions
 from policy.errors import UserError
@@ -106,9 +107,7 @@ def published_reads(reply: Mapping[str, Any]) -> bool:
 class UniGenBench(Benchmark):
     data_name = "unigenbench"
     images_per_prompt = 4
-    judges: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        JUDGE: {"use": "evaluation.judges.vlm:VlmReplies"}
-    }
+    judges: ClassVar[Mapping[str, Mapping[str, Any]]] = {JUDGE: VLM}
     prompt_file: ClassVar[str]
     language: ClassVar[str]
     point_keys: ClassVar[tuple[str, str]] = ("Testpoints", "Testpoint Description")

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 from evaluation.benchmark import Ask, Benchmark, Item, Judged, Summary, mean
 from evaluation.data import data_file
+from evaluation.judges.defaults import VLM
 from evaluation.wise_rules import LEGACY, TASKS, VERIFIED, Rules, published
 from policy.errors import UserError
 from policy.jsonl import parse_object, read_text
@@ -47,9 +48,7 @@ class Rubric:
 
 class Wise(Benchmark):
     images_per_prompt = 1
-    judges: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        JUDGE: {"use": "evaluation.judges.vlm:VlmReplies"}
-    }
+    judges: ClassVar[Mapping[str, Mapping[str, Any]]] = {JUDGE: VLM}
     rules: ClassVar[Rules]
     prompt_files: ClassVar[tuple[str, ...]]
     judge_source: ClassVar[str]

@@ -110,14 +110,20 @@ def published(files: Sequence[Iterable[str]], rules: Rules, category: str = "all
     """The published numbers of result files, each of JSON lines."""
     scores: dict[str, list[float]] = {task: [] for task in TASKS}
     present: set[int] = set()
+    any_read = False
     for lines in files:
-        found, ids = _of_file(lines, rules)
+        if (read := _of_file(lines, rules)) is None:
+            continue
+        found, ids = read
+        any_read = True
         wanted = rules.categories()[category]
         if category != "all" and len(files) == 1 and (missing := set(wanted) - ids):
             return Published({}, None, tuple(sorted(missing)))
         present |= ids
         for task, values in found.items():
             scores[task] += values
+    if not any_read:
+        return Published({}, None, ())
     if category == "all" and (missing := set(rules.categories()["all"]) - present):
         return Published({}, None, tuple(sorted(missing)))
     tasks = {task: (_mean(values), len(values)) for task, values in scores.items() if values}
@@ -125,8 +131,9 @@ def published(files: Sequence[Iterable[str]], rules: Rules, category: str = "all
     return Published(tasks, overall if category == "all" else None, ())
 
 
-def _of_file(lines: Iterable[str], rules: Rules) -> tuple[dict[str, list[float]], set[int]]:
-    """Scores by task, and the ids that are present."""
+def _of_file(lines: Iterable[str], rules: Rules) -> tuple[dict[str, list[float]], set[int]] | None:
+    """Scores by task, and the ids that are present. None: a line is JSON and no object, where the
+    published script gives up on the whole file."""
     scores: dict[str, list[float]] = {task: [] for task in TASKS}
     present: set[int] = set()
     for line in lines:
@@ -135,7 +142,7 @@ def _of_file(lines: Iterable[str], rules: Rules) -> tuple[dict[str, list[float]]
         except json.JSONDecodeError:
             continue
         if not isinstance(row, dict):
-            return {}, set()  # the published script gives up on the whole file
+            return None
         prompt_id = row.get("prompt_id")
         if not isinstance(prompt_id, int):
             continue

@@ -158,6 +158,8 @@ def test_all_questions_are_asked_at_once(tmp_path, monkeypatch):
     ("row", "why"),
     [
         (["p", "1", "", "a (b)", "?"], r"csv:2: dependency: .*AttributeError"),
+        (["p", "1", "NaN", "a (b)", "?"], r"csv:2: dependency: .*AttributeError"),
+        (["p", "1", " ", "a (b)", "?"], r"csv:2: .*ValueError"),
         (["p", "1", "1;2", "a (b)", "?"], r"csv:2: .*ValueError"),
         (["p", "one", "0", "a (b)", "?"], r"csv:2: .*ValueError"),
         (["p", "1", "0", "", "?"], "csv:2: tuple: is empty"),

@@ -203,6 +203,15 @@ def test_legacy_grades_off_the_scale_count_under_published_rules_alone(tmp_path,
     )
 
 
+def test_a_line_that_is_no_object_spoils_its_file():
+    whole = [lines([(n, 1.0) for n in its], VERIFIED) for its in (range(1, 401), range(401, 1001))]
+    assert published(whole, VERIFIED).overall == pytest.approx(1.0)
+    spoiled = published([whole[0], ["[1]", *whole[1]]], VERIFIED)
+    assert spoiled.tasks == {} and spoiled.missing[0] == 401 and len(spoiled.missing) == 600
+    assert published([["3"]], VERIFIED) == published([["3"]], VERIFIED, "culture")
+    assert published([["3"]], VERIFIED).missing == ()
+
+
 @given(st.sets(st.integers(1, 1000)), st.randoms())
 def test_the_order_of_images_changes_nothing(right, random):
     rows = [(number, float(number in right)) for number in range(1, 1001)]

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.benchmark import BENCHMARKS
 from evaluation.judges.base import UNUSABLE, ask_prompt
 from evaluation.judges.vlm import READERS, VlmReplies
 from policy.errors import UserError
+from policy.imports import load_named
+from rewards.config import ExpertConfig
 from rewards.experts.chat import ChatError
 
 MODEL = "tiny-judge"
@@ -206,6 +209,15 @@ def test_parameters_of_ones_own_take_the_place_of_an_asks_and_show(server):
     (reply,) = asked.replies([IMAGE], [ASK])
     assert "chat_template_kwargs" not in server.asked[-1] and server.asked[-1]["temperature"] == 1.0
     assert "'temperature': 1.0" in reply["by"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    "name", ["wise", "wise_legacy", "dpg", "unigenbench_en", "unigenbench_zh", "tiif_mini"]
+)
+def test_a_benchmarks_judges_are_experts_that_can_be_set_up(name):
+    benchmark = load_named(BENCHMARKS[name], "benchmark")
+    for defaults in benchmark.judges.values():
+        assert ExpertConfig(**defaults).use == "evaluation.judges.vlm:VlmReplies"
 
 
 def test_what_cannot_work_is_found_when_it_is_built(server):

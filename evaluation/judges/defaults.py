@@ -1,0 +1,11 @@
+"""How a judge is set up unless the configuration says otherwise."""
+
+from collections.abc import Mapping
+from typing import Any
+
+VLM: Mapping[str, Any] = {
+    "use": "evaluation.judges.vlm:VlmReplies",
+    "batch_size": 8,  # as many as are under way at once, so that a failure loses little
+    "timeout_s": 1800,  # of a batch: long replies, and up to eleven tries
+}
+"""A vision-language model on a server; its address and name are the user's to give."""
