@@ -17,8 +17,8 @@ WITH_VLLM := $(if $(VLLM),$(VENV)/.ready-$(VLLM))
 train: $(READY)
 	$(VENV)/bin/bicot train examples/shapes/train.yaml $(ARGS)
 
-# Three workers, for tests wait as often as they compute. A file stays with one worker, as its fixtures do.
-PYTEST := $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+# Two workers, for tests wait as often as they compute. A file stays with one worker, as its fixtures do.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 test: lint
 	$(PYTEST) -m "not slow" $(ARGS)

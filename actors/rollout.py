@@ -13,12 +13,11 @@ from actors.sampler import Sampler
 from actors.torch_sampler import TorchSampler
 from policy.errors import UserError
 from policy.model import PolicyConfig, load_janus
-from policy.records import Sample, Work
+from policy.records import PublishedWeights, Sample, Work
 from policy.weights import (
     Broadcast,
     BroadcastRendezvous,
     Manifest,
-    PublishedWeights,
     StoredBuckets,
     WeightTransport,
 )

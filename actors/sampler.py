@@ -45,8 +45,9 @@ class Sampler(ABC):
     """INVALID_VERSION: a load broke off in the middle, and nothing may be generated until the next."""
 
     @abstractmethod
-    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        """Generate one sample a request, in the requests' order."""
+    def generate(self, requests: Sequence[SampleRequest], *, think: bool = True) -> list[Sample]:
+        """Generate one sample a request, in the requests' order. Not to `think` is to draw the prompt
+        as it stands, with no semantic CoT: what the model was before this method."""
 
     @abstractmethod
     def load_weights(
@@ -106,18 +107,21 @@ class TwoPhaseSampler(Sampler):
         self.load_parameters(tensors)
         self.weights_version = version
 
-    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+    def generate(self, requests: Sequence[SampleRequest], *, think: bool = True) -> list[Sample]:
         if self.weights_version == INVALID_VERSION:
             raise RuntimeError("the last weights broke off half-way: load a whole version first")
         janus = self.janus
-        cot_prompts = [janus.cot_prompt_ids(request.prompt.text) for request in requests]
-        self._check_context(requests, cot_prompts, self.config.max_cot_tokens)
-        cots = self.generate_cots(cot_prompts, self._keys(requests, "cot"))
-        texts = [janus.cot_text(ids) for ids in cots.ids]
-        image_prompts = [
-            janus.image_prompt_ids(request.prompt.text, text)
-            for request, text in zip(requests, texts, strict=True)
-        ]
+        prompts = [request.prompt.text for request in requests]
+        if think:
+            cot_prompts = [janus.cot_prompt_ids(prompt) for prompt in prompts]
+            self._check_context(requests, cot_prompts, self.config.max_cot_tokens)
+            cots = self.generate_cots(cot_prompts, self._keys(requests, "cot"))
+            texts = [janus.cot_text(ids) for ids in cots.ids]
+            image_prompts = [janus.image_prompt_ids(p, t) for p, t in zip(prompts, texts, strict=True)]
+        else:
+            nothing: list[list] = [[] for _ in prompts]
+            cot_prompts, cots, texts = nothing, Cots(nothing, nothing), [""] * len(prompts)
+            image_prompts = [janus.plain_prompt_ids(prompt) for prompt in prompts]
         self._check_context(requests, image_prompts, janus.image_tokens)
         images = self.generate_images(image_prompts, self._keys(requests, "image"))
         pixels = janus.decode_images(images.ids)
@@ -137,7 +141,7 @@ class TwoPhaseSampler(Sampler):
                 image_logps=logps[n],
                 image_guided_logps=guided[n],
                 image=pixels[n],
-                finish_reason="stop" if cots.ids[n][-1] == janus.eos_id else "length",
+                finish_reason=_finish_reason(cots.ids[n], janus.eos_id),
             )
             for n, request in enumerate(requests)
         ]
@@ -166,3 +170,9 @@ class TwoPhaseSampler(Sampler):
                     f"prompt {request.prompt.text[:60]!r}: {len(ids)} prompt tokens and {new} new ones"
                     f" do not fit the model's context of {self.janus.max_positions}"
                 )
+
+
+def _finish_reason(cot_ids: list[int], eos_id: int) -> str:
+    if not cot_ids:
+        return "none"
+    return "stop" if cot_ids[-1] == eos_id else "length"

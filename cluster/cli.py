@@ -1,15 +1,16 @@
 """The `bicot` command."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from cluster import bench_cli
 from cluster.terminal import TerminalConsole, forget_unwritten, guard_terminal
 from policy.errors import UserError, in_one_line
+from policy.paths import home
 
 app = typer.Typer(
     help="Reinforcement learning for text-to-image models that think before they draw.",
@@ -17,12 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench_cli.app, name="bench")
 console = TerminalConsole()
-
-
-def path(text: str) -> Path:
-    """With the home directory for `~`, which a shell leaves as it is in `--out=~/x`."""
-    return Path(os.path.expanduser(text))
 
 
 ConfigFile = Annotated[Path, typer.Argument(help="a run's YAML file, e.g. examples/shapes/train.yaml")]
@@ -31,9 +28,9 @@ Policy = Annotated[
     str | None, typer.Option(help="model directory to use instead of the configured one")
 ]
 
-RunFolder = Annotated[Path, typer.Argument(help="a run directory, finished or not", parser=path)]
+RunFolder = Annotated[Path, typer.Argument(help="a run directory, finished or not", parser=home)]
 Target = Annotated[
-    Path, typer.Argument(metavar="DST", help="a new directory, or an empty one", parser=path)
+    Path, typer.Argument(metavar="DST", help="a new directory, or an empty one", parser=home)
 ]
 Address = Annotated[
     str, typer.Option(envvar="RAY_ADDRESS", help="the Ray cluster; auto: this machine's")
@@ -87,7 +84,7 @@ def evaluate(
     overrides: Overrides = [],  # noqa: B006
     policy: Policy = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder for evaluation.json, PNGs and grid.png", parser=path)
+        Path | None, typer.Option(help="folder for evaluation.json, PNGs and grid.png", parser=home)
     ] = None,
 ):
     """Generate for the held-out prompts and let the experts score: a table, JSON and a grid."""
@@ -102,7 +99,7 @@ def generate(
     config: ConfigFile,
     prompts: Annotated[list[str], typer.Argument(help="sentences, or one file of prompts (.jsonl)")],
     policy: Policy = None,
-    out: Annotated[Path, typer.Option(help="folder for CoTs, PNGs and the grid", parser=path)] = Path(
+    out: Annotated[Path, typer.Option(help="folder for CoTs, PNGs and the grid", parser=home)] = Path(
         "generated"
     ),
     samples: Annotated[int, typer.Option(min=1, help="images a prompt")] = 4,
@@ -162,7 +159,7 @@ def estimate(
     cot_tokens: Annotated[int | None, typer.Option(min=1, help="mean length of a semantic CoT")] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(help="measured figures, JSON lines; else they are assumed", parser=path),
+        typer.Option(help="measured figures, JSON lines; else they are assumed", parser=home),
     ] = None,
 ):
     """Estimate memory, seconds a step, hours and the best split of GPUs. Loads and starts nothing; exit

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,8 @@ from policy.jsonl import read_text
 from policy.model import PolicyConfig
 from policy.paths import UserPath
 from rewards.config import RewardsConfig
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class TrainConfig(BaseModel):
@@ -138,12 +140,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = read_yaml(read_text(path, "configuration file"), str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values")
+    return validated(RunConfig, tree, str(path), overrides)
+
+
+def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Sequence[str]) -> M:
+    """A configuration of keys that come from `where`, and of overrides. Raises UserError."""
     for override in overrides:
         _apply(tree, override)
     try:
-        return RunConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error, str(path), overrides)) from None
+        raise UserError(_explain(error, model, where, overrides)) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -171,7 +178,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     branch[last] = value
 
 
-def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> str:
+def _explain(
+    error: ValidationError, model: type[BaseModel], where: str, overrides: Sequence[str]
+) -> str:
     """The first fault as one line; unknown keys first, for they often cause the others."""
     faults = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     fault = faults[0]
@@ -179,7 +188,7 @@ def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> st
     source = next((f"override {shorten(o)}" for o in overrides if o.partition("=")[0] == key), where)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        near = _nearest(key, [*fault["loc"]])
+        near = _nearest(model, key, [*fault["loc"]])
         return f"{source}: unknown key {key!r}" + (f"; did you mean '{near}'?" if near else "") + more
     if fault["type"] == "missing":
         return f"{source}: key '{key}' is missing{more}"
@@ -203,11 +212,11 @@ RENAMED = {
 """Keys that had another name once."""
 
 
-def _nearest(key: str, loc: list) -> str | None:
+def _nearest(model: type[BaseModel], key: str, loc: list) -> str | None:
     """The likeliest right key: its new name, a sibling with a similar one, else the same elsewhere."""
     if key in RENAMED:
         return RENAMED[key]
-    known = list(_keys(RunConfig, loc))
+    known = list(_keys(model, loc))
     parent = key.rpartition(".")[0]
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     name = key.rpartition(".")[2]

@@ -27,8 +27,7 @@ from actors.rollout import RolloutStats
 from cluster.config import RunConfig
 from cluster.rollout_workers import RolloutWorkers, cut_in_batches
 from policy.errors import UserError
-from policy.records import Batch, Group, Prompt, Sample, Scores, Work
-from policy.weights import PublishedWeights
+from policy.records import Batch, Group, Prompt, PublishedWeights, Sample, Scores, Work
 from rewards.client import RewardWorker
 from rewards.expert import Failure, GroupResults
 from rewards.rewards import RunningStats, compute_rewards, update_running_stats

@@ -30,7 +30,7 @@ from cluster.watch.wandb_log import WandbLog
 from cluster.workers import Workers
 from learner.group import LearnerGroup
 from policy.errors import UserError, in_one_line
-from policy.weights import PublishedWeights
+from policy.records import PublishedWeights
 
 _EMPTY_STEPS_TOLD = 3
 EXIT_STATUS = 75

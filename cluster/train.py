@@ -23,7 +23,6 @@ from rich.console import Console
 
 from cluster.checkpoint import where_to_start
 from cluster.config import RunConfig
-from cluster.lock import run_lock
 from cluster.placement import total_cpus
 from cluster.ray_session import ray_session
 from cluster.rollouts import PendingRollout, RolloutBatch, ScoredGroup
@@ -35,6 +34,7 @@ from cluster.watch.report import summarize
 from cluster.workers import start_workers
 from learner.advantages import group_advantages
 from learner.group import TrainingGroups
+from policy.lock import run_lock
 from policy.prompts import group_stream
 from policy.records import Prompt
 

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from cluster.config import RunConfig
 from learner.group import LearnerGroup
 from policy.errors import UserError
-from policy.weights import PublishedWeights
+from policy.records import PublishedWeights
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
+from evaluation.data import RELEASES
 from policy.errors import UserError
 from policy.imports import load_named
 
@@ -91,6 +92,9 @@ class Benchmark(ABC):
     judges: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Name -> the defaults of its entry in the configuration, an ExpertConfig: {use, options, ...}."""
 
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Keys of a BenchConfig that differ for it, as the templates of a world of its own."""
+
     def __init__(self, data: Path):
         self.data = data
         self.items = tuple(self.read_items())
@@ -126,20 +130,30 @@ class Benchmark(ABC):
         faults and all.
         """
 
+    def source(self) -> dict[str, str]:
+        """Where the prompts are from, for the record of a run."""
+        release = RELEASES[self.data_name]
+        return {"repository": release.repository, "commit": release.commit}
+
     def side_files(self, item: Item) -> Mapping[str, str]:
         """Other files of the published layout, path -> text."""
         return {}
 
 
-def load_benchmark(name: str, data: Path | None = None) -> Benchmark:
-    """The benchmark of a name. Raises UserError for a name that is not known, or data that is not
-    there."""
+def benchmark_class(name: str) -> type[Benchmark]:
+    """The benchmark of a name. Raises UserError for one that is not known."""
     if name not in BENCHMARKS and ":" not in name:
         raise UserError(f"no benchmark is called {name!r}; there are {', '.join(BENCHMARKS)}")
     found = load_named(BENCHMARKS.get(name, name), "benchmark")
     if not isinstance(found, type) or not issubclass(found, Benchmark):
         raise UserError(f"{name}: not a subclass of evaluation.benchmark.Benchmark")
-    return found(data or Path("data") / found.data_name)
+    return found
+
+
+def load_benchmark(name: str, data: Path | str | None = None) -> Benchmark:
+    """A benchmark on the prompts in `data` (None: where `bicot fetch` puts them). Raises UserError."""
+    found = benchmark_class(name)
+    return found(Path(data) if data else Path("data") / found.data_name)
 
 
 def some_of(items: Sequence[Item], tasks: Sequence[str] = (), limit: int | None = None) -> list[Item]:

@@ -17,7 +17,8 @@ from learner.deepspeed_engine import Resume
 from learner.worker import LearnerWorker
 from policy.errors import UserError, in_one_line
 from policy.model import PolicyConfig
-from policy.weights import BroadcastRendezvous, PublishedWeights
+from policy.records import PublishedWeights
+from policy.weights import BroadcastRendezvous
 
 
 @dataclass(frozen=True)

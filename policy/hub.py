@@ -1,5 +1,6 @@
 """Where a model is: a directory or a hub id, in one of two layouts."""
 
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -17,6 +18,9 @@ _LAYOUT_OF_MODEL_TYPE: dict[str, Layout] = {"janus": "transformers", "multi_moda
 _TEXTS = ["*.json", "*.txt", "*.jinja"]
 _WEIGHTS = ["*.safetensors"]
 _PICKLED = ["pytorch_model*.bin"]
+
+
+_MIB = 2**20
 
 
 def is_hub_id(path: str) -> bool:
@@ -55,6 +59,27 @@ def folder_here(path: str) -> Path | None:
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def revision_of(path: str) -> str:
+    """Which weights a model's name stands for: of one on the hub its commit; of a folder a hash. Raises
+    UserError if there is none."""
+    folder = model_folder(path, weights=False)
+    return folder.name if folder.parent.name == "snapshots" else folder_hash(folder)
+
+
+def folder_hash(folder: Path) -> str:
+    """Tells one model from another without reading it whole: 12 digits of the names and sizes of its
+    files, and of the first and last MiB of each."""
+    told = hashlib.sha256()
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        size = file.stat().st_size
+        told.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as content:
+            told.update(content.read(_MIB))
+            content.seek(max(_MIB, size - _MIB))
+            told.update(content.read(_MIB))
+    return told.hexdigest()[:12]
 
 
 def model_file(path: str) -> Path:

@@ -24,7 +24,7 @@ from policy.errors import UserError
 from policy.hub import folder_here, is_hub_id, model_folder
 from policy.janus_checkpoint import open_checkpoint, open_texts
 from policy.paths import UserPath
-from policy.prompts import Templates, load_templates
+from policy.prompts import Templates, load_templates, plain_conversation
 
 
 def head_logits(head: nn.Linear | JanusVQVAEHead, hidden: Tensor) -> Tensor:
@@ -108,6 +108,7 @@ class PolicyModel(Protocol):
 
     def cot_prompt_ids(self, prompt: str) -> list[int]: ...
     def image_prompt_ids(self, prompt: str, cot: str) -> list[int]: ...
+    def plain_prompt_ids(self, prompt: str) -> list[int]: ...
     def unconditional_ids(self, image_prompt_ids: list[int]) -> list[int]: ...
     def cot_text(self, cot_ids: list[int]) -> str: ...
     def embed_text(self, ids: Tensor) -> Tensor: ...
@@ -182,6 +183,10 @@ class Janus:
 
     def image_prompt_ids(self, prompt: str, cot: str) -> list[int]:
         return self.tokenizer(self.templates.image_conversation(prompt, cot)).input_ids
+
+    def plain_prompt_ids(self, prompt: str) -> list[int]:
+        """For an image without a semantic CoT."""
+        return self.tokenizer(plain_conversation(prompt)).input_ids
 
     def unconditional_ids(self, image_prompt_ids: list[int]) -> list[int]:
         """The row that guidance pushes away from: every token but the first and the last is padding,

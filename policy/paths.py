@@ -13,6 +13,11 @@ from policy.errors import UserError
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
+def home(path: str) -> Path:
+    """With the home directory for `~`, which a shell leaves as it is in `--out=~/x`."""
+    return Path(os.path.expanduser(path))
+
+
 def check_writable(folder: Path) -> None:
     """Raises UserError unless files can be written there, which is tried; leaves nothing behind. Before
     work begins whose results are to lie there."""

@@ -187,6 +187,11 @@ class Templates:
         return _conversation("", asked.strip()) + BEGIN_OF_IMAGE
 
 
+def plain_conversation(prompt: str) -> str:
+    """The text after which a Janus draws a prompt as it stands, as the published model is asked."""
+    return _conversation("", prompt) + BEGIN_OF_IMAGE
+
+
 def _conversation(system: str, user: str) -> str:
     """Janus's conversation format, down to the blank lines."""
     head = f"{system}\n\n" if system else ""

@@ -1,7 +1,8 @@
 """The records that travel between rollout workers, experts and learner: frozen, numpy on the wire.
 
 `Work` is a request on its way: one object for rollout workers and reward worker alike. It never leaves
-the run's cluster, whose processes unpickle each other's objects in any case.
+the run's cluster, whose processes unpickle each other's objects in any case. Nothing here needs torch,
+so a process that only passes records on starts without it.
 """
 
 import pickle
@@ -9,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-
-from policy.weights import PublishedWeights
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Sample:
     image_logps: np.ndarray = field(repr=False)  # float32 [Ti], the conditional distribution's
     image_guided_logps: np.ndarray = field(repr=False)  # float32 [Ti], the distribution sampled from
     image: np.ndarray = field(repr=False)  # uint8 [H, W, 3]
-    finish_reason: str  # "stop": the CoT ended by itself; "length": it was cut
+    finish_reason: str  # "stop": the CoT ended by itself; "length": it was cut; "none": there is none
 
     @property
     def id(self) -> str:
@@ -145,6 +144,18 @@ class Scores:
             self.explanation[rows],
             self.boxes[rows],
         )
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One version of the trained parameters. `parts` is a reference to a list of references: to a
+    Manifest, and to a bucket each. Small, so it travels with every request for samples; whoever lacks
+    the version pulls. Without parts: the version was broadcast, and cannot be pulled."""
+
+    version: int
+    parts: object | None = None
+    incarnation: int = 0
+    """A run that goes back to a checkpoint counts versions again, in a new incarnation."""
 
 
 SHARE = 32

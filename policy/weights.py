@@ -39,18 +39,6 @@ class TensorSpec:
         return int(np.prod(self.shape)) * getattr(torch, self.dtype).itemsize
 
 
-@dataclass(frozen=True)
-class PublishedWeights:
-    """One version of the trained parameters. `parts` is a reference to a list of references: to a
-    Manifest, and to a bucket each. Small, so it travels with every request for samples; whoever lacks
-    the version pulls. Without parts: the version was broadcast, and cannot be pulled."""
-
-    version: int
-    parts: object | None = None
-    incarnation: int = 0
-    """A run that goes back to a checkpoint counts versions again, in a new incarnation."""
-
-
 Manifest = tuple[tuple[TensorSpec, ...], ...]
 """For each bucket, the tensors in it, in order."""
 

@@ -1,4 +1,4 @@
-"""The direction of imports: cluster -> evaluation -> actors, learner, rewards -> policy; no way back."""
+"""Imports run one way: cluster -> evaluation -> actors, learner, rewards -> policy."""
 
 import ast
 from pathlib import Path

@@ -22,8 +22,7 @@ from policy.errors import UserError
 from policy.imports import load_named
 from policy.jsonl import parse_object, read_bytes
 from policy.prompts import parse_prompt
-from policy.records import Box, Group, Prompt, Sample, Scores
-from policy.weights import PublishedWeights
+from policy.records import Box, Group, Prompt, PublishedWeights, Sample, Scores
 
 RESERVED = ("reward", "strict_accuracy", "cot_accuracy", "diversity", "cot_tokens")
 """Names under `eval/` that no expert may have."""

@@ -5,19 +5,19 @@ It runs as any expert does, on Ray Serve, with replicas, batches, retries and li
 question travels as the prompt's text, the reply as the score's explanation.
 """
 
-import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evaluation.benchmark import Ask, Reply
-from policy.hub import model_folder
+from policy.hub import folder_hash, revision_of
 from policy.records import Prompt
 from rewards.expert import Expert, ExpertScores
+
+__all__ = ["Judge", "ask_prompt", "folder_hash", "revision_of", "unusable"]
 
 UNUSABLE = "unusable"
 
@@ -52,19 +52,3 @@ class Judge(Expert):
 def ask_prompt(key: str, ask: Ask) -> Prompt:
     """A question as the prompt that an expert takes."""
     return Prompt(id=key, text=json.dumps(ask, ensure_ascii=False), task_type="benchmark")
-
-
-def revision_of(path: str) -> str:
-    """Of a model on the hub its commit; of a folder a hash of its config and of its files' sizes."""
-    folder = model_folder(path)
-    if folder.parent.name == "snapshots":
-        return folder.name
-    return folder_hash(folder)
-
-
-def folder_hash(folder: Path) -> str:
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    told = hashlib.sha256("".join(f"{file.name} {file.stat().st_size}\n" for file in files).encode())
-    if (config := folder / "config.json").is_file():
-        told.update(config.read_bytes())
-    return told.hexdigest()[:12]

@@ -73,7 +73,7 @@ class Chat:
         self._url = url.rstrip("/") + "/chat/completions"
         self._model = model
         self._retries = retries
-        self._client = http_client(url, timeout=timeout_s, headers=_authorization(api_key_env))
+        self._client = http_client(url, timeout=timeout_s, headers=authorization(api_key_env))
 
     def ask(self, image: np.ndarray, question: str, **parameters) -> Choice:
         """The answer on an image, uint8 [H, W, 3]: `answer` with one user turn, the image before the
@@ -121,11 +121,12 @@ class Chat:
         return reply.choices[0].model_copy(update={"model": reply.model})
 
 
-def _authorization(variable: str | None) -> dict[str, str]:
+def authorization(variable: str | None) -> dict[str, str]:
+    """The header with the key in an environment variable. Raises UserError if that is not set."""
     if variable is None:
         return {}
     if not (key := read_secret(variable)):
-        raise UserError(f"the environment variable {variable}, for the judge's API key, is not set")
+        raise UserError(f"the environment variable {variable}, for the API key, is not set")
     return {"Authorization": f"Bearer {key}"}
 
 

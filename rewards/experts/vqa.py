@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import (
     BaseImageProcessor,
+    BatchEncoding,
     BlipForQuestionAnswering,
     BlipImageProcessorPil,
     CLIPImageProcessorPil,
@@ -64,23 +65,25 @@ class _Vqa(Expert):
     def applies(self, prompt: Prompt) -> bool:
         return bool(prompt.attr_nouns)
 
-    @torch.inference_mode()
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
-        phrases = [phrase for prompt in prompts for phrase in prompt.attr_nouns]
-        owners = [n for n, prompt in enumerate(prompts) for _ in prompt.attr_nouns]
-        yes = np.concatenate(
-            [
-                self._answers([images[n] for n in some], whose, asked)
-                for some, whose, asked in self._batched(owners, phrases)
-            ]
-        )
-        ends = np.cumsum([0, *(len(prompt.attr_nouns) for prompt in prompts)])
-        spans = [slice(*span) for span in pairwise(ends)]
+        yes = self.yes(images, [prompt.attr_nouns for prompt in prompts])
         lines = [
-            "; ".join(f"{phrase}: {p:.2f}" for phrase, p in zip(phrases[span], yes[span], strict=True))
-            for span in spans
+            "; ".join(f"{phrase}: {p:.2f}" for phrase, p in zip(prompt.attr_nouns, some, strict=True))
+            for prompt, some in zip(prompts, yes, strict=True)
         ]
-        return ExpertScores(np.array([yes[span].mean() for span in spans], np.float32), tuple(lines))
+        return ExpertScores(np.array([some.mean() for some in yes], np.float32), tuple(lines))
+
+    @torch.inference_mode()
+    def yes(self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """The answers on each image's phrases, float32 [P] for an image with P of them."""
+        owners = [n for n, some in enumerate(phrases) for _ in some]
+        answers = [
+            self._answers([images[n] for n in some], whose, asked)
+            for some, whose, asked in self._batched(owners, [p for some in phrases for p in some])
+        ]
+        together = np.concatenate([np.zeros(0, np.float32), *answers])
+        ends = np.cumsum([0, *map(len, phrases)])
+        return [together[begin:end] for begin, end in pairwise(ends)]
 
     def _batched(
         self, owners: list[int], phrases: list[str]
@@ -155,18 +158,27 @@ class BlipVqa(_Vqa):
         super().__init__(path, device, dtype, batch_size, question)
 
     def _logits(self, pixels: Tensor, about: Tensor, questions: list[str]) -> Tensor:
-        model = self._model
-        seen = model.vision_model(pixel_values=pixels).last_hidden_state[about]
-        tokens = self._tokenizer(questions, padding=True, return_tensors="pt").to(self._place.device)
-        question = model.text_encoder(
+        # Its positions are spread out for pictures of another size than its own.
+        seen = self._model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)
+        return self._read(seen.last_hidden_state[about], questions)
+
+    def _read(self, seen: Tensor, questions: list[str]) -> Tensor:
+        """Logits [Q, V] of questions, each about the picture that it sees, [Q, N, D]."""
+        tokens = self._tokens(questions)
+        question = self._model.text_encoder(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
             encoder_hidden_states=seen,
             encoder_attention_mask=seen.new_ones(seen.shape[:2], dtype=torch.long),
         ).last_hidden_state
-        return model.text_decoder(
-            input_ids=tokens.input_ids.new_full((len(questions), 1), model.decoder_start_token_id),
+        start = self._model.decoder_start_token_id
+        return self._model.text_decoder(
+            input_ids=tokens.input_ids.new_full((len(questions), 1), start),
             encoder_hidden_states=question,
             encoder_attention_mask=tokens.attention_mask,
             use_cache=False,
         ).logits[:, -1]
+
+    def _tokens(self, questions: list[str]) -> BatchEncoding:
+        """Token ids and attention mask of the questions, [Q, T] each."""
+        return self._tokenizer(questions, padding=True, return_tensors="pt").to(self._place.device)

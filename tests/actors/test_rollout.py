@@ -9,8 +9,8 @@ from actors.config import ActorsConfig
 from actors.rollout import RolloutWorker
 from actors.torch_sampler import TorchSampler
 from policy.model import load_janus
-from policy.records import Group, Work
-from policy.weights import PublishedWeights, TensorSpec, pack, plan_buckets
+from policy.records import Group, PublishedWeights, Work
+from policy.weights import TensorSpec, pack, plan_buckets
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

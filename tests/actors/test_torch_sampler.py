@@ -111,3 +111,17 @@ def test_a_prompt_longer_than_the_context_is_an_error(janus, sampling, prompts):
         TorchSampler(janus, sampling, run_seed=0).generate(
             [SampleRequest(prompts[1], 0), SampleRequest(long, 0)]
         )
+
+
+def test_without_thinking_the_model_is_asked_for_the_prompt_as_it_stands(janus, prompts, sampling):
+    sampler = TorchSampler(janus, sampling, run_seed=0)
+    requests = [SampleRequest(prompt, 0) for prompt in prompts[:2]]
+    thinking, plain = sampler.generate(requests), sampler.generate(requests, think=False)
+    for prompt, one, other in zip(prompts, thinking, plain, strict=False):
+        words = sampler.janus.tokenizer.decode(other.image_prompt_ids)
+        expected = f"User: {prompt.text}\n\nAssistant:<begin_of_image>"
+        assert other.image_prompt_ids.tolist() == sampler.janus.tokenizer(expected).input_ids, words
+        assert other.cot_text == "" and other.finish_reason == "none"
+        assert len(other.cot_ids) == len(other.cot_logps) == len(other.cot_prompt_ids) == 0
+        assert one.cot_text and (one.image_logps != other.image_logps).any()
+        assert other.image_ids.shape == one.image_ids.shape

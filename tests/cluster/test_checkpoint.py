@@ -26,9 +26,9 @@ from cluster.checkpoint import (
 from cluster.config import load_config
 from cluster.files import by_step
 from cluster.ledger import Entry, Ledger, faults, read_ledger
-from cluster.lock import run_lock
 from learner.async_checkpoint import Writer, take_digests
 from policy.errors import UserError
+from policy.lock import run_lock
 from tests.cluster.commands import TRAIN
 from tests.conftest import ROOT
 
@@ -284,7 +284,7 @@ def test_a_run_that_ended_is_not_gone_on_with(stopped, told):
 
 
 def test_a_run_directory_has_one_run(tmp_path):
-    hold = "from pathlib import Path; from cluster.lock import run_lock\n"
+    hold = "from pathlib import Path; from policy.lock import run_lock\n"
     hold += f"with run_lock(Path({str(tmp_path / 'run')!r})): print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -16,8 +16,7 @@ from cluster.rollout_workers import RolloutWorkers, cut_in_batches
 from cluster.rollouts import RolloutManager
 from policy.errors import UserError
 from policy.prompts import read_prompts
-from policy.records import Group, Prompt
-from policy.weights import PublishedWeights
+from policy.records import Group, Prompt, PublishedWeights
 from tests.cluster.commands import TRAIN
 from tests.conftest import ROOT
 

@@ -15,8 +15,7 @@ from cluster.weight_sync import WeightSync, wants_broadcast
 from learner.config import LearnerConfig
 from learner.group import LearnerGroup, TrainingGroups
 from policy.errors import UserError
-from policy.records import SampleRequest
-from policy.weights import PublishedWeights
+from policy.records import PublishedWeights, SampleRequest
 from tests.actors.test_rollout import draw
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.prompts import read_prompts
-from policy.records import SHARE, Group, Work
-from policy.weights import PublishedWeights
+from policy.records import SHARE, Group, PublishedWeights, Work
 from tests.conftest import SHAPES
 
 PROMPTS = read_prompts(SHAPES / "prompts" / "heldout.jsonl")[:9]

@@ -1,4 +1,4 @@
-"""One run to a run directory."""
+"""One run to a directory."""
 
 import fcntl
 import os
@@ -43,7 +43,7 @@ def _held(path: Path, folder: Path) -> FileIO:
             holder = file.read().decode("utf-8", "replace").strip() or "another process"
             file.close()
             raise UserError(
-                f"{folder}: {holder} is at work there; give this run another name=..."
+                f"{folder}: {holder} is at work there; give this one another name=... or folder"
             ) from None
         # The last holder may have removed the file between our opening and locking it.
         if _is_at(path, file):

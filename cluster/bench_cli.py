@@ -1,0 +1,157 @@
+"""`bicot bench ...`: the commands around benchmarks."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.terminal import TerminalConsole
+from policy.paths import home
+
+app = typer.Typer(help="Public benchmarks on any model.", no_args_is_help=True)
+console = TerminalConsole()
+
+Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help="one of `bicot bench list`")]
+Overrides = Annotated[
+    list[str],
+    typer.Argument(help="keys, e.g. actors.count=8 actors.num_gpus=1 judges.objects.num_gpus=0.5"),
+]
+Judge = Annotated[bool, typer.Option(help="ask the judges for what they have not been asked yet")]
+JudgeUrl = Annotated[str | None, typer.Option(help="of a judge's OpenAI-compatible server, .../v1")]
+JudgeModel = Annotated[str | None, typer.Option(help="the judge's name there")]
+JudgeKey = Annotated[str | None, typer.Option(help="environment variable that holds its API key")]
+Tasks = Annotated[str | None, typer.Option(help="rows of the table, with commas; default: all")]
+Limit = Annotated[int | None, typer.Option(min=1, help="prompts, as many of each task as can be")]
+Data = Annotated[
+    Path | None, typer.Option(help="folder with the prompt files; default: data/NAME", parser=home)
+]
+Published = Annotated[
+    bool, typer.Option("--published-rules", help="score to the letter as the published scripts do")
+]
+Out = Annotated[Path | None, typer.Option(help="folder for it", parser=home)]
+
+
+@app.command("list")
+def list_():
+    """List the benchmarks, and whether their prompts are here."""
+    from cluster.commands.bench import list_benchmarks
+
+    list_benchmarks(console)
+
+
+@app.command()
+def run(
+    benchmark: Name,
+    overrides: Overrides = [],  # noqa: B006 (typer copies it)
+    out: Out = None,
+    policy: Annotated[str | None, typer.Option(help="a Janus: folder, checkpoint or hub id")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="a run's YAML: its model, templates and sampling", parser=home)
+    ] = None,
+    cot: Annotated[bool, typer.Option(help="with the semantic CoT, or plain Janus-Pro")] = True,
+    diffusers: Annotated[
+        str | None, typer.Option(help="a pipeline of diffusers: hub id or folder")
+    ] = None,
+    api: Annotated[str | None, typer.Option(help="a server with OpenAI's images API, .../v1")] = None,
+    api_model: Annotated[str | None, typer.Option(help="the model's name there")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="environment variable with its key")] = None,
+    judge: Judge = True,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_key_env: JudgeKey = None,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    seed: Annotated[int | None, typer.Option(help="decides every image; default 0")] = None,
+    data: Data = None,
+    published_rules: Published = False,
+):
+    """Draw a benchmark's prompts, have the images judged while others are drawn, and score them.
+
+    A run that was stopped goes on when the command is given again: no image is drawn twice, no judge is
+    asked twice.
+    """
+    from cluster.commands.bench import bench_config, job_of
+    from cluster.commands.bench import run as start
+
+    flags: dict[str, Any] = {} if cot else {"cot": False}
+    if policy is not None:
+        flags["policy"] = {"path": policy}
+    if diffusers is not None:
+        flags["diffusers"] = {"path": diffusers}
+    if api is not None:
+        flags["api"] = {"url": api, "model": api_model or "default", "api_key_env": api_key_env}
+    if seed is not None:
+        flags["seed"] = seed
+    flags |= _prompts(tasks, limit, data)
+    flags |= _judges(benchmark, judge_url, judge_model, judge_key_env)
+    resolved = bench_config(benchmark, config, flags, overrides)
+    job = job_of(resolved, out or Path("bench") / benchmark)
+    start(job, console, judge=judge, published_rules=published_rules)
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run; or images", parser=home)],
+    overrides: Overrides = [],  # noqa: B006
+    benchmark: Annotated[
+        str | None, typer.Option(help="whose layout the images have, where DIR is no run")
+    ] = None,
+    out: Out = None,
+    judge: Judge = True,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_key_env: JudgeKey = None,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    data: Data = None,
+    published_rules: Published = False,
+):
+    """Score a run again, or images that lie in the published layout: nothing is drawn. Judges are asked
+    where there is no reply yet; --no-judge scores the replies that are there."""
+    from cluster.commands.bench import benchmark_of, score_job
+    from cluster.commands.bench import run as start
+
+    flags = _prompts(tasks, limit, data)
+    name = benchmark_of(folder, benchmark)
+    flags |= _judges(name, judge_url, judge_model, judge_key_env)
+    job = score_job(folder, benchmark, out, flags, overrides)
+    start(job, console, judge=judge, published_rules=published_rules)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="runs", parser=home)],
+    out: Annotated[
+        Path, typer.Option(help="folder for compare.html and compare.csv", parser=home)
+    ] = Path("."),
+    anyway: Annotated[bool, typer.Option(help="show, marked, what cannot be compared")] = False,
+    published_rules: Published = False,
+    data: Data = None,
+):
+    """Put all models x all tasks into one table, and the images side by side, those that differ most
+    first. Refuses what is not comparable."""
+    from cluster.commands.bench import compare as start
+
+    start(folders, out, console, anyway=anyway, published_rules=published_rules, data=data)
+
+
+def _prompts(tasks: str | None, limit: int | None, data: Path | None) -> dict[str, Any]:
+    flags: dict[str, Any] = {}
+    if tasks is not None:
+        flags["tasks"] = [task.strip() for task in tasks.split(",")]
+    if limit is not None:
+        flags["limit"] = limit
+    if data is not None:
+        flags["data"] = str(data)
+    return flags
+
+
+def _judges(benchmark: str, url: str | None, model: str | None, key_env: str | None) -> dict[str, Any]:
+    """The options of those judges of a benchmark that ask a server."""
+    from cluster.commands.bench import judges_with_server
+
+    options = {"url": url, "model": model, "api_key_env": key_env}
+    options = {name: value for name, value in options.items() if value is not None}
+    if not options:
+        return {}
+    return {"judges": {name: {"options": options} for name in judges_with_server(benchmark)}}

@@ -1,0 +1,220 @@
+"""Drawing and judging, side by side: while workers generate the next prompts, judges look at the last.
+
+One event loop in the driver. Every worker has one call under way and one waiting; an image is kept on
+disk before a judge is shown it, and a reply before it counts.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from evaluation.benchmark import Item, Reply
+from evaluation.config import BenchConfig
+from evaluation.generators import Drawn, GeneratorWorker
+from evaluation.judges.base import ask_prompt, unusable
+from evaluation.run_folder import RunFolder
+from policy.errors import UserError, in_one_line
+from rewards.client import ExpertClient
+from rewards.config import RewardsConfig
+
+_WAITING = 8  # items that are drawn and not judged, for each worker
+_LOST = 3  # times that one batch may lose its worker
+
+
+@dataclass
+class Progress:
+    """Images so far, of how many; `tell` is called at every change."""
+
+    to_draw: int = 0
+    drawn: int = 0
+    to_judge: int = 0
+    judged: int = 0
+    tell: Callable[["Progress"], None] = lambda progress: None
+
+
+def start_workers(config: BenchConfig) -> list[ActorHandle]:
+    """The workers that generate, when each has loaded its model. Raises UserError if one cannot."""
+    actors = config.actors
+    options: dict[str, Any] = {
+        "num_cpus": actors.num_cpus,
+        "num_gpus": actors.num_gpus,
+        "max_restarts": _LOST,
+    }
+    if actors.resources:
+        options["resources"] = actors.resources
+    workers = [
+        ray.remote(GeneratorWorker).options(**options).remote(config) for _ in range(actors.count)
+    ]
+    try:
+        ray.get([worker.ready.remote() for worker in workers], timeout=actors.load_timeout_s)
+    except (RayActorError, RayTaskError) as error:
+        raise UserError(f"a worker does not start: {in_one_line(error)}") from error
+    except ray.exceptions.GetTimeoutError as error:
+        raise UserError(
+            "the workers have not loaded the model within actors.load_timeout_s"
+            f" ({actors.load_timeout_s:g} s)"
+        ) from error
+    return workers
+
+
+def stop_workers(workers: Sequence[ActorHandle]) -> None:
+    for worker in workers:
+        ray.kill(worker)
+
+
+class Pipeline:
+    """Draws what is missing of some items and has it judged. Without workers it draws nothing, without
+    judges it asks nobody."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        items: Sequence[Item],
+        config: BenchConfig,
+        workers: Sequence[ActorHandle],
+        judges: RewardsConfig | None,
+        progress: Progress,
+    ):
+        self._folder = folder
+        self._benchmark = folder.benchmark
+        self._items = items
+        self._config = config
+        self._workers = workers
+        self._judges = list(judges.experts) if judges else []
+        self._client = ExpertClient(judges) if judges else None
+        self._progress = progress
+
+    def run(self) -> None:
+        """Raises UserError if a worker fails, or a judge changes; what was kept stays."""
+        try:
+            asyncio.run(self._run())
+        except ExceptionGroup as group:
+            raise _first(group) from group
+
+    async def _run(self) -> None:
+        per = self._benchmark.images_per_prompt
+        missing = (
+            [item for item in self._items if not self._folder.is_drawn(item)] if self._workers else []
+        )
+        gone = {item.key for item in missing}
+        there = [i for i in self._items if i.key not in gone and self._unjudged(i)]
+        self._progress.to_draw = len(missing) * per
+        self._progress.to_judge = (len(missing) + len(there)) * per if self._judges else 0
+        self._progress.tell(self._progress)
+        room: asyncio.Queue[tuple[Item, list[np.ndarray] | None]]
+        room = asyncio.Queue(_WAITING * max(1, len(self._workers)))
+        looking = 2 * _WAITING
+        async with asyncio.TaskGroup() as tasks:
+            judging = [tasks.create_task(self._judge_all(room)) for _ in range(looking)]
+            drawing = [tasks.create_task(self._put(there, room))]
+            turns = iter(self._batches(missing))
+            drawing += [
+                tasks.create_task(self._draw_all(worker, turns, room))
+                for worker in self._workers
+                for _ in range(2)
+            ]
+            await asyncio.gather(*drawing)
+            await room.join()
+            for task in judging:
+                task.cancel()
+
+    def _batches(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+        """As many items as a worker generates together."""
+        size = max(1, self._config.actors.batch_size // self._benchmark.images_per_prompt)
+        return [items[n : n + size] for n in range(0, len(items), size)]
+
+    async def _put(self, items, room) -> None:
+        for item in items:
+            await room.put((item, None))
+
+    async def _draw_all(self, worker: ActorHandle, turns, room) -> None:
+        count = self._benchmark.images_per_prompt
+        for items in turns:
+            for item, drawn in zip(items, await self._draw(worker, items, count), strict=True):
+                await asyncio.to_thread(self._folder.write, item, drawn)
+                self._progress.drawn += count
+                self._progress.tell(self._progress)
+                images = [one.image for one in drawn if isinstance(one, Drawn)]
+                await room.put((item, images if len(images) == count else None))
+
+    async def _draw(self, worker: ActorHandle, items: Sequence[Item], count: int):
+        limit = self._config.actors.timeout_s
+        for left in reversed(range(_LOST)):
+            try:
+                return await asyncio.wait_for(_answer(worker.draw.remote(items, count)), 2 * limit)
+            except RayTaskError as error:
+                raise UserError(f"prompt {items[0].key}: {in_one_line(error)}") from error
+            except RayActorError as error:
+                if not left:
+                    raise UserError(
+                        f"a worker is lost again and again: {in_one_line(error)}"
+                    ) from error
+            except TimeoutError:
+                raise UserError(
+                    f"prompt {items[0].key}: not drawn within actors.timeout_s ({limit:g} s)"
+                ) from None
+        raise AssertionError
+
+    # --- judging ---
+
+    def _unjudged(self, item: Item) -> bool:
+        return any(self._folder.reply(item, n, judge) is None for n, judge in self._wanted(item))
+
+    def _wanted(self, item: Item) -> list[tuple[int, str]]:
+        asked = [judge for judge in self._benchmark.asks(item) if judge in self._judges]
+        return [(n, judge) for judge in asked for n in range(self._benchmark.images_per_prompt)]
+
+    async def _judge_all(self, room) -> None:
+        while True:
+            item, images = await room.get()
+            await self._judge(item, images)
+            self._progress.judged += self._benchmark.images_per_prompt if self._judges else 0
+            self._progress.tell(self._progress)
+            room.task_done()
+
+    async def _judge(self, item: Item, images: list[np.ndarray] | None) -> None:
+        if self._client is None:
+            return
+        if images is None or self._benchmark.tiles:
+            read = await asyncio.to_thread(self._folder.read, item)
+        else:
+            read = list(images)
+        present = {n: image for n, image in enumerate(read) if not isinstance(image, str)}
+        await asyncio.gather(
+            *(
+                self._ask(item, judge, ask, present)
+                for judge, ask in self._benchmark.asks(item).items()
+                if judge in self._judges
+            )
+        )
+
+    async def _ask(self, item: Item, judge: str, ask, present: dict[int, np.ndarray]) -> None:
+        assert self._client is not None
+        wanted = [n for n in present if self._folder.reply(item, n, judge) is None]
+        if not wanted:
+            return
+        ref = ray.put([present[n] for n in wanted])
+        prompts = [ask_prompt(item.key, ask)] * len(wanted)
+        result = (await self._client.score_images([ref], prompts, [judge]))[judge]
+        if result.failed:
+            replies: list[Reply] = [unusable(str(result.outcome))] * len(wanted)
+        else:
+            replies = [json.loads(line) for line in result.scores.explanation]
+        for n, reply in zip(wanted, replies, strict=True):
+            self._folder.add_reply(item, n, judge, dict(reply))
+
+
+async def _answer(ref):
+    return await ref
+
+
+def _first(error: Exception) -> Exception:
+    """What went wrong first, of tasks that ended together."""
+    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error

@@ -1,0 +1,168 @@
+"""The result of a benchmark run: scores by the published formula, with everything that one must know to
+compare them: prompts, generator, judges, seed, rules, and what is missing.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from evaluation.benchmark import Item, Judged, Summary
+from evaluation.data import write_whole
+from evaluation.run_folder import RunFolder
+from policy.errors import UserError
+from policy.jsonl import read_object
+
+NAMES = {False: "result.json", True: "result_published.json"}
+_SHOWN = 5  # names of files in a note
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Images that have no score, by reason, with a few examples of each."""
+
+    missing: tuple[str, ...]
+    unreadable: tuple[str, ...]
+    refused: tuple[str, ...]
+    unjudged: tuple[str, ...]
+    strangers: tuple[str, ...]
+
+    def counts(self) -> dict[str, int]:
+        return {name: len(found) for name, found in vars(self).items()}
+
+    def notes(self) -> list[str]:
+        what = {
+            "missing": "images are missing",
+            "unreadable": "images cannot be read",
+            "refused": "prompts were refused by the generator",
+            "unjudged": "images have no usable reply of a judge",
+            "strangers": "files belong to no prompt and were passed over",
+        }
+        found = []
+        for name, told in what.items():
+            some = getattr(self, name)
+            if some:
+                more = ", ..." if len(some) > _SHOWN else ""
+                found.append(f"{len(some)} {told}: {', '.join(some[:_SHOWN])}{more}")
+        return found
+
+
+def judged_images(folder: RunFolder, items: Sequence[Item]) -> tuple[list[Judged], Gaps]:
+    """Every image of some items with its replies, and what is not there."""
+    found: list[Judged] = []
+    missing: list[str] = []
+    unreadable: list[str] = []
+    refused: list[str] = []
+    unjudged: list[str] = []
+    for item in items:
+        asks = folder.benchmark.asks(item)
+        for n, image in enumerate(folder.read(item)):
+            name = f"{item.key}/{n}"
+            replies = {
+                judge: reply for judge in asks if (reply := folder.reply(item, n, judge)) is not None
+            }
+            lost = image if isinstance(image, str) else None
+            found.append(Judged(item, n, {} if lost else replies, lost is None))
+            if why := folder.refused(item, n):
+                refused.append(f"{name} ({why})")
+            elif lost == "missing":
+                missing.append(name)
+            elif lost:
+                unreadable.append(f"{name} ({lost.removeprefix('unreadable: ')})")
+            elif absent := [judge for judge in asks if judge not in replies]:
+                why = folder.why_unusable(item, n, absent[0])
+                unjudged.append(f"{name} by {absent[0]}" + (f" ({why})" if why else ""))
+    gaps = Gaps(
+        *map(tuple, (missing, unreadable, refused, unjudged, folder.strangers(folder.benchmark.items)))
+    )
+    return found, gaps
+
+
+def score(folder: RunFolder, items: Sequence[Item], *, published_rules: bool) -> dict[str, Any]:
+    """Compute the result of some items and write it. Returns it. Raises UserError if no image at all
+    was judged."""
+    judged, gaps = judged_images(folder, items)
+    if not any(one.replies for one in judged):
+        told = "; ".join(gaps.notes()) or "no judge was asked"
+        raise UserError(f"{folder.folder}: nothing to score: {told}")
+    benchmark = folder.benchmark
+    summary = benchmark.summarise(judged, published_rules=published_rules)
+    what = folder.what
+    tasks = list(dict.fromkeys(item.task for item in items))
+    result = {
+        **what,
+        "bicot": version("bicot"),
+        "title": benchmark.title,
+        "unit": benchmark.unit,
+        "rules": "published" if published_rules else "mended",
+        "judges": {name: {**e, **folder.by.get(name, {})} for name, e in what["judges"].items()},
+        "asked": {
+            "tasks": tasks,
+            "prompts": len(items),
+            "of": len(benchmark.items),
+            "images": len(judged),
+            "keys": _digest(items),
+        },
+        "gaps": gaps.counts(),
+        **_summary(summary),
+        "notes": [*summary.notes, *gaps.notes()],
+    }
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(folder.folder / NAMES[published_rules], text.encode("utf-8", "replace"))
+    return result
+
+
+def _summary(summary: Summary) -> dict[str, Any]:
+    return {"overall": summary.overall, "tasks": summary.tasks, "further": summary.further}
+
+
+def _digest(items: Sequence[Item]) -> str:
+    return hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()[:12]
+
+
+def read_result(folder: Path, *, published_rules: bool = False) -> dict[str, Any]:
+    """The result of a run's folder. Raises UserError if it has none, or what is there is none."""
+    path = folder / NAMES[published_rules]
+    if not path.exists():
+        rules = " --published-rules" if published_rules else ""
+        raise UserError(f"{path}: no such result: `bicot bench score {folder}{rules}` makes one")
+    found = read_object(path)
+    for key in ("tasks", "judges", "asked", "generator", "gaps"):
+        if not isinstance(found.get(key), dict):
+            raise UserError(f"{path}: not the result of a benchmark: {key!r} is not there")
+    return found
+
+
+def label(result: Mapping[str, Any], folder: Path) -> str:
+    """A model's column in a table: the folder's name, and whether it thought first."""
+    generator = result["generator"]
+    if generator.get("kind") == "policy":
+        return f"{folder.name} ({'with' if generator.get('cot') else 'no'} CoT)"
+    return folder.name
+
+
+def what_differs(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why results of one benchmark cannot be compared, in words; [] if they can."""
+    found = []
+    first = results[0]
+    for key, told in (("prompts", "the prompts"), ("rules", "the rules of scoring")):
+        if any(result.get(key) != first.get(key) for result in results):
+            found.append(f"{told} differ")
+    if any(result["asked"].get("keys") != first["asked"].get("keys") for result in results):
+        counts = " and ".join(str(result["asked"].get("prompts")) for result in results)
+        found.append(f"not the same prompts were asked ({counts})")
+    for judge in first["judges"]:
+        said = [_judge(result, judge) for result in results]
+        if any(one != said[0] for one in said):
+            other = next(one for one in said if one != said[0])
+            found.append(f"the judge {judge} differs: {said[0]} and {other}")
+    return found
+
+
+def _judge(result: Mapping[str, Any], judge: str) -> str:
+    entry = result["judges"].get(judge, {})
+    model = entry.get("model") or entry.get("options", {}).get("model") or entry.get("use", "none")
+    return f"{model} {entry.get('revision', '')}".strip()
