@@ -18,7 +18,6 @@ import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,12 +55,9 @@ class Wise(Benchmark):
     asked: ClassVar[Mapping[str, Any]]
     """How the published judge is asked: keys of an ask."""
 
-    @cached_property
-    def rubric(self) -> Rubric:
-        path = data_file(self.data, self.judge_source, self.data_name)
-        return read_rubric(read_text(path), str(path))
-
     def read_items(self) -> Iterable[Item]:
+        source = data_file(self.data, self.judge_source, self.data_name)
+        self.rubric = read_rubric(read_text(source), str(source))
         for name in self.prompt_files:
             path = data_file(self.data, name, self.data_name)
             yield from read_prompts(path, self.rules)

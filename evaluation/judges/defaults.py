@@ -5,7 +5,8 @@ from typing import Any
 
 VLM: Mapping[str, Any] = {
     "use": "evaluation.judges.vlm:VlmReplies",
+    "options": {"url": "", "model": ""},  # the user's to give
     "batch_size": 8,  # as many as are under way at once, so that a failure loses little
     "timeout_s": 1800,  # of a batch: long replies, and up to eleven tries
 }
-"""A vision-language model on a server; its address and name are the user's to give."""
+"""A vision-language model on a server."""

@@ -78,9 +78,11 @@ class VlmReplies(Judge):
         if self._parameters:
             self._by["parameters"] = str(dict(sorted(self._parameters.items())))
         try:
-            self._chat.ask(_TRIAL_IMAGE, _TRIAL_QUESTION, **self._sent({"max_tokens": 16}))
+            trial = self._chat.ask(_TRIAL_IMAGE, _TRIAL_QUESTION, **self._sent({"max_tokens": 16}))
         except ChatError as error:
             raise UserError(f"the judge does not answer: {error}") from None
+        # A request that is refused later has no reply to name the model.
+        self._by["model"] = trial.model or model
 
     def identity(self) -> dict[str, str]:
         return self._by

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.benchmark import BENCHMARKS
+from cluster.commands.bench import judges_with_server
+from evaluation.benchmark import benchmark_class
+from evaluation.config import merged
 from evaluation.judges.base import UNUSABLE, ask_prompt
 from evaluation.judges.vlm import READERS, VlmReplies
 from policy.errors import UserError
@@ -156,10 +158,11 @@ def test_a_server_that_fails_is_asked_again_and_then_fails_the_request(server):
 
 
 def test_a_picture_that_a_server_refuses_spoils_no_other(server):
-    server.says = [(400, "not allowed"), "Score: 1"]
+    server.says, server.models = [(400, "not allowed"), "Score: 1"], ["tiny-judge-2026-01"]
     refused, other = judge(server, concurrent=1).replies([IMAGE] * 2, [ASK] * 2)
     assert "refuses the request" in refused[UNUSABLE] and "not allowed" in refused[UNUSABLE]
     assert other["score"] == 1.0
+    assert refused["by"] == other["by"] == {"model": "tiny-judge-2026-01", "url": "127.0.0.1"}
 
 
 def test_a_server_that_is_slow_fails_the_request(server):
@@ -212,12 +215,15 @@ def test_parameters_of_ones_own_take_the_place_of_an_asks_and_show(server):
 
 
 @pytest.mark.parametrize(
-    "name", ["wise", "wise_legacy", "dpg", "unigenbench_en", "unigenbench_zh", "tiif_mini"]
+    "name", ["wise", "wise_legacy", "dpg", "unigenbench_en", "unigenbench_zh_long", "tiif_mini"]
 )
-def test_a_benchmarks_judges_are_experts_that_can_be_set_up(name):
-    benchmark = load_named(BENCHMARKS[name], "benchmark")
+def test_a_benchmarks_judge_takes_its_server_from_the_command_line(name, server):
+    benchmark = benchmark_class(name)
+    assert judges_with_server(name) == list(benchmark.judges)
     for defaults in benchmark.judges.values():
-        assert ExpertConfig(**defaults).use == "evaluation.judges.vlm:VlmReplies"
+        entry = ExpertConfig(**merged(defaults, {"options": {"url": server.url, "model": MODEL}}))
+        expert = load_named(entry.use, "judge")(**entry.options)
+        assert isinstance(expert, VlmReplies)
 
 
 def test_what_cannot_work_is_found_when_it_is_built(server):
