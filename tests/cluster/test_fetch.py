@@ -208,6 +208,20 @@ def test_a_benchmarks_file_that_was_changed_is_refused(server, tmp_path):
         fetch_benchmark(source, tmp_path)
 
 
+def test_without_a_network_a_benchmarks_files_may_be_put_there(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # bound, so that nobody else listens there
+        source = release(f"http://127.0.0.1:{free.getsockname()[1]}")
+        with pytest.raises(UserError) as caught:
+            fetch_benchmark(source, tmp_path)
+        told = str(caught.value)
+        assert all(f"{source.url}/{path}" in told for path in CONTENT)
+        assert f"into {tmp_path}/" in told and "\n" not in told
+        for path, content in CONTENT.items():
+            (tmp_path / path.rsplit("/", 1)[-1]).write_bytes(content)
+        fetch_benchmark(source, tmp_path)
+
+
 def test_a_name_that_is_not_known_lists_what_there_is(tmp_path):
     with pytest.raises(UserError, match=r"^geneva: .*there are t2i_r1, geneval, t2i_compbench, wise"):
         command.fetch("geneva", tmp_path, QUIET)
