@@ -227,14 +227,20 @@ def convert(
 
 @app.command()
 def fetch(
-    what: Annotated[Literal["t2i_r1"], typer.Argument(help="t2i_r1: T2I-R1's prompts and wording")],
-    out: Annotated[Path, typer.Option(help="folder for them")] = Path("data/t2i_r1"),
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="t2i_r1: T2I-R1's prompts and wording; or a benchmark: its prompts, and what else"
+            " is read of its files",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="folder for them; data/NAME if not given")] = None,
 ):
-    """Get published prompts and their wording, which the recipes for Janus-Pro read."""
-    from cluster.commands.fetch import T2I_R1
+    """Get published prompts: those that the recipes for Janus-Pro read, or a benchmark's."""
     from cluster.commands.fetch import fetch as run
 
-    run(T2I_R1, out.expanduser(), console)
+    run(what, out.expanduser() if out else None, console)
 
 
 def _with_policy(overrides: list[str], policy: str | None) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import httpx
 
+from evaluation.tiif_files import FILES as TIIF_FILES
 from policy.errors import UserError, in_one_line
 
 
@@ -144,6 +145,11 @@ RELEASES: dict[str, Release] = {
                 406_621,
                 "10f2690624ed8f03f21bd3e9c535e26f791da8bab67ac857903bede65985b82d",
             ),
+            PublishedFile(
+                "vllm_eval.py",
+                11_713,
+                "e6c51c2ae81e4eb0465755b248cbcefeef3fb8340e281bb3ac43ea9689e32192",
+            ),
         ),
     ),
     "wise_legacy": Release(
@@ -165,6 +171,11 @@ RELEASES: dict[str, Release] = {
                 "WISE_legacy/data/natural_science.json",
                 117_085,
                 "b262fae58e413c7a4bd3c3d5a089f8c6529feac227e4b6606be261a949035544",
+            ),
+            PublishedFile(
+                "WISE_legacy/gpt_eval.py",
+                11_685,
+                "06fd6dcd7cf45a638fe8a3634b880d936077f161f3641002e58d7bf51daa2407",
             ),
         ),
     ),
@@ -203,6 +214,21 @@ RELEASES: dict[str, Release] = {
                 641_006,
                 "6e281a5781878584db932a3bfd16dc51afb195566eb7a30c17fb9c09fd3b1776",
             ),
+        ),
+    ),
+    "tiif_mini": Release(
+        "A113N-W3I/TIIF-Bench",
+        "3aae7504d2546516eaec2fea82fde9ae445dfea3",
+        "none: for your own use",
+        tuple(
+            PublishedFile(f"data/{folder}/{kind}_{ending}.jsonl", nbytes, f"git:{sha1}")
+            for kind, files in TIIF_FILES.items()
+            for folder, ending, (nbytes, sha1) in zip(
+                ("testmini_prompts", "testmini_eval_prompts"),
+                ("prompts", "eval_prompts"),
+                files,
+                strict=True,
+            )
         ),
     ),
 }

@@ -1,11 +1,15 @@
-"""One question about one image, asked of an OpenAI-compatible server, again where that helps."""
+"""A question about an image, or about several, asked of an OpenAI-compatible server, again where that
+helps.
+"""
 
 import base64
 import io
 import math
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -42,10 +46,13 @@ class Choice(BaseModel):
 
     message: Message
     logprobs: Logprobs | None = None
+    model: str | None = None
+    """That answered, by the server's own word."""
 
 
 class _Reply(BaseModel):
     choices: list[Choice] = Field(min_length=1)
+    model: str | None = None
 
 
 class ChatError(Exception):
@@ -69,17 +76,17 @@ class Chat:
         self._client = http_client(url, timeout=timeout_s, headers=authorization(api_key_env))
 
     def ask(self, image: np.ndarray, question: str, **parameters) -> Choice:
-        """The answer on an image, uint8 [H, W, 3]. `parameters` go into the request as they are.
+        """The answer on an image, uint8 [H, W, 3]: `answer` with one user turn, the image before the
+        question."""
+        return self.answer([user_turn(question, [image])], **parameters)
+
+    def answer(self, messages: Sequence[dict[str, Any]], **parameters: Any) -> Choice:
+        """What comes next in a conversation. `parameters` go into the request as they are.
 
         A server that is busy (429), fails (5xx), or cannot be reached in time is asked again, after
         the pause that it asks for. Raises ChatError in the end.
         """
-        content = [
-            {"type": "image_url", "image_url": {"url": data_url(image)}},
-            {"type": "text", "text": question},
-        ]
-        messages = [{"role": "user", "content": content}]
-        body = {"model": self._model, "messages": messages, **parameters}
+        body = {"model": self._model, "messages": list(messages), **parameters}
         for number in range(1 + self._retries):
             pause = min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S)
             try:
@@ -106,11 +113,12 @@ class Chat:
 
     def _read(self, content: bytes) -> Choice:
         try:
-            return _Reply.model_validate_json(content).choices[0]
+            reply = _Reply.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ChatError(f"{self._url}: not a chat completion: {where}: {first['msg']}") from None
+        return reply.choices[0].model_copy(update={"model": reply.model})
 
 
 def authorization(variable: str | None) -> dict[str, str]:
@@ -137,8 +145,21 @@ def asked_pause_s(header: str | None, otherwise: float) -> float:
     return max(0.0, seconds) if math.isfinite(seconds) else otherwise
 
 
-def data_url(image: np.ndarray) -> str:
-    """uint8 [H, W, 3] as a PNG inside a URL."""
+Format = Literal["png", "jpeg"]
+
+
+def user_turn(
+    text: str, images: Sequence[np.ndarray], image_first: bool = True, kind: Format = "png"
+) -> dict[str, Any]:
+    """What a user says: a text, and images uint8 [H, W, 3] before or after it."""
+    shown = [{"type": "image_url", "image_url": {"url": data_url(image, kind)}} for image in images]
+    said = [{"type": "text", "text": text}]
+    return {"role": "user", "content": shown + said if image_first else said + shown}
+
+
+def data_url(image: np.ndarray, kind: Format = "png") -> str:
+    """uint8 [H, W, 3] inside a URL: as a PNG to the letter, as a JPEG of quality 95."""
+    options = {"compress_level": 1} if kind == "png" else {"quality": 95}
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format=kind.upper(), **options)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
-from cluster.commands.fetch import T2I_R1, PublishedFile, fetch
+from cluster.commands.fetch import T2I_R1, fetch_t2i_r1
+from evaluation.data import PublishedFile
 from policy.model import PolicyConfig, load_janus
 from policy.prompts import read_prompts
 from tests.conftest import shared_file
@@ -23,13 +23,14 @@ def fetched(tmp_path, prompt_cases):
     trainer = PublishedFile("trainer.py", len(source), hashlib.sha256(source).hexdigest())
     kept = tmp_path / "published"
     kept.mkdir()
+    prompts, instruction, _ = T2I_R1.files
     for file, name in (
-        (T2I_R1.prompts, "t2i_r1_prompts.jsonl"),
-        (T2I_R1.instruction, "t2i_r1_instruction.txt"),
+        (prompts, "t2i_r1_prompts.jsonl"),
+        (instruction, "t2i_r1_instruction.txt"),
     ):
         (kept / file.name).write_bytes(shared_file(f"prompts/{name}").read_bytes())
     (kept / trainer.name).write_bytes(source)
-    fetch(replace(T2I_R1, trainer=trainer), tmp_path, Console(quiet=True))
+    fetch_t2i_r1(replace(T2I_R1, files=(prompts, instruction, trainer)), tmp_path)
     return tmp_path
 
 
@@ -43,7 +44,7 @@ def test_all_published_prompts_are_there_once(fetched):
 
 def test_ids_are_the_published_ones(fetched, reference_folder, prompt_cases):
     janus = load_janus(PolicyConfig(path=str(reference_folder), templates=str(fetched / "templates")))
-    instruction = (fetched / "published" / T2I_R1.instruction.name).read_text()
+    instruction = (fetched / "published" / T2I_R1.files[1].name).read_text()
     before, after = (part.strip() for part in instruction.split("{}"))
     start = janus.tokenizer("<begin_of_image>").input_ids[-1:]
     for case in prompt_cases:

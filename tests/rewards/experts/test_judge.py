@@ -21,7 +21,7 @@ from PIL import Image
 
 from policy.errors import UserError
 from policy.prompts import plain_prompt
-from rewards.experts.chat import ChatError, Choice, asked_pause_s
+from rewards.experts.chat import Chat, ChatError, Choice, asked_pause_s, data_url, user_turn
 from rewards.experts.judge import VlmJudge, grade_of, yes_share_of
 
 MODEL = "tiny-judge"
@@ -237,6 +237,18 @@ def test_a_key_comes_from_the_environment_alone(server, monkeypatch):
     monkeypatch.setenv("MY_JUDGE", "s3cret")
     judge = VlmJudge(server.url, MODEL, api_key_env="MY_JUDGE")
     assert judge.score(reds(255), [ASKED]).values[0] > 0.99
+
+
+def test_several_images_in_one_turn_before_or_after_the_text(server):
+    chat = Chat(server.url, MODEL, None, timeout_s=10, retries=0)
+    images = reds(0, 255)
+    for first in (True, False):
+        turn = user_turn("Which is red?", images, image_first=first, kind="jpeg")
+        kinds = [part["type"] for part in turn["content"]]
+        assert kinds == (["image_url"] * 2 + ["text"] if first else ["text"] + ["image_url"] * 2)
+        urls = [part["image_url"]["url"] for part in turn["content"] if "image_url" in part]
+        assert urls == [data_url(image, "jpeg") for image in images]
+    assert chat.answer([user_turn("Is it?", images[:1])]).model == MODEL
 
 
 def test_a_wrong_model_or_address_is_found_when_it_is_built(server):
