@@ -262,12 +262,16 @@ class RunFolder:
         if not by:
             return
         before = self.by.setdefault(judge, by)
-        if before != by:
+        if _model_of(before) != _model_of(by):  # at another address it may be the same
             raise UserError(
                 f"{self.folder}: the judge {judge} was {_told(before)} and is now {_told(by)}; what two"
                 " judges say makes no score together: bring the first one back, or score into another"
                 " folder with `bicot bench score DIR --out NEW`"
             )
+
+
+def _model_of(by: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in by.items() if key != "url"}
 
 
 def _told(by: Mapping[str, str]) -> str:
