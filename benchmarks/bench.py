@@ -1,9 +1,9 @@
 """Whether drawing and judging overlap: `python -m benchmarks.bench`.
 
 The shapes benchmark on one worker, with a judge that is as slow as one on a GPU of its own, and as idle
-on the CPU: the images alone; the judge alone, on images that are there; both as one run; in turns. Printed
-are medians, and how much longer the whole takes than the slower of its halves. The judge is as slow as
-the drawing was, where there is most to lose.
+on the CPU: the images alone; the judge alone, on images that are there; both as one run. They take
+turns; printed are medians, and how much longer the whole takes than the slower of its halves. The judge
+is as slow as the drawing was, where there is most to lose.
 """
 
 import argparse
