@@ -40,15 +40,15 @@ def test_a_full_disk_costs_what_it_has_no_room_for_and_no_step(small_disk, tmp_p
     """Pictures, TensorBoard and a checkpoint are told of; ledger and metrics are whole in the end."""
     run = LiveRun(
         tmp_path,
-        30,
+        18,
         f"runs_dir={small_disk}",
         "train.keep_checkpoints=1",
         "train.show_every=2",
-        "evaluate.every=10",
+        "evaluate.every=6",
     )
     run.folder = small_disk / "shapes"
-    run.reach(6)
-    while not run.has_reached(16):
+    run.reach(5)
+    while not run.has_reached(10):
         fill(small_disk / "fill")  # a checkpoint that was given up leaves room
     (small_disk / "fill").unlink()
     told = run.wait_for_success()
@@ -58,12 +58,12 @@ def test_a_full_disk_costs_what_it_has_no_room_for_and_no_step(small_disk, tmp_p
     for what in ("ledger.jsonl", "metrics.jsonl", *shown):
         assert f"warning: {what} could not be written: No space left on device" in told
         assert f"{what} is written again" in told
-    assert "the checkpoint of step 12 could not be written" in told
+    assert "the checkpoint of step 8 could not be written" in told
     entries = read_ledger(run.folder)
     assert faults(entries) == []
-    assert len(entries) == 3 * 30
+    assert len(entries) == 3 * 18
     lines, unreadable = read_metrics(run.folder / "metrics.jsonl")
     assert not unreadable
-    assert [line["step"] for line in lines if "time/step" in line] == list(range(1, 31))
-    assert newest(run.folder / "checkpoints", pytest.fail).state.step == 30
+    assert [line["step"] for line in lines if "time/step" in line] == list(range(1, 19))
+    assert newest(run.folder / "checkpoints", pytest.fail).state.step == 18
     assert (run.folder / "report.html").exists()
