@@ -36,6 +36,7 @@ SMALL = [
     "evaluate.samples_per_prompt=1",
     "actors.count=1",
     "learner.ranks=1",
+    "train.max_empty_steps=1000000",  # after a thousand steps two small groups are often all right
 ]
 MEASURES = ("MB", "descriptors", "threads")
 
@@ -158,14 +159,15 @@ def main() -> None:
         watcher = Watcher(config.folder / "metrics.jsonl", args.pause)
         watcher.start()
         started = time.monotonic()
-        train(config, console)
-        watcher.done.set()
-    watcher.join(130)
-    console.print(
-        f"{args.steps} steps, {(time.monotonic() - started) / args.steps:.2f} s each, set-up included"
-    )
-    for table in tables(watcher, args.first):
-        console.print(table)
+        try:
+            train(config, console)
+        finally:  # a run that breaks off has been watched as well
+            watcher.done.set()
+            watcher.join(130)
+            took = time.monotonic() - started
+            console.print(f"{args.steps} steps, {took / args.steps:.2f} s each, set-up included")
+            for table in tables(watcher, args.first):
+                console.print(table)
 
 
 if __name__ == "__main__":
