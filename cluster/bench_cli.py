@@ -34,7 +34,7 @@ Out = Annotated[Path | None, typer.Option(help="folder for it", parser=home)]
 @app.command("list")
 def list_():
     """List the benchmarks, and whether their prompts are here."""
-    from cluster.commands.bench import list_benchmarks
+    from cluster.commands.bench_list import list_benchmarks
 
     list_benchmarks(console)
 

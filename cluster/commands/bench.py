@@ -17,7 +17,6 @@ from cluster.ray_session import existing_cluster, ray_session
 from cluster.validate import too_long
 from evaluation import pipeline
 from evaluation.benchmark import (
-    BENCHMARKS,
     Benchmark,
     Item,
     benchmark_class,
@@ -313,16 +312,3 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     for note in result["notes"]:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-
-
-def list_benchmarks(console: Console) -> None:
-    """What there is, and whether its prompts are here."""
-    table = Table()
-    for column in ("benchmark", "", "images a prompt", "judges", "prompts"):
-        table.add_column(column)
-    for name in BENCHMARKS:
-        found = benchmark_class(name)
-        here = (Path("data") / found.data_name).is_dir() or name == "shapes"
-        there = "here" if here else f"bicot fetch {found.data_name}"
-        table.add_row(name, found.title, str(found.images_per_prompt), ", ".join(found.judges), there)
-    console.print(table)
