@@ -35,18 +35,21 @@ class Gaps:
 
     def notes(self) -> list[str]:
         what = {
-            "missing": "images are missing",
-            "unreadable": "images cannot be read",
-            "refused": "prompts were refused by the generator",
-            "unjudged": "images have no usable reply of a judge",
-            "strangers": "files belong to no prompt and were passed over",
+            "missing": ("image is missing", "images are missing"),
+            "unreadable": ("image cannot be read", "images cannot be read"),
+            "refused": ("image was refused by the generator", "images were refused by the generator"),
+            "unjudged": ("image has no usable reply", "images have no usable reply"),
+            "strangers": (
+                "file belongs to no prompt and was passed over",
+                "files belong to no prompt and were passed over",
+            ),
         }
         found = []
         for name, told in what.items():
             some = getattr(self, name)
             if some:
                 more = ", ..." if len(some) > _SHOWN else ""
-                found.append(f"{len(some)} {told}: {', '.join(some[:_SHOWN])}{more}")
+                found.append(f"{len(some)} {told[len(some) > 1]}: {', '.join(some[:_SHOWN])}{more}")
         return found
 
 
