@@ -1,16 +1,14 @@
 """`bicot bench`: draw a benchmark's prompts, have the images judged, score them."""
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from cluster.commands.bench_show import bars, show, show_comparison
 from cluster.config import RayConfig, load_config, validated
 from cluster.placement import Role, check_room
 from cluster.ray_session import existing_cluster, ray_session
@@ -23,20 +21,21 @@ from evaluation.benchmark import (
     load_benchmark,
     some_of,
 )
-from evaluation.compare import as_csv, number, read_runs, tables, write_page
+from evaluation.compare import as_csv, read_runs, tables, write_page
 from evaluation.config import BenchConfig, judges_of, merged
 from evaluation.data import write_whole
+from evaluation.journal import read_record
 from evaluation.pipeline import Pipeline
 from evaluation.result import NAMES, score
 from evaluation.run_folder import RunFolder, identity
 from policy.errors import UserError
-from policy.jsonl import read_object
 from policy.lock import run_lock
 from policy.model import check_policy, countable_janus
 from policy.paths import check_writable
 from policy.prompts import plain_prompt
-from rewards.config import RewardsConfig
+from rewards.config import ExpertConfig, RewardsConfig
 from rewards.expert import check_experts
+from rewards.experts.chat import authorization
 from rewards.serving import deploy_experts, shutdown_experts
 
 
@@ -92,9 +91,7 @@ def benchmark_of(folder: Path, named: str | None) -> str:
                 " the images have, by --benchmark"
             )
         return named
-    name = read_object(path).get("benchmark")
-    if not isinstance(name, str):
-        raise UserError(f"{path}: not the record of a run")
+    name = read_record(folder)["benchmark"]
     if named not in (None, name):
         raise UserError(f"{folder}: a run of {name}, not of {named}")
     return name
@@ -122,12 +119,12 @@ def score_job(
     if not (folder / "bench.json").exists():
         config = bench_config(name, None, {"images": str(folder), **flags}, overrides)
         return Job(config, out or folder, config.generator(), folder)
-    there = read_object(folder / "bench.json")
-    foreign = there.get("images")
+    there = read_record(folder)
+    foreign = there["images"]
     images = Path(foreign) if foreign else folder / "images"
-    asked = {key: value for key, value in (there.get("asked") or {}).items() if value}
+    asked = {key: value for key, value in there["asked"].items() if value}
     changes = {j: {"options": e["options"], "use": e["use"]} for j, e in there["judges"].items()}
-    tree = {"images": str(images), "seed": there.get("seed", 0), **asked}
+    tree = {"images": str(images), "seed": there["seed"], **asked}
     tree |= {} if out else {"judges": changes}
     config = bench_config(name, None, merged(tree, flags), overrides)
     same = out is None or out == folder
@@ -141,19 +138,20 @@ def run(
     config, out = job.config, job.out
     benchmark = load_benchmark(config.benchmark, config.data)
     items = some_of(benchmark.items, config.tasks, config.limit)
-    every = _judges(benchmark, config)
-    judges = every if judge else None
-    _check(config, benchmark, items, judges)
-    check_writable(out)
+    judges = _judges(benchmark, config) if judge else None
     folder = RunFolder(out, benchmark, job.images)
-    entries = every.model_dump(mode="json")["experts"] if every else {}
+    _check(config, folder, items, judges)
+    check_writable(out)
+    entries = judges.model_dump(mode="json")["experts"] if judges else {}
     with run_lock(out):
         what = identity(benchmark, job.generator, config.seed, entries, job.images)
         folder.open(what, {"tasks": config.tasks, "limit": config.limit})
         if _left(folder, items, config, judges):
             _draw_and_judge(config, folder, items, judges, console)
         if not judge and not folder.by:
-            console.print(f"{folder.images}: drawn, not judged", highlight=False, soft_wrap=True)
+            console.print(
+                f"{folder.images}: drawn, and not judged yet", highlight=False, soft_wrap=True
+            )
             return None
         result = score(folder, items, published_rules=published_rules)
     show(result, console)
@@ -173,18 +171,7 @@ def compare(
     """Write compare.html and compare.csv into `out`, and print the tables."""
     found = tables(read_runs(folders, published_rules=published_rules), anyway=anyway)
     check_writable(out)
-    for one in found:
-        table = Table(title=one.title, caption="; ".join(one.differing) or None)
-        table.add_column("task")
-        for each in one.runs:
-            table.add_column(each.label, justify="right", overflow="fold")
-        for task, scores in one.scores.items():
-            table.add_row(task, *(number(score, one.unit) for score in scores))
-        console.print(table)
-        for each in one.runs:
-            for note in each.result["notes"]:
-                told = f"{each.label}: {note}"
-                console.print(told, highlight=False, markup=False, soft_wrap=True)
+    show_comparison(found, console)
     write_whole(out / "compare.csv", as_csv(found).encode("utf-8", "replace"))
     write_page(found, out / "compare.html", data)
     console.print(f"{out / 'compare.html'}\n{out / 'compare.csv'}", highlight=False, soft_wrap=True)
@@ -198,17 +185,50 @@ def _judges(benchmark: Benchmark, config: BenchConfig) -> RewardsConfig | None:
 
 
 def _check(
-    config: BenchRunConfig, benchmark: Benchmark, items: Sequence[Item], judges: RewardsConfig | None
+    config: BenchRunConfig, folder: RunFolder, items: Sequence[Item], judges: RewardsConfig | None
 ) -> None:
     """Before anything starts. Raises UserError."""
     if not items:
-        raise UserError(f"{benchmark.title}: no prompt is asked for")
-    if config.images is not None and not Path(config.images).is_dir():
-        raise UserError(f"{config.images}: no such folder of images")
+        raise UserError(f"{folder.benchmark.title}: no prompt is asked for")
+    if not config.generates:
+        _check_images(folder, items)
+    if not config.generates and judges is None and not (folder.folder / "replies.jsonl").exists():
+        raise UserError(f"{folder.folder}: no judge was asked yet: leave out --no-judge")
     if judges is not None:
-        check_experts(judges)
-    if config.policy is None:
+        check_experts(judges, "judges")
+        for name, entry in judges.experts.items():
+            _check_server(name, entry, config.ray)
+    if config.api is not None and not existing_cluster(config.ray):
+        authorization(config.api.api_key_env)
+    if config.policy is not None:
+        _check_policy(config, items)
+
+
+def _check_images(folder: RunFolder, items: Sequence[Item]) -> None:
+    if not folder.images.is_dir():
+        raise UserError(f"{folder.images}: no such folder of images")
+    if not any((folder.images / path).exists() for i in items for path in folder.benchmark.files(i)):
+        raise UserError(
+            f"{folder.images}: none of the images is there; the first would be"
+            f" {folder.benchmark.files(items[0])[0]}"
+        )
+
+
+def _check_server(name: str, entry: ExpertConfig, ray: RayConfig) -> None:
+    """A judge that asks a server must know which."""
+    if "url" not in entry.options:
         return
+    if not entry.options["url"] or not entry.options.get("model"):
+        raise UserError(
+            f"the judge {name} is a vision-language model on a server: name both, as --judge-url"
+            " http://HOST:8000/v1 --judge-model NAME"
+        )
+    if not existing_cluster(ray):  # whose nodes may have keys of their own
+        authorization(entry.options.get("api_key_env"))
+
+
+def _check_policy(config: BenchRunConfig, items: Sequence[Item]) -> None:
+    assert config.policy is not None
     check_policy(config.policy)
     templates = config.policy.templates
     if config.cot and templates and not (Path(templates) / "semantic_cot.txt").exists():
@@ -235,6 +255,7 @@ def _left(
         for item in items
         for judge in folder.benchmark.asks(item)
         for n in range(count)
+        if folder.is_there(item, n)
     )
 
 
@@ -265,50 +286,9 @@ def _draw_and_judge(
                 if draws:
                     status.update("starting the workers that generate")
                     workers = pipeline.start_workers(config)
-            with _bars(console) as progress:
+            with bars(console) as progress:
                 Pipeline(folder, items, config, workers, judges, progress).run()
         finally:
             if existing_cluster(config.ray):  # our own ends with us, all at once
                 shutdown_experts()
                 pipeline.stop_workers(workers)
-
-
-@contextmanager
-def _bars(console: Console):
-    """Two bars, with the time that is left; where there is no terminal, a line now and then."""
-    name = TextColumn("{task.description}")
-    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    told = {"drawn": 0}
-
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        drawing, judging = bars.add_task("drawn", total=None), bars.add_task("judged", total=None)
-
-        def tell(now: pipeline.Progress) -> None:
-            bars.update(drawing, completed=now.drawn, total=now.to_draw, visible=now.to_draw > 0)
-            bars.update(judging, completed=now.judged, total=now.to_judge, visible=now.to_judge > 0)
-            tenth = 10 * (now.drawn + now.judged) // max(1, now.to_draw + now.to_judge)
-            if not console.is_terminal and tenth > told["drawn"]:
-                told["drawn"] = tenth
-                console.print(
-                    f"drawn {now.drawn} of {now.to_draw} images, judged {now.judged} of {now.to_judge}",
-                    highlight=False,
-                )
-
-        yield pipeline.Progress(tell=tell)
-
-
-def show(result: dict[str, Any], console: Console) -> None:
-    """The result as a table, with what it does not say."""
-    asked = result["asked"]
-    table = Table(title=f"{result['title']}, {asked['prompts']} of {asked['of']} prompts")
-    table.add_column("task")
-    table.add_column("score", justify="right")
-    for task, value in result["tasks"].items():
-        table.add_row(task, number(value, result["unit"]))
-    table.add_section()
-    table.add_row("overall", number(result["overall"], result["unit"]), style="bold")
-    for name, value in result["further"].items():
-        table.add_row(name, number(value, result["unit"]), style="dim")
-    console.print(table)
-    for note in result["notes"]:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
