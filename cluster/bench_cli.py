@@ -70,8 +70,9 @@ def run(
     A run that was stopped goes on when the command is given again: no image is drawn twice, no judge is
     asked twice.
     """
-    from cluster.commands.bench import bench_config, job_of
+    from cluster.commands.bench import job_of
     from cluster.commands.bench import run as start
+    from cluster.commands.bench_config import bench_config
 
     flags: dict[str, Any] = {} if cot else {"cot": False}
     if policy is not None:

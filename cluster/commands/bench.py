@@ -1,18 +1,17 @@
 """`bicot bench`: draw a benchmark's prompts, have the images judged, score them."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from cluster.commands.bench_checks import check_job, check_servers
+from cluster.commands.bench_config import BenchRunConfig, bench_config
 from cluster.commands.bench_show import bars, show, show_comparison
-from cluster.config import RayConfig, load_config, validated
 from cluster.placement import Role, check_room
 from cluster.ray_session import existing_cluster, ray_session
-from cluster.validate import too_long
 from evaluation import pipeline
 from evaluation.benchmark import (
     Benchmark,
@@ -30,37 +29,9 @@ from evaluation.result import NAMES, score
 from evaluation.run_folder import RunFolder, identity
 from policy.errors import UserError
 from policy.lock import run_lock
-from policy.model import check_policy, countable_janus
 from policy.paths import check_writable
-from policy.prompts import plain_prompt
-from rewards.config import ExpertConfig, RewardsConfig
-from rewards.expert import check_experts
-from rewards.experts.chat import authorization
+from rewards.config import RewardsConfig
 from rewards.serving import deploy_experts, shutdown_experts
-
-
-class BenchRunConfig(BenchConfig):
-    ray: RayConfig = RayConfig()
-    """Which Ray cluster, and how long to wait for it."""
-
-
-def bench_config(
-    name: str, config: Path | None, flags: dict[str, Any], overrides: Sequence[str]
-) -> BenchRunConfig:
-    """What a command line asks for: the benchmark's own defaults, the model and sampling of a run's
-    configuration file, options, and overrides, in this order."""
-    tree: dict[str, Any] = deepcopy(dict(benchmark_class(name).defaults))
-    if config is not None:
-        run = load_config(config).model_dump(mode="json", exclude_unset=True)
-        shared = ("policy", "actors", "seed", "ray")
-        tree = merged(tree, {key: run[key] for key in shared if key in run})
-    source = flags.keys() & {"policy", "diffusers", "api", "images"}
-    if source and "policy" not in source:
-        tree.pop("policy", None)
-    tree = merged(tree, {"benchmark": name, **flags})
-    if "path" not in (tree.get("policy") or {"path": ""}):
-        tree.pop("policy")  # the templates of nothing
-    return validated(BenchRunConfig, tree, "command line", overrides)
 
 
 @dataclass(frozen=True)
@@ -140,13 +111,18 @@ def run(
     items = some_of(benchmark.items, config.tasks, config.limit)
     judges = _judges(benchmark, config) if judge else None
     folder = RunFolder(out, benchmark, job.images)
-    _check(config, folder, items, judges)
+    check_job(config, folder, items, judges)
+    new = not (out / "bench.json").exists()
+    if new:  # nothing is left behind
+        check_servers(judges, config.ray)
     check_writable(out)
     entries = judges.model_dump(mode="json")["experts"] if judges else {}
     with run_lock(out):
         what = identity(benchmark, job.generator, config.seed, entries, job.images)
         folder.open(what, {"tasks": config.tasks, "limit": config.limit})
         if _left(folder, items, config, judges):
+            if not new:
+                check_servers(judges, config.ray)
             _draw_and_judge(config, folder, items, judges, console)
         if not judge and not folder.by:
             console.print(
@@ -182,65 +158,6 @@ def _judges(benchmark: Benchmark, config: BenchConfig) -> RewardsConfig | None:
         return judges_of(benchmark, config)
     except ValueError as error:
         raise UserError(f"judges: {str(error).splitlines()[0]}") from None
-
-
-def _check(
-    config: BenchRunConfig, folder: RunFolder, items: Sequence[Item], judges: RewardsConfig | None
-) -> None:
-    """Before anything starts. Raises UserError."""
-    if not items:
-        raise UserError(f"{folder.benchmark.title}: no prompt is asked for")
-    if not config.generates:
-        _check_images(folder, items)
-    if not config.generates and judges is None and not (folder.folder / "replies.jsonl").exists():
-        raise UserError(f"{folder.folder}: no judge was asked yet: leave out --no-judge")
-    if judges is not None:
-        check_experts(judges, "judges")
-        for name, entry in judges.experts.items():
-            _check_server(name, entry, config.ray)
-    if config.api is not None and not existing_cluster(config.ray):
-        authorization(config.api.api_key_env)
-    if config.policy is not None:
-        _check_policy(config, items)
-
-
-def _check_images(folder: RunFolder, items: Sequence[Item]) -> None:
-    if not folder.images.is_dir():
-        raise UserError(f"{folder.images}: no such folder of images")
-    if not any((folder.images / path).exists() for i in items for path in folder.benchmark.files(i)):
-        raise UserError(
-            f"{folder.images}: none of the images is there; the first would be"
-            f" {folder.benchmark.files(items[0])[0]}"
-        )
-
-
-def _check_server(name: str, entry: ExpertConfig, ray: RayConfig) -> None:
-    """A judge that asks a server must know which."""
-    if "url" not in entry.options:
-        return
-    if not entry.options["url"] or not entry.options.get("model"):
-        raise UserError(
-            f"the judge {name} is a vision-language model on a server: name both, as --judge-url"
-            " http://HOST:8000/v1 --judge-model NAME"
-        )
-    if not existing_cluster(ray):  # whose nodes may have keys of their own
-        authorization(entry.options.get("api_key_env"))
-
-
-def _check_policy(config: BenchRunConfig, items: Sequence[Item]) -> None:
-    assert config.policy is not None
-    check_policy(config.policy)
-    templates = config.policy.templates
-    if config.cot and templates and not (Path(templates) / "semantic_cot.txt").exists():
-        raise UserError(
-            f"{templates}: no semantic_cot.txt, the text that asks for a semantic CoT: put one there,"
-            " or draw without one by --no-cot"
-        )
-    janus = countable_janus(config.policy)
-    most = config.actors.sampling.max_cot_tokens if config.cot else 0
-    for item in items:
-        if why := too_long(plain_prompt(item.text), janus, most):
-            raise UserError(f"prompt {item.key}: {why}")
 
 
 def _left(
