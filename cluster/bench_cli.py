@@ -8,33 +8,45 @@ import typer
 from cluster.terminal import TerminalConsole
 from policy.paths import home
 
-app = typer.Typer(help="Public benchmarks on any model.", no_args_is_help=True)
+app = typer.Typer(
+    help="Public benchmarks on any model. `bicot fetch NAME` gets the prompts of one.",
+    no_args_is_help=True,
+)
 console = TerminalConsole()
 
 Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help="one of `bicot bench list`")]
 Overrides = Annotated[
     list[str],
-    typer.Argument(help="keys, e.g. actors.count=8 actors.num_gpus=1 judges.objects.num_gpus=0.5"),
+    typer.Argument(help="settings, e.g. actors.count=8 actors.num_gpus=1 judges.objects.num_gpus=0.5"),
 ]
-Judge = Annotated[bool, typer.Option(help="ask the judges for what they have not been asked yet")]
-JudgeUrl = Annotated[str | None, typer.Option(help="of a judge's OpenAI-compatible server, .../v1")]
-JudgeModel = Annotated[str | None, typer.Option(help="the judge's name there")]
-JudgeKey = Annotated[str | None, typer.Option(help="environment variable that holds its API key")]
-Tasks = Annotated[str | None, typer.Option(help="rows of the table, with commas; default: all")]
-Limit = Annotated[int | None, typer.Option(min=1, help="prompts, as many of each task as can be")]
+Judge = Annotated[bool, typer.Option(help="ask the judges, about images that they have not judged yet")]
+JudgeUrl = Annotated[
+    str | None, typer.Option(help="OpenAI-compatible server of a judge that needs one, .../v1")
+]
+JudgeModel = Annotated[str | None, typer.Option(help="the judge's name on that server")]
+JudgeKey = Annotated[
+    str | None, typer.Option(help="environment variable that holds the API key of --judge-url")
+]
+Tasks = Annotated[
+    str | None, typer.Option(help="only these rows of the table, with commas between them")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="only so many prompts, spread over the tasks")]
 Data = Annotated[
     Path | None, typer.Option(help="folder with the prompt files; default: data/NAME", parser=home)
 ]
 Published = Annotated[
-    bool, typer.Option("--published-rules", help="score to the letter as the published scripts do")
+    bool,
+    typer.Option(
+        "--published-rules", help="score to the letter as the published scripts do, faults and all"
+    ),
 ]
-Out = Annotated[Path | None, typer.Option(help="folder for it", parser=home)]
+_OF = "folder for images, replies and scores"
 
 
 @app.command("list")
 def list_():
     """List the benchmarks, and whether their prompts are here."""
-    from cluster.commands.bench import list_benchmarks
+    from cluster.commands.bench_list import list_benchmarks
 
     list_benchmarks(console)
 
@@ -43,18 +55,27 @@ def list_():
 def run(
     benchmark: Name,
     overrides: Overrides = [],  # noqa: B006 (typer copies it)
-    out: Out = None,
-    policy: Annotated[str | None, typer.Option(help="a Janus: folder, checkpoint or hub id")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="draw with a Janus: folder, checkpoint or hub id")
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="a run's YAML: its model, templates and sampling", parser=home)
+        Path | None,
+        typer.Option(help="draw as this YAML of a run says: model, templates, sampling", parser=home),
     ] = None,
-    cot: Annotated[bool, typer.Option(help="with the semantic CoT, or plain Janus-Pro")] = True,
+    cot: Annotated[bool, typer.Option(help="a Janus writes a semantic CoT first, or not")] = True,
     diffusers: Annotated[
-        str | None, typer.Option(help="a pipeline of diffusers: hub id or folder")
+        str | None, typer.Option(help="draw with a pipeline of diffusers: hub id or folder")
     ] = None,
-    api: Annotated[str | None, typer.Option(help="a server with OpenAI's images API, .../v1")] = None,
-    api_model: Annotated[str | None, typer.Option(help="the model's name there")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="environment variable with its key")] = None,
+    api: Annotated[
+        str | None, typer.Option(help="draw with a server of OpenAI's images API, .../v1")
+    ] = None,
+    api_model: Annotated[str | None, typer.Option(help="the model's name on that server")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="environment variable that holds the API key of --api")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"{_OF}; default: bench/BENCHMARK", parser=home)
+    ] = None,
     judge: Judge = True,
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
@@ -67,11 +88,11 @@ def run(
 ):
     """Draw a benchmark's prompts, have the images judged while others are drawn, and score them.
 
-    A run that was stopped goes on when the command is given again: no image is drawn twice, no judge is
-    asked twice.
-    """
-    from cluster.commands.bench import bench_config, job_of
+    Name what draws: --policy, --config, --diffusers or --api. A run that was stopped goes on when the
+    command is given again: no image is drawn twice, no judge is asked twice."""
+    from cluster.commands.bench import job_of
     from cluster.commands.bench import run as start
+    from cluster.commands.bench_config import bench_config
 
     flags: dict[str, Any] = {} if cot else {"cot": False}
     if policy is not None:
@@ -96,7 +117,7 @@ def score(
     benchmark: Annotated[
         str | None, typer.Option(help="whose layout the images have, where DIR is no run")
     ] = None,
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option(help=f"{_OF}; default: DIR", parser=home)] = None,
     judge: Judge = True,
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,

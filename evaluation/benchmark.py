@@ -72,7 +72,8 @@ class Summary:
     further: dict[str, float | None] = field(default_factory=dict)
     """Other numbers that the published script prints."""
     notes: tuple[str, ...] = ()
-    """What the numbers do not say: what was left out, and why."""
+    """What the numbers do not say. Images that are missing or not judged are not among them: a run's
+    result names those for every benchmark."""
 
 
 class Benchmark(ABC):
@@ -125,9 +126,8 @@ class Benchmark(ABC):
     def summarise(self, judged: Sequence[Judged], *, published_rules: bool = False) -> Summary:
         """The scores of images, missing ones among them.
 
-        By default an image that is missing or not judged is in no mean, and the summary's counts say
-        so. `published_rules`: to the letter what the published scripts make of the same replies,
-        faults and all.
+        By default an image that is missing or not judged is in no mean. `published_rules`: to the
+        letter what the published scripts make of the same replies, faults and all.
         """
 
     def source(self) -> dict[str, str]:

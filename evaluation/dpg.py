@@ -20,7 +20,7 @@ The published rules have faults, which are mended by default:
   the notes say so.
 - Categories (L1, L2) are of the last tile alone, before zeroing. By default they are of all tiles,
   after it, as the score is.
-- An item that fails or is not there is left out, and nothing says so. By default the notes count it.
+- An item that fails or is not there is left out, and nothing says so. Here a result names its tiles.
 
 A proposition id that is twice in an item is a question asked once, the later one, under both rules. A
 dependency that is no list of numbers ends the published run; here the table is refused when it is read.
@@ -194,12 +194,9 @@ def tile_scores(judged: Judged) -> dict[int, float] | None:
 def mended_summary(items: Sequence[Sequence[Judged]]) -> Summary:
     """Of the tiles of each item."""
     means, categories = [], []
-    missing = not_judged = 0
     for tiles in items:
         by_tile = [(tile, tile_scores(tile)) for tile in tiles]
         scored = [(tile, scores) for tile, scores in by_tile if scores is not None]
-        missing += sum(not tile.present for tile in tiles)
-        not_judged += sum(tile.present and scores is None for tile, scores in by_tile)
         if scored:
             values = [sum(scores.values()) / len(scores) for _, scores in scored]
             means.append(sum(values) / len(values))
@@ -207,10 +204,6 @@ def mended_summary(items: Sequence[Sequence[Judged]]) -> Summary:
             names = {question.id: question.category for question in questions_of(tile.item)}
             categories += [(names[key], score) for key, score in scores.items()]
     notes = []
-    if missing:
-        notes.append(f"tiles missing, in no mean: {missing}")
-    if not_judged:
-        notes.append(f"tiles not judged, in no mean: {not_judged}")
     if lost := sum(_parents_missing(tiles[0].item) for tiles in items):
         notes.append(f"questions that depend on one that is not there, which zeroes nothing: {lost}")
     return _summary(means, categories, notes)

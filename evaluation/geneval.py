@@ -8,7 +8,7 @@ prompts with any right image.
 The default and the published rules differ in what they say where images are missing. The published
 script never sees these: its six tasks are then the ones that have an image, in the order of its files.
 By default a task without any judged image has no score, and there is no overall score without all six;
-what was left out is in the notes.
+a result names the images that were left out.
 """
 
 import json
@@ -136,14 +136,11 @@ def _notes(
     judged: Sequence[Judged], tasks: Mapping[str, float | None], counted: int
 ) -> tuple[str, ...]:
     notes = []
-    missing = sum(not image.present for image in judged)
-    if missing:
-        notes.append(f"{missing} of {len(judged)} images are missing, and in no mean")
-    if unjudged := len(judged) - missing - counted:
-        notes.append(f"{unjudged} of {len(judged)} images have no usable reply, and are in no mean")
+    replies = [image.replies[JUDGE] for image in judged if image.present and JUDGE in image.replies]
+    if unread := len(replies) - counted:
+        notes.append(f"{unread} of {len(judged)} images have a reply that says no objects, in no mean")
     if empty := [task for task, score in tasks.items() if score is None]:
         notes.append(f"no overall score: no image is judged in {', '.join(empty)}")
-    replies = [image.replies[JUDGE] for image in judged if image.present and JUDGE in image.replies]
     if counted and not any(reply.get("detections") for reply in replies):
         notes.append(
             "the judge found no object in any image: show it a photograph first, for a detector that"

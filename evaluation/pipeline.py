@@ -165,7 +165,11 @@ class Pipeline:
     # --- judging ---
 
     def _unjudged(self, item: Item) -> bool:
-        return any(self._folder.reply(item, n, judge) is None for n, judge in self._wanted(item))
+        return any(
+            self._folder.reply(item, n, judge) is None
+            for n, judge in self._wanted(item)
+            if self._folder.is_there(item, n)
+        )
 
     def _wanted(self, item: Item) -> list[tuple[int, str]]:
         asked = [judge for judge in self._benchmark.asks(item) if judge in self._judges]

@@ -4,14 +4,15 @@ compare them: prompts, generator, judges, seed, rules, and what is missing.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmark import Item, Judged, Summary
+from evaluation.benchmark import Item, Judged, Reply, Summary
 from evaluation.data import write_whole
+from evaluation.journal import ResultRecord, checked
 from evaluation.run_folder import RunFolder
 from policy.errors import UserError
 from policy.jsonl import read_object
@@ -35,18 +36,21 @@ class Gaps:
 
     def notes(self) -> list[str]:
         what = {
-            "missing": "images are missing",
-            "unreadable": "images cannot be read",
-            "refused": "prompts were refused by the generator",
-            "unjudged": "images have no usable reply of a judge",
-            "strangers": "files belong to no prompt and were passed over",
+            "missing": ("image is missing", "images are missing"),
+            "unreadable": ("image cannot be read", "images cannot be read"),
+            "refused": ("image was refused by the generator", "images were refused by the generator"),
+            "unjudged": ("image has no usable reply", "images have no usable reply"),
+            "strangers": (
+                "file belongs to no prompt and was passed over",
+                "files belong to no prompt and were passed over",
+            ),
         }
         found = []
         for name, told in what.items():
             some = getattr(self, name)
             if some:
                 more = ", ..." if len(some) > _SHOWN else ""
-                found.append(f"{len(some)} {told}: {', '.join(some[:_SHOWN])}{more}")
+                found.append(f"{len(some)} {told[len(some) > 1]}: {', '.join(some[:_SHOWN])}{more}")
         return found
 
 
@@ -59,26 +63,36 @@ def judged_images(folder: RunFolder, items: Sequence[Item]) -> tuple[list[Judged
     unjudged: list[str] = []
     for item in items:
         asks = folder.benchmark.asks(item)
-        for n, image in enumerate(folder.read(item)):
+        every = [_replies(folder, item, n, asks) for n in range(folder.benchmark.images_per_prompt)]
+        # An image that was judged by all can be read: it need not be tried.
+        whole = all(asks and len(replies) == len(asks) for replies in every)
+        whole = whole and all(folder.is_there(item, n) for n in range(len(every)))
+        images = [None] * len(every) if whole else folder.read(item)
+        for n, (image, replies) in enumerate(zip(images, every, strict=True)):
             name = f"{item.key}/{n}"
-            replies = {
-                judge: reply for judge in asks if (reply := folder.reply(item, n, judge)) is not None
-            }
             lost = image if isinstance(image, str) else None
             found.append(Judged(item, n, {} if lost else replies, lost is None))
             if why := folder.refused(item, n):
                 refused.append(f"{name} ({why})")
             elif lost == "missing":
-                missing.append(name)
+                missing.append(f"{name} ({printable(folder.path(item, n).relative_to(folder.images))})")
             elif lost:
                 unreadable.append(f"{name} ({lost.removeprefix('unreadable: ')})")
             elif absent := [judge for judge in asks if judge not in replies]:
                 why = folder.why_unusable(item, n, absent[0])
                 unjudged.append(f"{name} by {absent[0]}" + (f" ({why})" if why else ""))
-    gaps = Gaps(
-        *map(tuple, (missing, unreadable, refused, unjudged, folder.strangers(folder.benchmark.items)))
-    )
+    strangers = map(printable, folder.strangers(folder.benchmark.items))
+    gaps = Gaps(*map(tuple, (missing, unreadable, refused, unjudged, strangers)))
     return found, gaps
+
+
+def _replies(folder: RunFolder, item: Item, index: int, judges: Iterable[str]) -> dict[str, Reply]:
+    return {judge: reply for judge in judges if (reply := folder.reply(item, index, judge)) is not None}
+
+
+def printable(name: object) -> str:
+    """A file's name in one line: other people give files any name."""
+    return told if (told := str(name)).isprintable() else ascii(told)
 
 
 def score(folder: RunFolder, items: Sequence[Item], *, published_rules: bool) -> dict[str, Any]:
@@ -129,11 +143,7 @@ def read_result(folder: Path, *, published_rules: bool = False) -> dict[str, Any
     if not path.exists():
         rules = " --published-rules" if published_rules else ""
         raise UserError(f"{path}: no such result: `bicot bench score {folder}{rules}` makes one")
-    found = read_object(path)
-    for key in ("tasks", "judges", "asked", "generator", "gaps"):
-        if not isinstance(found.get(key), dict):
-            raise UserError(f"{path}: not the result of a benchmark: {key!r} is not there")
-    return found
+    return checked(read_object(path), ResultRecord, f"{path}: not the result of a benchmark")
 
 
 def label(result: Mapping[str, Any], folder: Path) -> str:

@@ -11,9 +11,8 @@ Lines are added when the thing itself is there, so a run that was killed goes on
 
 import hashlib
 import json
-import os
+import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +22,17 @@ from fastapi import HTTPException
 from evaluation.benchmark import Benchmark, Item, Reply
 from evaluation.data import write_whole
 from evaluation.generators import Drawn, as_png
+from evaluation.journal import ImageRow, Journal, ReplyRow, difference, read_record
 from evaluation.judges.base import UNUSABLE
+from evaluation.tiles import quarters, two_by_two
 from policy.errors import UserError
-from policy.jsonl import parse_object, read_object
 from rewards.images import read_images
 
 _MAX_PIXELS = 8192 * 8192
+_MAX_BYTES = 512 * 2**20
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _INCIDENTAL = {"device", "batch_size", "url", "api_key_env", "timeout_s", "retries", "concurrent"}
 """Options of a judge that do not change what it says."""
-
-
-@dataclass
-class Journal:
-    """A file of JSON lines that is only added to. A last line without an end is one whose writer was
-    killed: it is cut off."""
-
-    path: Path
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self):
-        if not self.path.exists():
-            return
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
-            self.rows.append(parse_object(line, f"{self.path}:{number}"))
-
-    def add(self, row: dict[str, Any]) -> None:
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        with self.path.open("ab") as file:
-            file.write(line.encode("utf-8", "replace"))
-        self.rows.append(row)
 
 
 def identity(
@@ -93,6 +69,7 @@ class RunFolder:
         self.benchmark = benchmark
         self.foreign = images is not None
         self.images = images if images is not None else folder / "images"
+        self._hashes: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
     def open(self, what: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         """Begin, or go on; `asked` says which of the prompts, and may be another each time. Raises
@@ -101,12 +78,9 @@ class RunFolder:
         path = self.folder / "bench.json"
         what = json.loads(json.dumps(what))
         if path.exists():
-            there = read_object(path)
-            there.pop("asked", None)
-            if differing := _difference(there, what):
-                raise UserError(
-                    f"{self.folder}: there is another run in it ({differing}): choose another --out"
-                )
+            there = read_record(self.folder)
+            self._read_journals()
+            what = self._continued(there, what)
         else:
             taken = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
             taken = [name for name in taken if not name.startswith(".")]
@@ -119,15 +93,30 @@ class RunFolder:
         write_whole(path, text.encode())
         self.what = what
         self._read_journals()
+        self._drawn.mend()
+        self._replies.mend()
 
     def look(self) -> None:
-        """Open a run to read it only. Raises UserError if there is none."""
-        self.what = read_object(self.folder / "bench.json")
+        """Open a run to read it only, at work or not. Raises UserError if there is none."""
+        self.what = read_record(self.folder)
         self._read_journals()
 
+    def _continued(self, there: Mapping[str, Any], what: Mapping[str, Any]) -> dict[str, Any]:
+        """The record of a run that goes on. A judge that has not said anything yet may be another, and
+        those that are not asked now stay. Raises UserError for another run."""
+        kept = there["judges"]
+        fixed = {name: entry for name, entry in kept.items() if name in self.by}
+        wanted = {name: what["judges"].get(name, entry) for name, entry in fixed.items()}
+        before = {key: value for key, value in there.items() if key != "asked"} | {"judges": fixed}
+        if differing := difference(before, {**what, "judges": wanted}):
+            raise UserError(
+                f"{self.folder}: there is another run in it ({differing}): choose another --out"
+            )
+        return {**what, "judges": {**kept, **what["judges"]}}
+
     def _read_journals(self) -> None:
-        self._drawn = Journal(self.folder / "images.jsonl")
-        self._replies = Journal(self.folder / "replies.jsonl")
+        self._drawn = Journal(self.folder / "images.jsonl", ImageRow)
+        self._replies = Journal(self.folder / "replies.jsonl", ReplyRow)
         self._by_image = {(row["item"], row["index"]): row for row in self._drawn.rows}
         self._by_ask = {(row["item"], row["index"], row["judge"]): row for row in self._replies.rows}
         self._asked: dict[str, Mapping[str, str]] = {}
@@ -147,7 +136,7 @@ class RunFolder:
             whole = [one for one in drawn if isinstance(one, Drawn)]
             cots = [one.cot for one in whole if one.cot is not None]
             together = refused or Drawn(
-                _two_by_two([one.image for one in whole]), "\n\n".join(cots) or None
+                two_by_two([one.image for one in whole]), "\n\n".join(cots) or None
             )
             drawn = [together]
         for index, (path, one) in enumerate(zip(paths, drawn, strict=True)):
@@ -156,13 +145,8 @@ class RunFolder:
             else:
                 content = as_png(one.image)
                 write_whole(self.images / path, content)
-                row = {
-                    "item": item.key,
-                    "index": index,
-                    "file": path,
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                    "cot": one.cot,
-                }
+                sha256 = hashlib.sha256(content).hexdigest()
+                row = {"item": item.key, "index": index, "file": path, "sha256": sha256, "cot": one.cot}
             self._drawn.add(row)
             self._by_image[item.key, index] = row
 
@@ -172,14 +156,38 @@ class RunFolder:
         for index, path in enumerate(self.benchmark.files(item)):
             row = self._by_image.get((item.key, index))
             file = self.images / path
-            if row is None or "refused" in row or not file.exists():
+            if row is None or "refused" in row or (found := self._hash(file)) is None:
                 return False
-            if hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
+            if found != row["sha256"]:
                 raise UserError(
                     f"{file}: not the image that this run drew: put that one back, or delete this one"
                     " to have it drawn again"
                 )
         return True
+
+    def path(self, item: Item, index: int) -> Path:
+        """Where an image lies."""
+        return self.images / self.benchmark.files(item)[0 if self.benchmark.tiles else index]
+
+    def is_there(self, item: Item, index: int) -> bool:
+        """Whether there is a file where an image should be."""
+        return self._hash(self.path(item, index)) is not None
+
+    def _hash(self, file: Path) -> str | None:
+        """SHA-256 of a file, which is read again only after a change; None: there is none."""
+        try:
+            found = file.stat()
+            if not stat.S_ISREG(found.st_mode):
+                return None  # a pipe, say, would be waited for
+            version = (found.st_mtime_ns, found.st_size, found.st_ino)
+            known, sha256 = self._hashes.get(file, (None, ""))
+            if version != known:
+                with file.open("rb") as content:
+                    sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+                self._hashes[file] = version, sha256
+        except OSError:
+            return None
+        return sha256
 
     def read(self, item: Item) -> list[np.ndarray | str]:
         """The images of an item, uint8 [H, W, 3] each; in place of one that cannot be had, why."""
@@ -192,13 +200,15 @@ class RunFolder:
         count = self.benchmark.images_per_prompt
         if isinstance(whole, str):
             return [whole] * count
-        height, width = whole.shape[0] // 2, whole.shape[1] // 2
-        corners = [(0, 0), (0, width), (height, 0), (height, width)]
-        found = [whole[y : y + height, x : x + width].copy() for y, x in corners]
-        return found[:count]
+        return list(quarters(whole)[:count])
 
     def _read(self, file: Path) -> np.ndarray | str:
         try:
+            there = file.stat()
+            if not stat.S_ISREG(there.st_mode):
+                return "unreadable: not a file"
+            if there.st_size > _MAX_BYTES:
+                return f"unreadable: more than {_MAX_BYTES // 2**20} MiB"
             return read_images([file.read_bytes()], _MAX_PIXELS)[0]
         except FileNotFoundError:
             return "missing"
@@ -225,7 +235,8 @@ class RunFolder:
     # --- replies ---
 
     def reply(self, item: Item, index: int, judge: str) -> Reply | None:
-        """A usable one to what the judge would be asked today, with its "by"; or None."""
+        """A usable one to what the judge would be asked today, on the image that is there now, with
+        its "by"; or None."""
         row = self._row(item, index, judge)
         if row is None or UNUSABLE in row["reply"]:
             return None
@@ -233,18 +244,23 @@ class RunFolder:
 
     def why_unusable(self, item: Item, index: int, judge: str) -> str | None:
         row = self._row(item, index, judge)
-        return None if row is None else row["reply"].get(UNUSABLE)
+        if row is None:
+            return "another image was judged" if (item.key, index, judge) in self._by_ask else None
+        return row["reply"].get(UNUSABLE)
 
     def _row(self, item: Item, index: int, judge: str) -> dict[str, Any] | None:
         row = self._by_ask.get((item.key, index, judge))
-        return row if row is not None and row["ask"] == self._ask(item, judge) else None
+        if row is None or row["ask"] != self._ask(item, judge):
+            return None
+        now = self._hash(self.path(item, index))
+        return row if now is None or row.get("image") in (None, now) else None
 
     def add_reply(self, item: Item, index: int, judge: str, reply: Reply) -> None:
         """Keep what a judge said. Raises UserError if it is not the model that it was before."""
         by = reply.pop("by", {})
         self._check_by(judge, by)
         row = {"item": item.key, "index": index, "judge": judge, "ask": self._ask(item, judge)}
-        row |= {"by": by, "reply": reply}
+        row |= {"image": self._hash(self.path(item, index)), "by": by, "reply": reply}
         self._replies.add(row)
         self._by_ask[item.key, index, judge] = row
 
@@ -276,24 +292,3 @@ def _model_of(by: Mapping[str, str]) -> dict[str, str]:
 
 def _told(by: Mapping[str, str]) -> str:
     return " ".join(str(value) for value in by.values())
-
-
-def _two_by_two(images: Sequence[np.ndarray]) -> np.ndarray:
-    height, width, _ = images[0].shape
-    whole = np.zeros((2 * height, 2 * width, 3), np.uint8)
-    for n, image in enumerate(images):
-        y, x = height * (n // 2), width * (n % 2)
-        whole[y : y + height, x : x + width] = image
-    return whole
-
-
-def _difference(there: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> str | None:
-    """The first key in which two records differ, with both values."""
-    for key in [*there, *(k for k in wanted if k not in there)]:
-        one, other = there.get(key), wanted.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            if found := _difference(one, other, f"{at}{key}."):
-                return found
-        elif one != other:
-            return f"{at}{key}: {json.dumps(one)} there, {json.dumps(other)} asked for"
-    return None

@@ -131,7 +131,7 @@ class T2ICompBench(Benchmark):
             overall,
             tasks,
             {} if overall is None else {"mean of categories": overall},
-            (*self._left_out(judged, scores), *_judged_by(judged, published_rules)),
+            tuple(_judged_by(judged, published_rules)),
         )
 
     def _score(self, judged: Judged, published_rules: bool) -> float | None:
@@ -225,16 +225,6 @@ class T2ICompBench(Benchmark):
 
     def _file(self, name: str) -> Path:
         return data_file(self.data, name, self.data_name)
-
-    def _left_out(
-        self, judged: Sequence[Judged], scores: Mapping[str, Sequence[float | None]]
-    ) -> Iterable[str]:
-        missing = Counter(one.item.task for one in judged if not one.present)
-        for task, some in scores.items():
-            if missing[task]:
-                yield f"{task}: {missing[task]} of {len(some)} images are missing, and in no mean"
-            if unjudged := sum(score is None for score in some) - missing[task]:
-                yield f"{task}: {unjudged} of {len(some)} images have no score, and are in no mean"
 
 
 def _lines(path: Path) -> list[str]:

@@ -188,10 +188,6 @@ class TiifMini(Benchmark):
         further |= {f"Overall, {length}": overall for length, overall in overalls.items()}
         further["Mean accuracy"] = mean(every.values())
         notes = []
-        if lost := sum(not image.present for image in judged):
-            notes.append(f"images missing, in no mean: {lost}")
-        if lost := sum(image.present and JUDGE not in image.replies for image in judged):
-            notes.append(f"images not judged, in no mean: {lost}")
         if published_rules:
             notes.append("there is no published overall of both lengths: see Overall, short and long")
             return Summary(

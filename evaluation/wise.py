@@ -10,7 +10,7 @@ The question that the judge is asked is a literal in the published source, which
 read out of the file that `bicot fetch` gets, and that file is never run.
 
 By default an image that is missing or not judged, or whose value is off its scale, is in no mean, and
-the notes count it; the overall score needs an image of every task. With the published rules one prompt
+a result says so; the overall score needs an image of every task. With the published rules one prompt
 that has no result leaves no score at all (`evaluation.wise_rules`).
 """
 
@@ -78,19 +78,16 @@ class Wise(Benchmark):
 
     def _mended(self, judged: Sequence[Judged]) -> Summary:
         scores: dict[str, list[float]] = {task: [] for task in TASKS}
-        left_out = {"missing": 0, "not judged": 0, "judged off the scale": 0}
+        off_scale = 0
         for image in judged:
-            score = self.image_score(image)
-            if not image.present:
-                left_out["missing"] += 1
-            elif JUDGE not in image.replies:
-                left_out["not judged"] += 1
-            elif score is None:
-                left_out["judged off the scale"] += 1
+            if not image.present or JUDGE not in image.replies:
+                continue
+            if (score := self.image_score(image)) is None:
+                off_scale += 1
             else:
                 scores[image.item.task].append(score)
         means = {task: mean(values) for task, values in scores.items()}
-        notes = [f"images {why}, in no mean: {count}" for why, count in left_out.items() if count]
+        notes = [f"images judged off the scale, in no mean: {off_scale}"] if off_scale else []
         if empty := [task for task in TASKS if means[task] is None]:
             notes.append(f"no overall: no image of {', '.join(empty)} was judged")
         return Summary(self.rules.overall(means), means, notes=tuple(notes))

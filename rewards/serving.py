@@ -104,10 +104,12 @@ def wait_until_running(apps: dict[str, str], timeout_s: float, say_every_s: floa
 
 
 def _reason(app: ApplicationStatusOverview) -> str:
-    """The last line of what Serve knows: of a traceback, the exception."""
+    """The last line of what Serve knows: of a traceback, the exception, and of a person's mistake the
+    message alone."""
     messages = [d.message for d in app.deployments.values() if d.message] or [app.message]
     lines = messages[0].strip().splitlines()
-    return lines[-1].strip() if lines else f"it is {app.status.value}"
+    last = lines[-1].strip() if lines else f"it is {app.status.value}"
+    return last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
 
 
 GATEWAY_APP = "gateway"

@@ -1,68 +1,37 @@
 """`bicot bench`: draw a benchmark's prompts, have the images judged, score them."""
 
 from collections.abc import Sequence
-from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from cluster.config import RayConfig, load_config, validated
+from cluster.commands.bench_checks import check_job, check_servers
+from cluster.commands.bench_config import BenchRunConfig, bench_config
+from cluster.commands.bench_show import bars, show, show_comparison
 from cluster.placement import Role, check_room
 from cluster.ray_session import existing_cluster, ray_session
-from cluster.validate import too_long
 from evaluation import pipeline
 from evaluation.benchmark import (
-    BENCHMARKS,
     Benchmark,
     Item,
     benchmark_class,
     load_benchmark,
     some_of,
 )
-from evaluation.compare import as_csv, number, read_runs, tables, write_page
+from evaluation.compare import as_csv, read_runs, tables, write_page
 from evaluation.config import BenchConfig, judges_of, merged
 from evaluation.data import write_whole
+from evaluation.journal import read_record
 from evaluation.pipeline import Pipeline
 from evaluation.result import NAMES, score
 from evaluation.run_folder import RunFolder, identity
 from policy.errors import UserError
-from policy.jsonl import read_object
 from policy.lock import run_lock
-from policy.model import check_policy, countable_janus
 from policy.paths import check_writable
-from policy.prompts import plain_prompt
 from rewards.config import RewardsConfig
-from rewards.expert import check_experts
 from rewards.serving import deploy_experts, shutdown_experts
-
-
-class BenchRunConfig(BenchConfig):
-    ray: RayConfig = RayConfig()
-    """Which Ray cluster, and how long to wait for it."""
-
-
-def bench_config(
-    name: str, config: Path | None, flags: dict[str, Any], overrides: Sequence[str]
-) -> BenchRunConfig:
-    """What a command line asks for: the benchmark's own defaults, the model and sampling of a run's
-    configuration file, options, and overrides, in this order."""
-    tree: dict[str, Any] = deepcopy(dict(benchmark_class(name).defaults))
-    if config is not None:
-        run = load_config(config).model_dump(mode="json", exclude_unset=True)
-        shared = ("policy", "actors", "seed", "ray")
-        tree = merged(tree, {key: run[key] for key in shared if key in run})
-    source = flags.keys() & {"policy", "diffusers", "api", "images"}
-    if source and "policy" not in source:
-        tree.pop("policy", None)
-    tree = merged(tree, {"benchmark": name, **flags})
-    if "path" not in (tree.get("policy") or {"path": ""}):
-        tree.pop("policy")  # the templates of nothing
-    return validated(BenchRunConfig, tree, "command line", overrides)
 
 
 @dataclass(frozen=True)
@@ -93,9 +62,7 @@ def benchmark_of(folder: Path, named: str | None) -> str:
                 " the images have, by --benchmark"
             )
         return named
-    name = read_object(path).get("benchmark")
-    if not isinstance(name, str):
-        raise UserError(f"{path}: not the record of a run")
+    name = read_record(folder)["benchmark"]
     if named not in (None, name):
         raise UserError(f"{folder}: a run of {name}, not of {named}")
     return name
@@ -123,12 +90,12 @@ def score_job(
     if not (folder / "bench.json").exists():
         config = bench_config(name, None, {"images": str(folder), **flags}, overrides)
         return Job(config, out or folder, config.generator(), folder)
-    there = read_object(folder / "bench.json")
-    foreign = there.get("images")
+    there = read_record(folder)
+    foreign = there["images"]
     images = Path(foreign) if foreign else folder / "images"
-    asked = {key: value for key, value in (there.get("asked") or {}).items() if value}
+    asked = {key: value for key, value in there["asked"].items() if value}
     changes = {j: {"options": e["options"], "use": e["use"]} for j, e in there["judges"].items()}
-    tree = {"images": str(images), "seed": there.get("seed", 0), **asked}
+    tree = {"images": str(images), "seed": there["seed"], **asked}
     tree |= {} if out else {"judges": changes}
     config = bench_config(name, None, merged(tree, flags), overrides)
     same = out is None or out == folder
@@ -142,19 +109,25 @@ def run(
     config, out = job.config, job.out
     benchmark = load_benchmark(config.benchmark, config.data)
     items = some_of(benchmark.items, config.tasks, config.limit)
-    every = _judges(benchmark, config)
-    judges = every if judge else None
-    _check(config, benchmark, items, judges)
-    check_writable(out)
+    judges = _judges(benchmark, config) if judge else None
     folder = RunFolder(out, benchmark, job.images)
-    entries = every.model_dump(mode="json")["experts"] if every else {}
+    check_job(config, folder, items, judges)
+    new = not (out / "bench.json").exists()
+    if new:  # nothing is left behind
+        check_servers(judges, config.ray)
+    check_writable(out)
+    entries = judges.model_dump(mode="json")["experts"] if judges else {}
     with run_lock(out):
         what = identity(benchmark, job.generator, config.seed, entries, job.images)
         folder.open(what, {"tasks": config.tasks, "limit": config.limit})
         if _left(folder, items, config, judges):
+            if not new:
+                check_servers(judges, config.ray)
             _draw_and_judge(config, folder, items, judges, console)
         if not judge and not folder.by:
-            console.print(f"{folder.images}: drawn, not judged", highlight=False, soft_wrap=True)
+            console.print(
+                f"{folder.images}: drawn, and not judged yet", highlight=False, soft_wrap=True
+            )
             return None
         result = score(folder, items, published_rules=published_rules)
     show(result, console)
@@ -174,18 +147,7 @@ def compare(
     """Write compare.html and compare.csv into `out`, and print the tables."""
     found = tables(read_runs(folders, published_rules=published_rules), anyway=anyway)
     check_writable(out)
-    for one in found:
-        table = Table(title=one.title, caption="; ".join(one.differing) or None)
-        table.add_column("task")
-        for each in one.runs:
-            table.add_column(each.label, justify="right", overflow="fold")
-        for task, scores in one.scores.items():
-            table.add_row(task, *(number(score, one.unit) for score in scores))
-        console.print(table)
-        for each in one.runs:
-            for note in each.result["notes"]:
-                told = f"{each.label}: {note}"
-                console.print(told, highlight=False, markup=False, soft_wrap=True)
+    show_comparison(found, console)
     write_whole(out / "compare.csv", as_csv(found).encode("utf-8", "replace"))
     write_page(found, out / "compare.html", data)
     console.print(f"{out / 'compare.html'}\n{out / 'compare.csv'}", highlight=False, soft_wrap=True)
@@ -196,32 +158,6 @@ def _judges(benchmark: Benchmark, config: BenchConfig) -> RewardsConfig | None:
         return judges_of(benchmark, config)
     except ValueError as error:
         raise UserError(f"judges: {str(error).splitlines()[0]}") from None
-
-
-def _check(
-    config: BenchRunConfig, benchmark: Benchmark, items: Sequence[Item], judges: RewardsConfig | None
-) -> None:
-    """Before anything starts. Raises UserError."""
-    if not items:
-        raise UserError(f"{benchmark.title}: no prompt is asked for")
-    if config.images is not None and not Path(config.images).is_dir():
-        raise UserError(f"{config.images}: no such folder of images")
-    if judges is not None:
-        check_experts(judges)
-    if config.policy is None:
-        return
-    check_policy(config.policy)
-    templates = config.policy.templates
-    if config.cot and templates and not (Path(templates) / "semantic_cot.txt").exists():
-        raise UserError(
-            f"{templates}: no semantic_cot.txt, the text that asks for a semantic CoT: put one there,"
-            " or draw without one by --no-cot"
-        )
-    janus = countable_janus(config.policy)
-    most = config.actors.sampling.max_cot_tokens if config.cot else 0
-    for item in items:
-        if why := too_long(plain_prompt(item.text), janus, most):
-            raise UserError(f"prompt {item.key}: {why}")
 
 
 def _left(
@@ -236,6 +172,7 @@ def _left(
         for item in items
         for judge in folder.benchmark.asks(item)
         for n in range(count)
+        if folder.is_there(item, n)
     )
 
 
@@ -266,63 +203,9 @@ def _draw_and_judge(
                 if draws:
                     status.update("starting the workers that generate")
                     workers = pipeline.start_workers(config)
-            with _bars(console) as progress:
+            with bars(console) as progress:
                 Pipeline(folder, items, config, workers, judges, progress).run()
         finally:
             if existing_cluster(config.ray):  # our own ends with us, all at once
                 shutdown_experts()
                 pipeline.stop_workers(workers)
-
-
-@contextmanager
-def _bars(console: Console):
-    """Two bars, with the time that is left; where there is no terminal, a line now and then."""
-    name = TextColumn("{task.description}")
-    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    told = {"drawn": 0}
-
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        drawing, judging = bars.add_task("drawn", total=None), bars.add_task("judged", total=None)
-
-        def tell(now: pipeline.Progress) -> None:
-            bars.update(drawing, completed=now.drawn, total=now.to_draw, visible=now.to_draw > 0)
-            bars.update(judging, completed=now.judged, total=now.to_judge, visible=now.to_judge > 0)
-            tenth = 10 * (now.drawn + now.judged) // max(1, now.to_draw + now.to_judge)
-            if not console.is_terminal and tenth > told["drawn"]:
-                told["drawn"] = tenth
-                console.print(
-                    f"drawn {now.drawn} of {now.to_draw} images, judged {now.judged} of {now.to_judge}",
-                    highlight=False,
-                )
-
-        yield pipeline.Progress(tell=tell)
-
-
-def show(result: dict[str, Any], console: Console) -> None:
-    """The result as a table, with what it does not say."""
-    asked = result["asked"]
-    table = Table(title=f"{result['title']}, {asked['prompts']} of {asked['of']} prompts")
-    table.add_column("task")
-    table.add_column("score", justify="right")
-    for task, value in result["tasks"].items():
-        table.add_row(task, number(value, result["unit"]))
-    table.add_section()
-    table.add_row("overall", number(result["overall"], result["unit"]), style="bold")
-    for name, value in result["further"].items():
-        table.add_row(name, number(value, result["unit"]), style="dim")
-    console.print(table)
-    for note in result["notes"]:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-
-
-def list_benchmarks(console: Console) -> None:
-    """What there is, and whether its prompts are here."""
-    table = Table()
-    for column in ("benchmark", "", "images a prompt", "judges", "prompts"):
-        table.add_column(column)
-    for name in BENCHMARKS:
-        found = benchmark_class(name)
-        here = (Path("data") / found.data_name).is_dir() or name == "shapes"
-        there = "here" if here else f"bicot fetch {found.data_name}"
-        table.add_row(name, found.title, str(found.images_per_prompt), ", ".join(found.judges), there)
-    console.print(table)

@@ -10,13 +10,10 @@ published numbers, not equal to them.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import BatchEncoding, BlipImageProcessorPil
+from transformers import BlipImageProcessorPil
 
 from evaluation.benchmark import Ask, Reply
 from evaluation.judges.base import Judge, revision_of
@@ -56,28 +53,10 @@ class _PublishedBlip(BlipVqa):
                 f" model's {words} tokens: set it to the number of {_ENC}"
             )
 
-    def _read(self, seen: Tensor, questions: list[str]) -> Tensor:
-        # Those of one length together: transformers' decoder looks at padding too, whatever the mask.
-        by_length = defaultdict(list)
-        for n, question in enumerate(questions):
-            by_length[self._tokens([question]).input_ids.shape[1]].append(n)
-        order = [n for some in by_length.values() for n in some]
-        logits = [
-            super(_PublishedBlip, self)._read(seen[some], [questions[n] for n in some])
-            for some in by_length.values()
-        ]
-        return torch.cat(logits)[torch.tensor(order).argsort()]
-
-    def _tokens(self, questions: list[str]) -> BatchEncoding:
-        tokens = self._tokenizer(
-            [cleaned(question) for question in questions],
-            padding=True,
-            truncation=True,
-            max_length=_MOST_TOKENS,
-            return_tensors="pt",
-        ).to(self._place.device)
-        tokens.input_ids[:, 0] = self._enc
-        return tokens
+    def _tokens(self, questions: list[str]) -> list[list[int]]:
+        whole = [cleaned(question) for question in questions]
+        rows = self._tokenizer(whole, truncation=True, max_length=_MOST_TOKENS).input_ids
+        return [[self._enc, *row[1:]] for row in rows]
 
 
 class BlipQuestions(Judge):

@@ -7,6 +7,7 @@ concern these experts; the published code gives spatial and count prompts a cons
 """
 
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import (
     BaseImageProcessor,
-    BatchEncoding,
     BlipForQuestionAnswering,
     BlipImageProcessorPil,
     CLIPImageProcessorPil,
@@ -164,21 +164,27 @@ class BlipVqa(_Vqa):
 
     def _read(self, seen: Tensor, questions: list[str]) -> Tensor:
         """Logits [Q, V] of questions, each about the picture that it sees, [Q, N, D]."""
-        tokens = self._tokens(questions)
-        question = self._model.text_encoder(
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=seen.new_ones(seen.shape[:2], dtype=torch.long),
-        ).last_hidden_state
-        start = self._model.decoder_start_token_id
+        rows = self._tokens(questions)
+        # Those of one length together: transformers' decoder looks at padding too, whatever the mask.
+        by_length = defaultdict(list)
+        for n, row in enumerate(rows):
+            by_length[len(row)].append(n)
+        logits = [
+            self._read_alike(seen[some], torch.tensor([rows[n] for n in some], device=seen.device))
+            for some in by_length.values()
+        ]
+        order = torch.tensor([n for some in by_length.values() for n in some], device=seen.device)
+        return torch.cat(logits)[order.argsort()]
+
+    def _read_alike(self, seen: Tensor, ids: Tensor) -> Tensor:
+        """The same for questions of one length, int64 [Q, T]."""
+        question = self._model.text_encoder(input_ids=ids, encoder_hidden_states=seen).last_hidden_state
         return self._model.text_decoder(
-            input_ids=tokens.input_ids.new_full((len(questions), 1), start),
+            input_ids=ids.new_full((len(ids), 1), self._model.decoder_start_token_id),
             encoder_hidden_states=question,
-            encoder_attention_mask=tokens.attention_mask,
             use_cache=False,
         ).logits[:, -1]
 
-    def _tokens(self, questions: list[str]) -> BatchEncoding:
-        """Token ids and attention mask of the questions, [Q, T] each."""
-        return self._tokenizer(questions, padding=True, return_tensors="pt").to(self._place.device)
+    def _tokens(self, questions: list[str]) -> list[list[int]]:
+        """Token ids of each question."""
+        return self._tokenizer(questions).input_ids

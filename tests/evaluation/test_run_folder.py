@@ -88,7 +88,12 @@ def test_what_is_missing_is_counted_named_and_in_no_mean(full):
     assert result["tasks"]["even"] == pytest.approx((20 + 60) / 2 / 255)
     assert result["tasks"]["odd"] == pytest.approx((30 + 70 + 80) / 3 / 255)
     notes = "\n".join(result["notes"])
-    for told in ("1 images are missing: 000/0", "001/1 (", "002/0 by meter (dark)", "misnamed.png"):
+    for told in (
+        "1 image is missing: 000/0 (000/0.png)",
+        "001/1 (",
+        "002/0 by meter (dark)",
+        "misnamed.png",
+    ):
         assert told in notes
     published = score(full, full.benchmark.items, published_rules=True)
     assert published["tasks"]["even"] == pytest.approx((0 + 20 + 0 + 60) / 4 / 255)

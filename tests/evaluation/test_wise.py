@@ -171,17 +171,13 @@ def test_a_source_without_one_question_is_refused(source):
 ROWS = [(1, 1.0), (2, 0.0), (401, 1.0), (521, 1.0), (641, 0.0), (761, 1.0), (881, 1.0)]
 
 
-def test_by_default_what_is_not_judged_is_counted_and_in_no_mean(tmp_path, monkeypatch):
+def test_by_default_what_is_not_judged_is_in_no_mean(tmp_path, monkeypatch):
     benchmark = benchmark_of(WiseVerified, tmp_path, monkeypatch)
     images = judged([*ROWS, (3, 1.0), (4, None), (5, 7)], VERIFIED, absent={3})
     summary = benchmark.summarise(images)
     assert summary.tasks["CULTURE"] == 0.5 and summary.tasks["BIOLOGY"] == 0
     assert summary.overall == pytest.approx(0.4 * 0.5 + 0.12 * 4)
-    assert summary.notes == (
-        "images missing, in no mean: 1",
-        "images not judged, in no mean: 1",
-        "images judged off the scale, in no mean: 1",
-    )
+    assert summary.notes == ("images judged off the scale, in no mean: 1",)
     by_published = benchmark.summarise(images, published_rules=True)
     assert by_published.overall is None and set(by_published.tasks.values()) == {None}
     assert by_published.notes[0].startswith("no scores: 992 prompts have no result: 3, 4, 6, 7")

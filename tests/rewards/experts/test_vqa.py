@@ -1,5 +1,6 @@
 """GIT and BLIP-VQA: one question a phrase, answered by the first token's distribution."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,17 @@ def test_a_checkpoint_that_lacks_tensors(git, tmp_path):
 def test_half_precision(git, blip):
     tiny.assert_half_precision_is_close(Git, str(git), atol=0.02)
     tiny.assert_half_precision_is_close(BlipVqa, str(blip), atol=0.02)
+
+
+@pytest.mark.parametrize(("expert_class", "folder"), [(Git, "git"), (BlipVqa, "blip")])
+def test_no_answer_depends_on_the_questions_beside_it(expert_class, folder, request, tmp_path):
+    """Weights so large that one look at padding would be seen."""
+    shutil.copytree(request.getfixturevalue(folder), tmp_path, dirs_exist_ok=True)
+    model = tiny.randomize(expert_class.model_class.from_pretrained(tmp_path), scale=0.6)
+    model.save_pretrained(tmp_path)
+    expert = expert_class(str(tmp_path), **tiny.EXACT)
+    image, phrases = tiny.images(1)[0], ["dog", "a big blue bench", "no", "red dog on a big bench", "a"]
+    (together,) = expert.yes([image], [phrases])
+    alone = [expert.yes([image], [[phrase]])[0][0] for phrase in phrases]
+    np.testing.assert_allclose(together, alone, atol=1e-6, rtol=0)
+    assert np.ptp(together) > 1e-3

@@ -1,0 +1,159 @@
+"""The records of a benchmark run as files: what a line of each must hold, and how lines are added.
+
+Records may have been edited or cut off: what has not the right form is refused, by file and line.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from evaluation.data import not_written
+from policy.errors import UserError
+from policy.jsonl import parse_object, read_bytes, read_object
+
+
+class ImageRow(BaseModel):
+    """A line of images.jsonl: an image, or why there is none."""
+
+    item: str
+    index: int
+    file: str | None = None
+    sha256: str | None = None
+    cot: str | None = None
+    refused: str | None = None
+
+    @model_validator(mode="after")
+    def _drawn_or_refused(self):
+        if (self.sha256 is None) == (self.refused is None):
+            raise ValueError("an image has either a sha256, or was refused")
+        return self
+
+
+class ReplyRow(BaseModel):
+    """A line of replies.jsonl."""
+
+    item: str
+    index: int
+    judge: str
+    ask: str
+    """Hash of what was asked."""
+    image: str | None = None
+    """Hash of the file that was shown."""
+    by: dict[str, str]
+    reply: dict[str, Any]
+
+
+class JudgeEntry(BaseModel):
+    use: str
+    options: dict[str, Any]
+
+
+class RunAsked(BaseModel):
+    tasks: list[str] | None = None
+    limit: int | None = None
+
+
+class RunRecord(BaseModel):
+    """bench.json."""
+
+    benchmark: str
+    prompts: dict[str, str]
+    generator: dict[str, Any]
+    seed: int
+    images: str | None
+    judges: dict[str, JudgeEntry]
+    asked: RunAsked
+
+
+class ResultAsked(BaseModel):
+    tasks: list[str]
+    prompts: int
+    of: int
+    images: int
+    keys: str
+
+
+class ResultRecord(BaseModel):
+    """result.json: what is read of it again."""
+
+    benchmark: str
+    prompts: dict[str, str]
+    generator: dict[str, Any]
+    seed: int
+    images: str | None
+    judges: dict[str, dict[str, Any]]
+    title: str
+    unit: str
+    rules: str
+    asked: ResultAsked
+    gaps: dict[str, int]
+    overall: float | None
+    tasks: dict[str, float | None]
+    further: dict[str, float | None]
+    notes: list[str]
+
+
+def checked(row: dict[str, Any], form: type[BaseModel], where: str) -> dict[str, Any]:
+    """The row, if it has the form. Raises UserError."""
+    try:
+        form.model_validate(row, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: {key + ': ' if key else ''}{first['msg']}") from None
+    return row
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a folder is a run of. Raises UserError."""
+    path = folder / "bench.json"
+    return checked(read_object(path), RunRecord, str(path))
+
+
+def difference(there: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> str | None:
+    """The first key in which two records differ, with both values."""
+    for key in [*there, *(k for k in wanted if k not in there)]:
+        one, other = there.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            if found := difference(one, other, f"{at}{key}."):
+                return found
+        elif one != other:
+            return f"{at}{key}: {json.dumps(one)} there, {json.dumps(other)} asked for"
+    return None
+
+
+class Journal:
+    """A file of JSON lines that is only added to. A last line without an end is one whose writer was
+    killed, or is still at it: it does not count."""
+
+    def __init__(self, path: Path, form: type[BaseModel]):
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        content = read_bytes(path) if path.exists() else b""
+        self._whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[: self._whole].split(b"\n")[:-1], 1):
+            where = f"{path}:{number}"
+            self.rows.append(checked(parse_object(line, where), form, where))
+
+    def mend(self) -> None:
+        """Cut off a last line without an end. For who adds lines; others may read meanwhile."""
+        if self.path.exists() and self.path.stat().st_size > self._whole:
+            os.truncate(self.path, self._whole)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Raises UserError, with the lines before it whole, if there is no room."""
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                written = file.write(line)
+        except OSError as error:
+            raise not_written(self.path, error) from None
+        if written < len(line):  # the next one will say why
+            os.truncate(self.path, self._whole)
+            raise UserError(f"{self.path}: cannot be written: no room for a line of {len(line)} bytes")
+        self._whole += len(line)
+        self.rows.append(dict(row))
