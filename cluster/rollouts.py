@@ -3,7 +3,7 @@
 `request` has the rollout workers generate and the reward worker score, and returns at once; the driver
 moves references only. The reward worker has experts score the first groups while others are still being
 generated. `collect` waits, and makes rewards of the scores when all groups of a request have theirs, so
-that they are comparable.
+that they are comparable. `draw` generates alone.
 
 Generation is deterministic: a sample is a function of its request and the weights, not of the worker.
 So a batch that is late or lost is generated again, the same, by `_generate_again`: while it is waited
@@ -84,19 +84,13 @@ class PendingBatch:
 
 
 @dataclass(eq=False)
-class PendingRollout:
-    """Groups that are being generated and scored.
-
-    `samples` refers to a list of references, one a group in the request's order, to its list[Sample].
-    `results` refers to a list of GroupResults, one a group, None where its samples were lost;
-    `reward_worker` makes it.
-    """
+class PendingSamples:
+    """Groups that are being generated. `samples` refers to a list of references, one a group in the
+    request's order, to its list[Sample]."""
 
     weights: PublishedWeights | None
     batches: list[PendingBatch]
     samples: ObjectRef
-    results: ObjectRef
-    reward_worker: ActorHandle
 
     def batches_of(self, places: Iterable[int]) -> list[PendingBatch]:
         """Those that hold the groups at some places, each once."""
@@ -105,6 +99,15 @@ class PendingRollout:
 
     def sample_refs(self) -> list[ObjectRef]:
         return [ref for batch in self.batches for ref in batch.samples]
+
+
+@dataclass(eq=False)
+class PendingRollout(PendingSamples):
+    """Groups that are scored as well. `results` refers to a list of GroupResults, one a group, None
+    where its samples were lost; `reward_worker` makes it."""
+
+    results: ObjectRef
+    reward_worker: ActorHandle
 
 
 @dataclass
@@ -175,6 +178,21 @@ class RolloutManager:
 
     def request(self, groups: Sequence[Group], weights: PublishedWeights | None) -> PendingRollout:
         """Have groups generated with these weights (None: as loaded) and scored. Returns at once."""
+        generating, work = self._begin(groups, weights)
+        results = self._reward_worker.score_groups.remote(generating.samples, work)
+        return PendingRollout(**vars(generating), results=results, reward_worker=self._reward_worker)
+
+    def draw(self, groups: Sequence[Group], weights: PublishedWeights | None) -> list[list[Sample]]:
+        """The samples of groups that nobody is to score, when all are there. Raises as `collect`
+        does."""
+        pending, _ = self._begin(groups, weights)
+        self._wait(pending)
+        return self.samples(pending, range(len(groups)))
+
+    def _begin(
+        self, groups: Sequence[Group], weights: PublishedWeights | None
+    ) -> tuple[PendingSamples, ObjectRef]:
+        """Have groups generated. The reference is to the Work that the workers have."""
         # Cut for all workers, ready or not: a log-probability's last bits depend on its batch.
         batches = cut_in_batches(groups, len(self.workers), self.config.actors.batch_size)
         if self.workers.replaced:
@@ -185,8 +203,7 @@ class RolloutManager:
             self._generate(batch, ready[n % len(ready)], work, n) for n, batch in enumerate(batches)
         ]
         samples = ray.put([ref for batch in pending for ref in batch.samples])
-        results = self._reward_worker.score_groups.remote(samples, work)
-        return PendingRollout(weights, pending, samples, results, self._reward_worker)
+        return PendingSamples(weights, pending, samples), work
 
     def _generate(self, groups: Batch, number: int, work: ObjectRef, which: int) -> PendingBatch:
         """Call worker `number` for batch `which` of `work`."""
@@ -243,7 +260,7 @@ class RolloutManager:
         rollout.generate_s, rollout.pull_s = float(busy.max()), float(pulls.max())
         return rollout
 
-    def _wait(self, pending: PendingRollout) -> list[RolloutStats]:
+    def _wait(self, pending: PendingSamples) -> list[RolloutStats]:
         """Wait for all batches; those that are late or lost are generated again elsewhere. Each may
         take `actors.timeout_s`; a worker that has several has as much longer. Returns a batch's stats
         each."""
@@ -260,7 +277,7 @@ class RolloutManager:
         except LOST:
             return [self._wait_for(pending, batch) for batch in pending.batches]
 
-    def _wait_for(self, pending: PendingRollout, batch: PendingBatch) -> RolloutStats:
+    def _wait_for(self, pending: PendingSamples, batch: PendingBatch) -> RolloutStats:
         while True:
             self.workers.wait_for_loading([batch.worker])
             try:
@@ -312,7 +329,7 @@ class RolloutManager:
 
     # --- lost samples ---
 
-    def ensure(self, pending: PendingRollout, lost: Iterable[int]) -> list[PendingBatch]:
+    def ensure(self, pending: PendingSamples, lost: Iterable[int]) -> list[PendingBatch]:
         """Generate again the groups at these places, whose samples cannot be had, and wait for them.
         A batch is generated as a whole: a log-probability's last bits depend on it. Returns the
         batches; `pending` holds their new samples. Raises as `collect` does."""
@@ -328,7 +345,7 @@ class RolloutManager:
         pending.samples = ray.put(pending.sample_refs())
         return batches
 
-    def samples(self, pending: PendingRollout, places: Sequence[int]) -> list[list[Sample]]:
+    def samples(self, pending: PendingSamples, places: Sequence[int]) -> list[list[Sample]]:
         """The samples of the groups at some places. Raises as `collect` does."""
         limit_s = self.config.actors.timeout_s
         try:
@@ -337,14 +354,14 @@ class RolloutManager:
         except LOST:
             return [self._samples_at(pending, place) for place in places]
 
-    def _samples_at(self, pending: PendingRollout, place: int) -> list[Sample]:
+    def _samples_at(self, pending: PendingSamples, place: int) -> list[Sample]:
         while True:
             try:
                 return ray.get(pending.sample_refs()[place], timeout=self.config.actors.timeout_s)
             except LOST:
                 self.ensure(pending, [place])
 
-    def _generate_again(self, pending: PendingRollout, batch: PendingBatch, why: Exception) -> None:
+    def _generate_again(self, pending: PendingSamples, batch: PendingBatch, why: Exception) -> None:
         """Give a batch to the next worker that is ready, and replace the one that had it, unless only
         the samples were lost. Raises `why` after `actors.max_redraws` times."""
         if batch.attempts > self.config.actors.max_redraws:

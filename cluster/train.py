@@ -58,7 +58,7 @@ def train(config: RunConfig, console: Console) -> Path:
                 TrainProgress(console, config.train.steps, done, as_json) as progress,
             ):
                 run_folder(config, goes_on=start is not None)
-                with closing(Run.begin(config, workers, progress, inputs.evaluator, start)) as run:
+                with closing(Run.begin(config, workers, progress, inputs, start)) as run:
                     train_with_recovery(run, inputs.prompts)
         summarize(config.folder, console)
     return config.folder

@@ -271,12 +271,13 @@ def constructor_options(entry: ExpertConfig) -> dict[str, Any]:
     return {**entry.options, **placed}
 
 
-def check_experts(config: RewardsConfig) -> None:
+def check_experts(config: RewardsConfig, key: str = "rewards.experts") -> None:
     """Load every class and hold its options against its constructor, but build nothing; look for the
     gateway's token.
 
     For a driver that must refuse a bad config before it starts. An expert with packages of its own can
-    only be loaded where these are; of it the name alone is checked. Raises UserError naming the expert.
+    only be loaded where these are; of it the name alone is checked. Raises UserError naming the expert
+    by its key, which lies under `key`.
     """
     if config.gateway is not None:
         token_digest(config.gateway)
@@ -290,4 +291,4 @@ def check_experts(config: RewardsConfig) -> None:
                 inspect.signature(found).bind(**constructor_options(entry))
         except (UserError, TypeError) as error:
             what = f"options: {error}" if isinstance(error, TypeError) else str(error)
-            raise UserError(f"rewards.experts.{name}: {what}") from error
+            raise UserError(f"{key}.{name}: {what}") from error
