@@ -73,8 +73,8 @@ def check_benchmark(benchmark: BenchmarkSlice, janus: PolicyModel | None, max_co
         for name, entry in benchmark.judges.experts.items():
             if lacking := [key for key in ("url", "model") if entry.options.get(key) == ""]:
                 raise UserError(
-                    f"evaluate.judges.{name}.options.{lacking[0]}: {benchmark.benchmark.title} is judged"
-                    " by a model on a server: name its url, which ends in /v1, and its model"
+                    f"evaluate.judges.{name}.options.{lacking[0]}: {benchmark.benchmark.title} is"
+                    " judged by a model on a server: name its url, which ends in /v1, and its model"
                 )
     for item in benchmark.items:
         if why := too_long(plain_prompt(item.text), janus, max_cot_tokens):
