@@ -12,7 +12,6 @@ for, or by `ensure` when its samples are missing later, to whomever."""
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -25,11 +24,20 @@ from ray.util.placement_group import PlacementGroup
 
 from actors.rollout import RolloutStats
 from cluster.config import RunConfig
+from cluster.pending import (
+    GeneratedGroup,
+    PendingBatch,
+    PendingRollout,
+    PendingSamples,
+    RolloutBatch,
+    ScoredGroup,
+    turns,
+)
 from cluster.rollout_workers import RolloutWorkers, cut_in_batches
 from policy.errors import UserError
-from policy.records import Batch, Group, Prompt, PublishedWeights, Sample, Scores, Work
+from policy.records import Batch, Group, PublishedWeights, Sample, Work
 from rewards.client import RewardWorker
-from rewards.expert import Failure, GroupResults
+from rewards.expert import GroupResults
 from rewards.rewards import RunningStats, compute_rewards, update_running_stats
 
 log = logging.getLogger(__name__)
@@ -39,105 +47,6 @@ LOST = (RayActorError, GetTimeoutError, ObjectLostError)
 
 _REWARD_WORKERS_TRIED = 3  # over one request
 _START_LIMIT_S = 120.0  # of a reward worker, which loads no model
-
-
-@dataclass(frozen=True)
-class GeneratedGroup:
-    """A group as it was generated.
-
-    `place` is its place in the request. `attempts` counts how often it was generated: more than once if
-    a worker was lost over it. `tokens` are those of all its samples, both CoTs together.
-    """
-
-    group: Group
-    place: int
-    weights_version: int
-    attempts: int
-    tokens: int
-
-    @property
-    def prompt(self) -> Prompt:
-        return self.group.prompt
-
-
-@dataclass(frozen=True)
-class ScoredGroup(GeneratedGroup):
-    """A group that was generated and scored."""
-
-    scores: Scores
-
-
-@dataclass(eq=False)
-class PendingBatch:
-    """Groups that one worker generates together, in one call.
-
-    `samples` are references, one a group, to its list[Sample]; `stats` refers to the call's
-    RolloutStats. All change when the batch is generated again; `attempts` counts.
-    """
-
-    groups: Batch
-    worker: int
-    handle: ActorHandle
-    samples: list[ObjectRef]
-    stats: ObjectRef
-    attempts: int = 1
-
-
-@dataclass(eq=False)
-class PendingSamples:
-    """Groups that are being generated. `samples` refers to a list of references, one a group in the
-    request's order, to its list[Sample]."""
-
-    weights: PublishedWeights | None
-    batches: list[PendingBatch]
-    samples: ObjectRef
-
-    def batches_of(self, places: Iterable[int]) -> list[PendingBatch]:
-        """Those that hold the groups at some places, each once."""
-        of_place = [batch for batch in self.batches for _ in batch.groups]
-        return list({id(of_place[place]): of_place[place] for place in sorted(places)}.values())
-
-    def sample_refs(self) -> list[ObjectRef]:
-        return [ref for batch in self.batches for ref in batch.samples]
-
-
-@dataclass(eq=False)
-class PendingRollout(PendingSamples):
-    """Groups that are scored as well. `results` refers to a list of GroupResults, one a group, None
-    where its samples were lost; `reward_worker` makes it."""
-
-    results: ObjectRef
-    reward_worker: ActorHandle
-
-
-@dataclass
-class RolloutBatch:
-    """What came of a request, and what it took.
-
-    Times are seconds that the driver waited; but `generate_s` and `pull_s` are the busiest worker's
-    generating and pulling of weights, which may have happened while the driver did something else.
-    """
-
-    pending: PendingRollout
-    groups: list[ScoredGroup] = field(default_factory=list)
-    stats: list[RolloutStats] = field(default_factory=list)
-    dropped: list[tuple[GeneratedGroup, str]] = field(default_factory=list)
-    """The groups that have no scores, each with the reason."""
-    left_out: dict[str, Failure] = field(default_factory=dict)
-    """The experts that no reward is made of, each with its first failure."""
-    results: list[GroupResults] = field(default_factory=list)
-    """Of every group, also of those without scores."""
-    generate_s: float = 0.0
-    pull_s: float = 0.0
-    waited_for_samples_s: float = 0.0
-    waited_for_scores_s: float = 0.0
-    replaced: int = 0
-    """Rollout workers that were lost meanwhile."""
-
-    @property
-    def failures(self) -> list[str]:
-        """The groups that were dropped and why, for people."""
-        return [f"{group.prompt.text!r}: {why}" for group, why in self.dropped]
 
 
 class PullableWeights(Protocol):
@@ -266,7 +175,7 @@ class RolloutManager:
         each."""
         limit_s = self.config.actors.timeout_s
         self.workers.wait_for_loading(batch.worker for batch in pending.batches)
-        for turn in _turns(pending.batches):
+        for turn in turns(pending.batches):
             refs = [batch.stats for batch in turn]
             _, late = ray.wait(refs, num_returns=len(refs), timeout=limit_s, fetch_local=False)
             for ref in late:  # a lost worker's later batches fail at once
@@ -384,15 +293,6 @@ def _generated(pending: PendingRollout, stats: Sequence[RolloutStats]) -> Iterat
         for group, tokens in zip(batch.groups, each.group_tokens, strict=True):
             yield GeneratedGroup(group, place, each.weights_version, batch.attempts, tokens)
             place += 1
-
-
-def _turns(batches: Sequence[PendingBatch]) -> Iterator[list[PendingBatch]]:
-    """The workers' first batches, then their second ones, and so on."""
-    by_worker: dict[int, list[PendingBatch]] = {}
-    for batch in batches:
-        by_worker.setdefault(batch.worker, []).append(batch)
-    for turn in range(max(map(len, by_worker.values()), default=0)):
-        yield [theirs[turn] for theirs in by_worker.values() if turn < len(theirs)]
 
 
 def _fetch_error(refs: Sequence[ObjectRef], limit_s: float) -> Exception | None:

@@ -21,7 +21,7 @@ from cluster.checkpoint import (
 )
 from cluster.config import RunConfig
 from cluster.ledger import Entry, Ledger, Outcome
-from cluster.rollouts import RolloutBatch, ScoredGroup
+from cluster.pending import RolloutBatch, ScoredGroup
 from cluster.validate import Inputs
 from cluster.watch.benchmarks import BenchmarkSlice, benchmark_metrics
 from cluster.watch.console import TrainProgress

@@ -23,9 +23,9 @@ from rich.console import Console
 
 from cluster.checkpoint import where_to_start
 from cluster.config import RunConfig
+from cluster.pending import PendingRollout, RolloutBatch, ScoredGroup
 from cluster.placement import total_cpus
 from cluster.ray_session import ray_session
-from cluster.rollouts import PendingRollout, RolloutBatch, ScoredGroup
 from cluster.run import LearnerLost, Run, StopSignal, catch_stop_signals, learner_at_work
 from cluster.validate import run_folder, validate_run
 from cluster.watch.console import TrainProgress
