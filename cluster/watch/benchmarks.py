@@ -7,7 +7,7 @@ directory, which `bicot bench score` reads like any other.
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class BenchmarkSlice:
 
     def score(self, drawn: Sequence[Sequence[Sample]], run: Path, step: int, version: int) -> Result:
         """Keep what was drawn at a step with a version of the weights, have it judged, and score it. An
-        image that a judge gives no reply on is counted, and is in no score."""
+        image that a judge gives no reply on is counted apart."""
         out = run / "samples" / f"bench_{plain(self.name)}_{step:06d}"
         if out.exists():  # of an earlier life of the run, which went back since
             shutil.rmtree(out)
@@ -88,13 +88,13 @@ class BenchmarkSlice:
 
 
 def unscored(result: Result) -> int:
-    """Images that are in no score."""
+    """Images that some judge gave no usable reply on; no score takes that for a 0."""
     return sum(result["gaps"].get(why, 0) for why in UNSCORED)
 
 
 def benchmark_metrics(name: str, result: Result) -> dict[str, float]:
-    """As `bench/NAME/...`: the score of each task, `overall`, and `unjudged`, the images that are in
-    none of them. A score that cannot be said is absent, never 0."""
+    """As `bench/NAME/...`: the score of each task, `overall`, and `unjudged`, the images that are
+    `unscored`. A score that cannot be said is absent, never 0."""
     scores = {**result["tasks"], "overall": result["overall"]}
     known = {task: float(value) for task, value in scores.items() if value is not None}
     found = {**known, "unjudged": float(unscored(result))}
@@ -135,15 +135,16 @@ class BenchmarkTable:
     notes: list[str]
 
 
-def benchmark_tables(run: Path) -> list[BenchmarkTable]:
-    """Of all benchmarks that a run has looked at. A look that cannot be read is left out."""
+def benchmark_tables(run: Path, tell: Callable[[str], None]) -> list[BenchmarkTable]:
+    """Of all benchmarks that a run has looked at. A look that cannot be read is told of and left
+    out."""
     looks: dict[str, list[tuple[int, Result]]] = {}
-    for folder in (run / "samples").glob("bench_*"):
+    for folder in sorted((run / "samples").glob("bench_*")):
         if match := re.fullmatch(r"bench_(.+)_([0-9]+)", folder.name):
             try:
                 looks.setdefault(match[1], []).append((int(match[2]), read_result(folder)))
-            except UserError:
-                continue
+            except UserError as error:
+                tell(f"left out: {error}")
     return [_table(sorted(looks[name], key=lambda look: look[0])) for name in sorted(looks)]
 
 

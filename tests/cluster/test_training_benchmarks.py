@@ -154,12 +154,12 @@ def test_the_console_says_the_score_and_what_is_not_in_it(tmp_path, as_json):
 
 
 def test_the_report_sets_the_last_look_beside_the_first_of_the_same_prompts(tmp_path):
-    recorder = Recorder(tmp_path)
+    recorder, said = Recorder(tmp_path), []
     looks = {0: ([10, 10], 2), 5: ([51] * 4, 4), 10: ([102, 102, 102, 51], 4)}
     for step, (levels, keys) in looks.items():
         result = looked_at(tmp_path, step, levels, keys=keys)
         recorder.step(step, benchmark_metrics("toy", result))
-    (table,) = benchmark_tables(tmp_path)
+    (table,) = benchmark_tables(tmp_path, said.append)
     assert (table.before, table.now) == (5, 10)
     even, odd, overall = table.rows
     assert (even.label, even.before, even.now) == ("even", "0.2000", "0.4000")
@@ -170,13 +170,16 @@ def test_the_report_sets_the_last_look_beside_the_first_of_the_same_prompts(tmp_
 
     looked_at(tmp_path, 15, [51] * 4, judged=0)
     recorder.close()
-    (table,) = benchmark_tables(tmp_path)
+    (table,) = benchmark_tables(tmp_path, said.append)
     assert [row.now for row in table.rows] == ["-", "-", "-", "8"]
     assert {row.difference for row in table.rows[:3]} == {"-"}
     assert any("it fell asleep" in note for note in table.notes)
+    assert not said
     (tmp_path / "samples/bench_toy_000015/result.json").write_text("[]")
-    (table,) = benchmark_tables(tmp_path)
+    (table,) = benchmark_tables(tmp_path, said.append)
     assert table.now == 10
+    (told,) = said
+    assert "bench_toy_000015/result.json" in told
 
 
 def test_every_benchmark_has_a_chart_and_its_gaps_another():
