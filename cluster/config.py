@@ -20,7 +20,7 @@ from policy.errors import UserError
 from policy.jsonl import read_text
 from policy.model import PolicyConfig
 from policy.paths import UserPath
-from rewards.config import RewardsConfig
+from rewards.config import ExpertName, RewardsConfig
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -81,6 +81,18 @@ class EvaluateConfig(BaseModel):
     """Images of each prompt."""
     cot_checker: str = "cluster.watch.evaluation:mentions_every_noun"
     """`package.module:function` of (prompt, CoT text), whether the plan is right."""
+    benchmarks: list[str] = []
+    """Names as in `bicot bench list`: public benchmarks whose scores are watched during training."""
+    benchmark_prompts: int = Field(24, ge=1)
+    """Prompts of each benchmark, the same number of each task as far as can be."""
+    benchmark_every: int | None = Field(None, ge=1)
+    """Steps between looks at the benchmarks; None: as `evaluate.every`. There is always one before
+    the first step and one after the last."""
+    benchmark_data: dict[str, UserPath] = {}
+    """Benchmark -> folder with its prompt files; else data/NAME, where `bicot fetch` puts them."""
+    judges: dict[ExpertName, dict[str, Any]] = {}
+    """Judge -> keys of its entry that differ from the benchmark's own: options, replicas, num_gpus,
+    ..."""
 
 
 class RayConfig(BaseModel):

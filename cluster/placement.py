@@ -11,6 +11,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from rich.table import Table
 
+from cluster.benchmarks import with_judges
 from cluster.config import RayConfig, RunConfig
 from cluster.ray_session import existing_cluster
 from policy.errors import UserError
@@ -31,20 +32,27 @@ class Role:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def roles(config: RunConfig, *, fewest: bool = False) -> list[Role]:
+def roles(config: RunConfig, *, fewest: bool = False, learn: bool = True) -> list[Role]:
     """Learner ranks together (they exchange gradients), rollouts apart (they exchange nothing); experts
-    with all the replicas that they may have, or with the fewest."""
+    and benchmarks' judges with all the replicas that they may have, or with the fewest. Who does not
+    `learn` needs rollouts and experts."""
 
     def role(name, count, strategy, of) -> Role:
         return Role(name, count, of.num_cpus, of.num_gpus, strategy, of.resources, of.labels)
 
     actors, learner, experts = config.actors, config.learner, config.rewards.experts
+    served = with_judges(config).experts if learn else experts
     return [
         role("rollout", actors.count, "SPREAD", actors),
-        role("learner", learner.ranks, "PACK", learner),
+        *([role("learner", learner.ranks, "PACK", learner)] if learn else []),
         *(
-            role(f"expert {name}", e.fewest_replicas if fewest else e.most_replicas, "", e)
-            for name, e in experts.items()
+            role(
+                f"{'expert' if name in experts else 'judge'} {name}",
+                entry.fewest_replicas if fewest else entry.most_replicas,
+                "",
+                entry,
+            )
+            for name, entry in served.items()
         ),
     ]
 

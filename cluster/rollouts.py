@@ -3,7 +3,7 @@
 `request` has the rollout workers generate and the reward worker score, and returns at once; the driver
 moves references only. The reward worker has experts score the first groups while others are still being
 generated. `collect` waits, and makes rewards of the scores when all groups of a request have theirs, so
-that they are comparable.
+that they are comparable. `draw` generates alone.
 
 Generation is deterministic: a sample is a function of its request and the weights, not of the worker.
 So a batch that is late or lost is generated again, the same, by `_generate_again`: while it is waited
@@ -12,7 +12,6 @@ for, or by `ensure` when its samples are missing later, to whomever."""
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -25,11 +24,20 @@ from ray.util.placement_group import PlacementGroup
 
 from actors.rollout import RolloutStats
 from cluster.config import RunConfig
+from cluster.pending import (
+    GeneratedGroup,
+    PendingBatch,
+    PendingRollout,
+    PendingSamples,
+    RolloutBatch,
+    ScoredGroup,
+    turns,
+)
 from cluster.rollout_workers import RolloutWorkers, cut_in_batches
 from policy.errors import UserError
-from policy.records import Batch, Group, Prompt, PublishedWeights, Sample, Scores, Work
+from policy.records import Batch, Group, PublishedWeights, Sample, Work
 from rewards.client import RewardWorker
-from rewards.expert import Failure, GroupResults
+from rewards.expert import GroupResults
 from rewards.rewards import RunningStats, compute_rewards, update_running_stats
 
 log = logging.getLogger(__name__)
@@ -39,102 +47,6 @@ LOST = (RayActorError, GetTimeoutError, ObjectLostError)
 
 _REWARD_WORKERS_TRIED = 3  # over one request
 _START_LIMIT_S = 120.0  # of a reward worker, which loads no model
-
-
-@dataclass(frozen=True)
-class GeneratedGroup:
-    """A group as it was generated.
-
-    `place` is its place in the request. `attempts` counts how often it was generated: more than once if
-    a worker was lost over it. `tokens` are those of all its samples, both CoTs together.
-    """
-
-    group: Group
-    place: int
-    weights_version: int
-    attempts: int
-    tokens: int
-
-    @property
-    def prompt(self) -> Prompt:
-        return self.group.prompt
-
-
-@dataclass(frozen=True)
-class ScoredGroup(GeneratedGroup):
-    """A group that was generated and scored."""
-
-    scores: Scores
-
-
-@dataclass(eq=False)
-class PendingBatch:
-    """Groups that one worker generates together, in one call.
-
-    `samples` are references, one a group, to its list[Sample]; `stats` refers to the call's
-    RolloutStats. All change when the batch is generated again; `attempts` counts.
-    """
-
-    groups: Batch
-    worker: int
-    handle: ActorHandle
-    samples: list[ObjectRef]
-    stats: ObjectRef
-    attempts: int = 1
-
-
-@dataclass(eq=False)
-class PendingRollout:
-    """Groups that are being generated and scored.
-
-    `samples` refers to a list of references, one a group in the request's order, to its list[Sample].
-    `results` refers to a list of GroupResults, one a group, None where its samples were lost;
-    `reward_worker` makes it.
-    """
-
-    weights: PublishedWeights | None
-    batches: list[PendingBatch]
-    samples: ObjectRef
-    results: ObjectRef
-    reward_worker: ActorHandle
-
-    def batches_of(self, places: Iterable[int]) -> list[PendingBatch]:
-        """Those that hold the groups at some places, each once."""
-        of_place = [batch for batch in self.batches for _ in batch.groups]
-        return list({id(of_place[place]): of_place[place] for place in sorted(places)}.values())
-
-    def sample_refs(self) -> list[ObjectRef]:
-        return [ref for batch in self.batches for ref in batch.samples]
-
-
-@dataclass
-class RolloutBatch:
-    """What came of a request, and what it took.
-
-    Times are seconds that the driver waited; but `generate_s` and `pull_s` are the busiest worker's
-    generating and pulling of weights, which may have happened while the driver did something else.
-    """
-
-    pending: PendingRollout
-    groups: list[ScoredGroup] = field(default_factory=list)
-    stats: list[RolloutStats] = field(default_factory=list)
-    dropped: list[tuple[GeneratedGroup, str]] = field(default_factory=list)
-    """The groups that have no scores, each with the reason."""
-    left_out: dict[str, Failure] = field(default_factory=dict)
-    """The experts that no reward is made of, each with its first failure."""
-    results: list[GroupResults] = field(default_factory=list)
-    """Of every group, also of those without scores."""
-    generate_s: float = 0.0
-    pull_s: float = 0.0
-    waited_for_samples_s: float = 0.0
-    waited_for_scores_s: float = 0.0
-    replaced: int = 0
-    """Rollout workers that were lost meanwhile."""
-
-    @property
-    def failures(self) -> list[str]:
-        """The groups that were dropped and why, for people."""
-        return [f"{group.prompt.text!r}: {why}" for group, why in self.dropped]
 
 
 class PullableWeights(Protocol):
@@ -175,6 +87,21 @@ class RolloutManager:
 
     def request(self, groups: Sequence[Group], weights: PublishedWeights | None) -> PendingRollout:
         """Have groups generated with these weights (None: as loaded) and scored. Returns at once."""
+        generating, work = self._begin(groups, weights)
+        results = self._reward_worker.score_groups.remote(generating.samples, work)
+        return PendingRollout(**vars(generating), results=results, reward_worker=self._reward_worker)
+
+    def draw(self, groups: Sequence[Group], weights: PublishedWeights | None) -> list[list[Sample]]:
+        """The samples of groups that nobody is to score, when all are there. Raises as `collect`
+        does."""
+        pending, _ = self._begin(groups, weights)
+        self._wait(pending)
+        return self.samples(pending, range(len(groups)))
+
+    def _begin(
+        self, groups: Sequence[Group], weights: PublishedWeights | None
+    ) -> tuple[PendingSamples, ObjectRef]:
+        """Have groups generated. The reference is to the Work that the workers have."""
         # Cut for all workers, ready or not: a log-probability's last bits depend on its batch.
         batches = cut_in_batches(groups, len(self.workers), self.config.actors.batch_size)
         if self.workers.replaced:
@@ -185,8 +112,7 @@ class RolloutManager:
             self._generate(batch, ready[n % len(ready)], work, n) for n, batch in enumerate(batches)
         ]
         samples = ray.put([ref for batch in pending for ref in batch.samples])
-        results = self._reward_worker.score_groups.remote(samples, work)
-        return PendingRollout(weights, pending, samples, results, self._reward_worker)
+        return PendingSamples(weights, pending, samples), work
 
     def _generate(self, groups: Batch, number: int, work: ObjectRef, which: int) -> PendingBatch:
         """Call worker `number` for batch `which` of `work`."""
@@ -243,13 +169,13 @@ class RolloutManager:
         rollout.generate_s, rollout.pull_s = float(busy.max()), float(pulls.max())
         return rollout
 
-    def _wait(self, pending: PendingRollout) -> list[RolloutStats]:
+    def _wait(self, pending: PendingSamples) -> list[RolloutStats]:
         """Wait for all batches; those that are late or lost are generated again elsewhere. Each may
         take `actors.timeout_s`; a worker that has several has as much longer. Returns a batch's stats
         each."""
         limit_s = self.config.actors.timeout_s
         self.workers.wait_for_loading(batch.worker for batch in pending.batches)
-        for turn in _turns(pending.batches):
+        for turn in turns(pending.batches):
             refs = [batch.stats for batch in turn]
             _, late = ray.wait(refs, num_returns=len(refs), timeout=limit_s, fetch_local=False)
             for ref in late:  # a lost worker's later batches fail at once
@@ -260,7 +186,7 @@ class RolloutManager:
         except LOST:
             return [self._wait_for(pending, batch) for batch in pending.batches]
 
-    def _wait_for(self, pending: PendingRollout, batch: PendingBatch) -> RolloutStats:
+    def _wait_for(self, pending: PendingSamples, batch: PendingBatch) -> RolloutStats:
         while True:
             self.workers.wait_for_loading([batch.worker])
             try:
@@ -312,7 +238,7 @@ class RolloutManager:
 
     # --- lost samples ---
 
-    def ensure(self, pending: PendingRollout, lost: Iterable[int]) -> list[PendingBatch]:
+    def ensure(self, pending: PendingSamples, lost: Iterable[int]) -> list[PendingBatch]:
         """Generate again the groups at these places, whose samples cannot be had, and wait for them.
         A batch is generated as a whole: a log-probability's last bits depend on it. Returns the
         batches; `pending` holds their new samples. Raises as `collect` does."""
@@ -328,7 +254,7 @@ class RolloutManager:
         pending.samples = ray.put(pending.sample_refs())
         return batches
 
-    def samples(self, pending: PendingRollout, places: Sequence[int]) -> list[list[Sample]]:
+    def samples(self, pending: PendingSamples, places: Sequence[int]) -> list[list[Sample]]:
         """The samples of the groups at some places. Raises as `collect` does."""
         limit_s = self.config.actors.timeout_s
         try:
@@ -337,14 +263,14 @@ class RolloutManager:
         except LOST:
             return [self._samples_at(pending, place) for place in places]
 
-    def _samples_at(self, pending: PendingRollout, place: int) -> list[Sample]:
+    def _samples_at(self, pending: PendingSamples, place: int) -> list[Sample]:
         while True:
             try:
                 return ray.get(pending.sample_refs()[place], timeout=self.config.actors.timeout_s)
             except LOST:
                 self.ensure(pending, [place])
 
-    def _generate_again(self, pending: PendingRollout, batch: PendingBatch, why: Exception) -> None:
+    def _generate_again(self, pending: PendingSamples, batch: PendingBatch, why: Exception) -> None:
         """Give a batch to the next worker that is ready, and replace the one that had it, unless only
         the samples were lost. Raises `why` after `actors.max_redraws` times."""
         if batch.attempts > self.config.actors.max_redraws:
@@ -367,15 +293,6 @@ def _generated(pending: PendingRollout, stats: Sequence[RolloutStats]) -> Iterat
         for group, tokens in zip(batch.groups, each.group_tokens, strict=True):
             yield GeneratedGroup(group, place, each.weights_version, batch.attempts, tokens)
             place += 1
-
-
-def _turns(batches: Sequence[PendingBatch]) -> Iterator[list[PendingBatch]]:
-    """The workers' first batches, then their second ones, and so on."""
-    by_worker: dict[int, list[PendingBatch]] = {}
-    for batch in batches:
-        by_worker.setdefault(batch.worker, []).append(batch)
-    for turn in range(max(map(len, by_worker.values()), default=0)):
-        yield [theirs[turn] for theirs in by_worker.values() if turn < len(theirs)]
 
 
 def _fetch_error(refs: Sequence[ObjectRef], limit_s: float) -> Exception | None:

@@ -21,7 +21,9 @@ from cluster.checkpoint import (
 )
 from cluster.config import RunConfig
 from cluster.ledger import Entry, Ledger, Outcome
-from cluster.rollouts import RolloutBatch, ScoredGroup
+from cluster.pending import RolloutBatch, ScoredGroup
+from cluster.validate import Inputs
+from cluster.watch.benchmarks import BenchmarkSlice, benchmark_metrics
 from cluster.watch.console import TrainProgress
 from cluster.watch.evaluation import Evaluator, NothingScored, saved_evaluations
 from cluster.watch.recorder import Recorder
@@ -105,6 +107,7 @@ class Run:
     ledger: Ledger
     checkpoints: CheckpointManager
     fingerprints: dict[str, str] = field(default_factory=dict)
+    benchmarks: Sequence[BenchmarkSlice] = ()
     wandb: WandbLog | None = None
     reward_warnings: RewardWarnings = field(default_factory=RewardWarnings)
     step: int = 0
@@ -119,7 +122,7 @@ class Run:
         config: RunConfig,
         workers: Workers,
         progress: TrainProgress,
-        evaluator,
+        inputs: Inputs,
         start: Checkpoint | None,
     ) -> "Run":
         """In a run directory that is new, or at the checkpoint that the learner was started from."""
@@ -132,7 +135,8 @@ class Run:
         recorder = Recorder(config.folder, wandb=wandb, tell=progress.say)
         records = recorder, Ledger(config.folder, progress.say)
         marks = fingerprints(config)
-        run = cls(config, workers, progress, evaluator, *records, checkpoints, marks, wandb)
+        looked_at = inputs.evaluator, *records, checkpoints, marks, inputs.benchmarks
+        run = cls(config, workers, progress, *looked_at, wandb)
         if start:
             run.restore(start)
         return run
@@ -280,8 +284,11 @@ class Run:
         with learner_at_work():
             if last or self.step % train.save_every == 0:
                 self.save()
-        if last or self.step % self.config.evaluate.every == 0:
+        every = self.config.evaluate.every
+        if last or self.step % every == 0:
             self.evaluate()
+        if last or self.step % (self.config.evaluate.benchmark_every or every) == 0:
+            self.look_at_benchmarks()
         with learner_at_work():
             self.checkpoints.poll(self.learner)
 
@@ -320,6 +327,7 @@ class Run:
         """Of the weights before the first step, unless the run had it."""
         if not self.step and not saved_evaluations(self.config.folder):
             self.evaluate()
+            self.look_at_benchmarks()
 
     def evaluate(self) -> None:
         """Training goes on if no sample was scored; without a first evaluation it does not begin."""
@@ -332,6 +340,21 @@ class Run:
             return
         self.recorder.evaluation(self.step, found)
         self.progress.evaluation(found, failures)
+
+    def look_at_benchmarks(self) -> None:
+        """Draw and score some prompts of each. Nothing but rollouts that are lost for good ends the
+        run."""
+        for one in self.benchmarks:
+            drawn = one.draw(self.workers.rollouts, self.weights)
+            try:
+                result = one.score(drawn, self.config.folder, self.step, self.version)
+            except Exception as error:  # of a judge, a formula, a full disk
+                self.progress.say(
+                    f"benchmark {one.name} at step {self.step}: left out: {in_one_line(error)}"
+                )
+                continue
+            self.recorder.step(self.step, benchmark_metrics(one.name, result))
+            self.progress.benchmark(self.step, one.name, result)
 
     def close(self) -> None:
         self.recorder.close()

@@ -23,9 +23,9 @@ from rich.console import Console
 
 from cluster.checkpoint import where_to_start
 from cluster.config import RunConfig
+from cluster.pending import PendingRollout, RolloutBatch, ScoredGroup
 from cluster.placement import total_cpus
 from cluster.ray_session import ray_session
-from cluster.rollouts import PendingRollout, RolloutBatch, ScoredGroup
 from cluster.run import LearnerLost, Run, StopSignal, catch_stop_signals, learner_at_work
 from cluster.validate import run_folder, validate_run
 from cluster.watch.console import TrainProgress
@@ -58,7 +58,7 @@ def train(config: RunConfig, console: Console) -> Path:
                 TrainProgress(console, config.train.steps, done, as_json) as progress,
             ):
                 run_folder(config, goes_on=start is not None)
-                with closing(Run.begin(config, workers, progress, inputs.evaluator, start)) as run:
+                with closing(Run.begin(config, workers, progress, inputs, start)) as run:
                     train_with_recovery(run, inputs.prompts)
         summarize(config.folder, console)
     return config.folder

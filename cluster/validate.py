@@ -10,6 +10,7 @@ from cluster.config import RunConfig, dump_config
 from cluster.estimate.store_memory import StoreNeed, store_need
 from cluster.files import write_whole
 from cluster.ray_session import existing_cluster
+from cluster.watch.benchmarks import BenchmarkSlice
 from cluster.watch.evaluation import Evaluator
 from cluster.watch.wandb_log import check_wandb
 from cluster.weight_sync import wants_broadcast
@@ -17,17 +18,19 @@ from learner.config import check_learner
 from policy.errors import UserError
 from policy.jsonl import read_rows
 from policy.model import PolicyModel, check_policy, countable_janus, positions_needed
-from policy.prompts import read_prompts
+from policy.prompts import plain_prompt, read_prompts
 from policy.records import Prompt
 from rewards.expert import check_experts
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads: training prompts, and held-out prompts with their CoT checker."""
+    """What a run reads: training prompts, held-out prompts with their CoT checker, and prompts of
+    benchmarks."""
 
     prompts: list[Prompt]
     evaluator: Evaluator
+    benchmarks: list[BenchmarkSlice]
 
     @property
     def all_prompts(self) -> list[Prompt]:
@@ -35,11 +38,13 @@ class Inputs:
 
     def store_need(self, config: RunConfig, *, learn: bool = True) -> StoreNeed:
         """What Ray's object store must hold."""
-        return store_need(config, len(self.evaluator.prompts), learn=learn)
+        largest = max((benchmark.images for benchmark in self.benchmarks), default=0)
+        return store_need(config, len(self.evaluator.prompts), learn=learn, benchmark=largest)
 
 
-def validate_run(config: RunConfig) -> Inputs:
-    """Raises UserError for the first thing that would stop the run later."""
+def validate_run(config: RunConfig, *, learn: bool = True) -> Inputs:
+    """Raises UserError for the first thing that would stop the run later. Benchmarks are looked at by
+    runs that `learn`."""
     check_fetched(config.policy.templates, config.train.prompts, config.evaluate.prompts)
     check_policy(config.policy)
     check_learner(config.learner, config.policy)
@@ -54,7 +59,26 @@ def validate_run(config: RunConfig) -> Inputs:
         prompts_that_fit(path, janus, max_cot_tokens)
         for path in (config.evaluate.prompts, config.train.prompts)
     )
-    return Inputs(prompts, Evaluator.of(config.evaluate, held_out))
+    benchmarks = BenchmarkSlice.all_of(config) if learn else []
+    for benchmark in benchmarks:
+        check_benchmark(benchmark, janus, max_cot_tokens)
+    return Inputs(prompts, Evaluator.of(config.evaluate, held_out), benchmarks)
+
+
+def check_benchmark(benchmark: BenchmarkSlice, janus: PolicyModel | None, max_cot_tokens: int) -> None:
+    """Raises UserError for a judge that cannot be built or has no server to ask, or a prompt that is
+    `too_long`."""
+    if benchmark.judges is not None:
+        check_experts(benchmark.judges, "evaluate.judges")
+        for name, entry in benchmark.judges.experts.items():
+            if lacking := [key for key in ("url", "model") if entry.options.get(key) == ""]:
+                raise UserError(
+                    f"evaluate.judges.{name}.options.{lacking[0]}: {benchmark.benchmark.title} is"
+                    " judged by a model on a server: name its url, which ends in /v1, and its model"
+                )
+    for item in benchmark.items:
+        if why := too_long(plain_prompt(item.text), janus, max_cot_tokens):
+            raise UserError(f"{benchmark.name}: prompt {item.key}: {why}")
 
 
 def prompts_that_fit(path: str, janus: PolicyModel | None, max_cot_tokens: int) -> list[Prompt]:

@@ -9,6 +9,7 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from rich.console import Console
 
+from cluster.benchmarks import with_judges
 from cluster.config import RunConfig
 from cluster.placement import check_room, reserve, roles
 from cluster.ray_session import existing_cluster
@@ -62,18 +63,17 @@ def start_workers(
     resume: Resume | None = None,
 ) -> Iterator[Workers]:
     """Bring every role up, in a Ray session that is already there; take them down at the end. The
-    learner, if there is to be one, as the checkpoint `resume` has it.
+    learner, if there is to be one, as the checkpoint `resume` has it; without, no benchmark's judges.
 
     Raises UserError if a role finds no room, an expert does not start, or some prompt has no expert
     that applies to it.
     """
     rollout, learner_role, *_ = roles(config)
-    fewest = roles(config, fewest=True)
-    check_room(config.ray, [role for role in fewest if learn or role.name != "learner"])
+    check_room(config.ray, roles(config, fewest=True, learn=learn))
     groups = []
     try:
         with console.status("starting experts") as status:
-            deploy_experts(config.rewards)
+            deploy_experts(with_judges(config) if learn else config.rewards)
             check_applicability(config.rewards, prompts)
             if config.rewards.gateway is not None:
                 console.print(f"gateway: {start_gateway(config.rewards)}/docs", highlight=False)

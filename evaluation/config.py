@@ -119,7 +119,7 @@ class BenchConfig(BaseModel):
 
 
 def judges_of(
-    benchmark: Benchmark, config: BenchConfig, names: set[str] | None = None
+    benchmark: Benchmark | type[Benchmark], config: BenchConfig, names: set[str] | None = None
 ) -> RewardsConfig | None:
     """The benchmark's judges as experts of Ray Serve, with what the configuration changes; of these
     names only. None: there is none to be started.

@@ -81,14 +81,16 @@ class Pipeline:
         workers: Sequence[ActorHandle],
         judges: RewardsConfig | None,
         progress: Progress,
+        prefix: str = "",
     ):
+        """`prefix`: what stands before a judge's name in the name of its application."""
         self._folder = folder
         self._benchmark = folder.benchmark
         self._items = items
         self._config = config
         self._workers = workers
         self._judges = list(judges.experts) if judges else []
-        self._client = ExpertClient(judges) if judges else None
+        self._client = ExpertClient(judges, prefix) if judges else None
         self._progress = progress
 
     def run(self) -> None:

@@ -95,11 +95,17 @@ def printable(name: object) -> str:
     return told if (told := str(name)).isprintable() else ascii(told)
 
 
-def score(folder: RunFolder, items: Sequence[Item], *, published_rules: bool) -> dict[str, Any]:
+def score(
+    folder: RunFolder,
+    items: Sequence[Item],
+    *,
+    published_rules: bool = False,
+    may_be_empty: bool = False,
+) -> dict[str, Any]:
     """Compute the result of some items and write it. Returns it. Raises UserError if no image at all
-    was judged."""
+    was judged, unless the result `may_be_empty`: it counts them, and has no scores then."""
     judged, gaps = judged_images(folder, items)
-    if not any(one.replies for one in judged):
+    if not may_be_empty and not any(one.replies for one in judged):
         told = "; ".join(gaps.notes()) or "no judge was asked"
         raise UserError(f"{folder.folder}: nothing to score: {told}")
     benchmark = folder.benchmark

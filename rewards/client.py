@@ -57,8 +57,10 @@ class ExpertClient:
     """All experts of a configuration that run on this cluster, whose handles are looked up when they
     are first asked."""
 
-    def __init__(self, config: RewardsConfig):
+    def __init__(self, config: RewardsConfig, prefix: str = ""):
+        """`prefix`: what stands before an expert's name in the name of its application."""
         self._config = config
+        self._prefix = prefix
         self._handles: dict[str, DeploymentHandle] = {}
 
     async def score_samples(
@@ -96,7 +98,7 @@ class ExpertClient:
 
     async def _call(self, name: str, method: str, *arguments) -> Any:
         if name not in self._handles:  # finding it blocks
-            handle = await asyncio.to_thread(serve.get_app_handle, app_name(name))
+            handle = await asyncio.to_thread(serve.get_app_handle, app_name(self._prefix + name))
             self._handles[name] = handle
         return await getattr(self._handles[name], method).remote(*arguments)
 

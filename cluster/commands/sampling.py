@@ -35,7 +35,7 @@ from rewards.serving import deploy_experts, shutdown_experts
 
 def evaluate(config: RunConfig, out: Path | None, console: Console) -> None:
     """Judge held-out samples of a policy as it is; into `out`, or runs/NAME-evaluation."""
-    inputs = validate_run(config)
+    inputs = validate_run(config, learn=False)
     out = out or config.folder.with_name(f"{config.name}-evaluation")
     check_writable(out)
     with (
@@ -95,8 +95,8 @@ def serve(config: RunConfig, console: Console) -> None:
     with ray_session(config.ray, cpus, console):
         try:
             with console.status("starting experts"):
-                experts = [role for role in roles(config, fewest=True) if not role.strategy]
-                check_room(config.ray, experts)
+                experts = roles(config, fewest=True, learn=False)
+                check_room(config.ray, [role for role in experts if not role.strategy])
                 deploy_experts(rewards)
                 url = start_gateway(rewards)
             console.print(

@@ -45,8 +45,11 @@ class StoreNeed:
         return " and ".join(parts)
 
 
-def store_need(config: RunConfig, held_out: int, *, learn: bool = True) -> StoreNeed:
-    """Of training, or of generating and scoring alone. `held_out`: prompts of an evaluation.
+def store_need(
+    config: RunConfig, held_out: int, *, learn: bool = True, benchmark: int = 0
+) -> StoreNeed:
+    """Of training, or of generating and scoring alone. `held_out`: prompts of an evaluation;
+    `benchmark`: images of the largest benchmark that the training looks at.
 
     Weights that are broadcast count as well: when a rollout worker is replaced, they go through the
     store from then on. While a version is being published, the samples that were just learned from
@@ -59,7 +62,7 @@ def store_need(config: RunConfig, held_out: int, *, learn: bool = True) -> Store
     train, steps = config.train, config.train.max_staleness + 2
     samples = held_out * config.evaluate.samples_per_prompt
     if learn:
-        samples = EVALUATIONS * samples + steps * train.group_size * train.groups_per_step
+        samples = EVALUATIONS * samples + steps * train.group_size * train.groups_per_step + benchmark
     return StoreNeed(
         versions=steps if learn else 0,
         version_bytes=published_bytes(model, config),

@@ -11,13 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cluster.terminal import visible
+from cluster.watch.benchmarks import Result, benchmark_metrics, in_a_line
 from cluster.watch.evaluation import Evaluation
 
 
 class TrainProgress:
     """Use as a context manager. In a terminal: a bar with step, reward, strict accuracy and time left;
     elsewhere (a job's log): a line a step with the same, or with `as_json` a JSON object a line, with
-    an `event` (step, evaluation, message) and for the first two all of their numbers."""
+    an `event` (step, evaluation, benchmark, message) and for the first three all of their numbers."""
 
     def __init__(self, console: Console, steps: int, done: int = 0, as_json: bool = False):
         self.console = console
@@ -82,6 +83,16 @@ class TrainProgress:
             self.say(f"evaluation at step {evaluation.step}: {text}")
         for failure in failures:
             self.say(f"evaluation at step {evaluation.step}: left out {failure}")
+
+    def benchmark(self, step: int, name: str, result: Result) -> None:
+        """The score at a step, and what it does not say."""
+        if self.as_json:
+            numbers = benchmark_metrics(name, result)
+            self._event("benchmark", step=step, **numbers)
+        else:
+            self.say(f"benchmark at step {step}: {in_a_line(name, result)}")
+        for note in result["notes"]:
+            self.say(f"benchmark at step {step}: {name}: {note}")
 
     def say(self, text: str) -> None:
         if self.as_json:

@@ -157,6 +157,9 @@ def charts(curves: dict[str, Points], experts: Sequence[str]) -> list[Chart]:
 
 def _other_panel(name: str) -> str:
     part, last = name.partition("/")[0], name.rpartition("/")[2]
+    if part == "bench":
+        unjudged = last == "unjudged"
+        return "Benchmarks: images not judged" if unjudged else f"Benchmark: {name.split('/')[1]}"
     if name.startswith(("reward/task/", "eval/reward/task/")):
         return "Held-out reward by task type" if part == "eval" else "Reward by task type"
     return {"expert": f"Experts: {last}", "time": "Seconds a step"}.get(part, part)
@@ -183,7 +186,7 @@ def _chart(title: str, curves: dict[str, Points], span: tuple[int, int]) -> Char
 
     lines = []
     for name, points in thinned.items():
-        dotted = name.startswith("eval/") or len(points) == 1
+        dotted = name.startswith(("eval/", "bench/")) or len(points) == 1
         plain = dotted or name in EXACT
         lines.append(
             Line(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.rollouts import RolloutBatch, ScoredGroup
+from cluster.pending import RolloutBatch, ScoredGroup
 from rewards.expert import ExpertScores, Failure
 
 

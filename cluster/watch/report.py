@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from cluster.files import KeepGoing, write_whole
+from cluster.watch.benchmarks import benchmark_tables
 from cluster.watch.best_worst import as_seen, best_worst
 from cluster.watch.console import evaluation_table
 from cluster.watch.curves import (
@@ -179,6 +180,7 @@ def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Pat
         changes=changes(first, last) if first and last else [],
         first=first,
         last=last,
+        benchmarks=benchmark_tables(folder, tell),
         charts=charts(series(lines), experts),
         frame={"w": WIDTH, "h": HEIGHT, "l": LEFT, "r": WIDTH - RIGHT, "t": TOP, "b": HEIGHT - BOTTOM},
         tabs=[_tab(evaluation) for evaluation in evaluations],

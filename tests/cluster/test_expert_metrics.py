@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cluster.rollouts import RolloutBatch, ScoredGroup
+from cluster.pending import RolloutBatch, ScoredGroup
 from cluster.watch.metrics import expert_metrics, reward_metrics
 from cluster.watch.reward_warnings import RewardWarnings
 from policy.records import Group, Prompt, Scores

@@ -131,6 +131,14 @@ def lose(pending, place):
         place -= len(batch.samples)
 
 
+def test_groups_that_nobody_scores_come_the_same_although_a_worker_is_lost(rollouts, groups):
+    wanted = generated(rollouts, rollouts.request(groups, None))
+    ray.kill(rollouts.workers.handles[0])
+    drawn = rollouts.draw(groups, None)
+    assert [[(s.id, s.image_ids.tolist()) for s in group] for group in drawn] == wanted
+    assert rollouts.workers.replaced == 1
+
+
 def test_groups_come_in_their_order(rollouts, groups):
     pending = rollouts.request(groups, None)
     stats = rollouts._wait(pending)

@@ -6,14 +6,21 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.checkpoint import newest
+from cluster.cli import app
 from cluster.config import load_config
 from cluster.ledger import faults, read_ledger
 from cluster.validate import run_folder
+from cluster.watch.benchmarks import BenchmarkSlice
+from evaluation.generators import make_generator
+from evaluation.result import read_result
+from examples.shapes.benchmark import Eyes, Shapes
 from policy.model import load_janus
 from tests.cluster.commands import TRAIN, a_few, bicot, environment
 from tests.conftest import ROOT
@@ -27,10 +34,11 @@ def read_lines(folder):
 
 @pytest.fixture(scope="module")
 def sync_run(tmp_path_factory):
-    """Four synchronous steps, with three evaluations."""
+    """Four synchronous steps, with three evaluations and looks at a benchmark."""
     tmp = tmp_path_factory.mktemp("sync")
     held_out = a_few("heldout.jsonl", tmp / "heldout.jsonl", every=14)
     overrides = ["train.steps=4", "evaluate.every=2", f"evaluate.prompts={held_out}", f"runs_dir={tmp}"]
+    overrides += ["evaluate.benchmarks=[shapes]", "evaluate.benchmark_prompts=4"]
     done = bicot("train", TRAIN, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     return done, tmp / "shapes", overrides
@@ -101,10 +109,51 @@ def test_the_checkpoint_is_a_model_that_has_learned_where_it_may(sync_run):
     assert not any(name.startswith(frozen) for name in changed)
 
 
+TASKS = {"color", "numeracy", "complex", "spatial"}
+
+
+def test_a_benchmark_is_scored_before_the_first_step_and_after_the_last(sync_run, capsys):
+    """By its own formula on the images that are kept, which anybody can score again."""
+    done, folder, _ = sync_run
+    lines = [line for line in read_lines(folder) if "bench/shapes/unjudged" in line]
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    for line in lines:
+        kept = folder / "samples" / f"bench_shapes_{line['step']:06d}"
+        assert len(list((kept / "images").glob("*.png"))) == 16
+        written = read_result(kept)
+        app(["bench", "score", str(kept), "--no-judge"], standalone_mode=False)
+        result = read_result(kept)
+        assert result == written and result["tasks"].keys() == TASKS
+        assert line["bench/shapes/overall"] == result["overall"]
+        assert all(line[f"bench/shapes/{task}"] == result["tasks"][task] for task in TASKS)
+        assert line["bench/shapes/unjudged"] == 0
+        told = f"benchmark at step {line['step']}: shapes: overall {result['overall']:.4f}\n"
+        assert told in done.stdout
+        judge = Eyes()
+        for row in map(json.loads, (kept / "replies.jsonl").read_text().splitlines()):
+            item = next(i for i in Shapes(Path()).items if i.key == row["item"])
+            image = np.asarray(Image.open(kept / "images" / f"{row['item']}_{row['index']}.png"))
+            assert judge.replies([image], [{"prompt": item.facts}]) == [row["reply"]]
+    report = (folder / "report.html").read_text()
+    assert "shapes, 4 of" in report and "Benchmark: shapes" in report
+
+
+def test_a_benchmark_gets_the_images_that_its_command_draws(sync_run):
+    _, folder, overrides = sync_run
+    config = load_config(ROOT / TRAIN, overrides)
+    (look,) = BenchmarkSlice.all_of(config)
+    drawn = make_generator(look.config).draw(look.items[:1], 4)[0]
+    kept = folder / "samples" / "bench_shapes_000000"
+    for n, one in enumerate(drawn):
+        path = kept / "images" / look.benchmark.files(look.items[0])[n]
+        assert np.array_equal(np.asarray(Image.open(path)), one.image)
+
+
 @pytest.mark.slow
 def test_generating_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(tmp_path):
     """max_staleness 1, and an expert that is blind to yellow: its groups go, told and counted. Another,
-    blind to blue, is left out of the steps that have any, and takes no group with it."""
+    blind to blue, is left out of the steps that have any, and takes no group with it. A benchmark's
+    judge fails, too: its images are counted, and are in no score."""
     held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=40)
     without = [line for line in held_out.read_text().splitlines() if "yellow" not in line]
     held_out.write_text("\n".join(without) + "\n")
@@ -123,8 +172,21 @@ def test_generating_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropp
         "rewards.experts.moody.use=tests.rewards.experts_for_tests:FailsOn",
         "rewards.experts.moody.options.word=blue",
         "rewards.experts.moody.on_failure=leave_out",
+        "evaluate.benchmarks=[shapes]",
+        "evaluate.benchmark_prompts=4",
+        "evaluate.judges.eyes.use=tests.evaluation.toy:MoodyEyes",
+        "evaluate.judges.eyes.options.word=and",
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    looks = [line for line in read_lines(tmp_path / "shapes") if "bench/shapes/unjudged" in line]
+    assert [line["step"] for line in looks] == [0, 5]
+    lost = [task for task in TASKS if f"bench/shapes/{task}" not in looks[0]]
+    assert 0 < len(lost) < 4
+    for line in looks:
+        assert line["bench/shapes/unjudged"] == 4 * len(lost)
+        assert all(f"bench/shapes/{task}" not in line for task in lost)
+    assert f"{4 * len(lost)} of 16 images not judged" in done.stdout
+    assert "expert eyes failed 3 times, at last with: OSError: blind to and" in done.stdout
     steps = [line for line in read_lines(tmp_path / "shapes") if "loss" in line]
     assert [line["staleness/max"] for line in steps] == [0, 1, 1, 1, 1]
     dropped = sum(line["groups/dropped"] for line in steps)

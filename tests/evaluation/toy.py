@@ -7,6 +7,7 @@ import numpy as np
 
 from evaluation.benchmark import Ask, Benchmark, Item, Judged, Reply, Summary, mean
 from evaluation.judges.base import Judge, unusable
+from examples.shapes.benchmark import Eyes
 
 KEYS = ("000", "001", "002", "003")
 
@@ -74,6 +75,19 @@ class TiledToy(Toy):
 
     def files(self, item: Item) -> Sequence[str]:
         return [f"{item.key}.png"]
+
+
+class MoodyEyes(Eyes):
+    """The shapes world's judge, which fails on prompts with a word."""
+
+    def __init__(self, word: str):
+        super().__init__()
+        self._word = word
+
+    def replies(self, images: Sequence[np.ndarray], asks: Sequence[Ask]) -> list[Reply]:
+        if any(self._word in ask["prompt"]["prompt"].split() for ask in asks):
+            raise OSError(f"blind to {self._word}")
+        return super().replies(images, asks)
 
 
 def gray(level: int, side: int = 8) -> np.ndarray:

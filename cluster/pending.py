@@ -1,0 +1,119 @@
+"""Groups of samples on their way: being generated, being scored, and what came of them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ray import ObjectRef
+from ray.actor import ActorHandle
+
+from actors.rollout import RolloutStats
+from policy.records import Batch, Group, Prompt, PublishedWeights, Scores
+from rewards.expert import Failure, GroupResults
+
+
+@dataclass(frozen=True)
+class GeneratedGroup:
+    """A group as it was generated.
+
+    `place` is its place in the request. `attempts` counts how often it was generated: more than once if
+    a worker was lost over it. `tokens` are those of all its samples, both CoTs together.
+    """
+
+    group: Group
+    place: int
+    weights_version: int
+    attempts: int
+    tokens: int
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.group.prompt
+
+
+@dataclass(frozen=True)
+class ScoredGroup(GeneratedGroup):
+    """A group that was generated and scored."""
+
+    scores: Scores
+
+
+@dataclass(eq=False)
+class PendingBatch:
+    """Groups that one worker generates together, in one call.
+
+    `samples` are references, one a group, to its list[Sample]; `stats` refers to the call's
+    RolloutStats. All change when the batch is generated again; `attempts` counts.
+    """
+
+    groups: Batch
+    worker: int
+    handle: ActorHandle
+    samples: list[ObjectRef]
+    stats: ObjectRef
+    attempts: int = 1
+
+
+@dataclass(eq=False)
+class PendingSamples:
+    """Groups that are being generated. `samples` refers to a list of references, one a group in the
+    request's order, to its list[Sample]."""
+
+    weights: PublishedWeights | None
+    batches: list[PendingBatch]
+    samples: ObjectRef
+
+    def batches_of(self, places: Iterable[int]) -> list[PendingBatch]:
+        """Those that hold the groups at some places, each once."""
+        of_place = [batch for batch in self.batches for _ in batch.groups]
+        return list({id(of_place[place]): of_place[place] for place in sorted(places)}.values())
+
+    def sample_refs(self) -> list[ObjectRef]:
+        return [ref for batch in self.batches for ref in batch.samples]
+
+
+@dataclass(eq=False)
+class PendingRollout(PendingSamples):
+    """Groups that are scored as well. `results` refers to a list of GroupResults, one a group, None
+    where its samples were lost; `reward_worker` makes it."""
+
+    results: ObjectRef
+    reward_worker: ActorHandle
+
+
+@dataclass
+class RolloutBatch:
+    """What came of a request, and what it took.
+
+    Times are seconds that the driver waited; but `generate_s` and `pull_s` are the busiest worker's
+    generating and pulling of weights, which may have happened while the driver did something else.
+    """
+
+    pending: PendingRollout
+    groups: list[ScoredGroup] = field(default_factory=list)
+    stats: list[RolloutStats] = field(default_factory=list)
+    dropped: list[tuple[GeneratedGroup, str]] = field(default_factory=list)
+    """The groups that have no scores, each with the reason."""
+    left_out: dict[str, Failure] = field(default_factory=dict)
+    """The experts that no reward is made of, each with its first failure."""
+    results: list[GroupResults] = field(default_factory=list)
+    """Of every group, also of those without scores."""
+    generate_s: float = 0.0
+    pull_s: float = 0.0
+    waited_for_samples_s: float = 0.0
+    waited_for_scores_s: float = 0.0
+    replaced: int = 0
+    """Rollout workers that were lost meanwhile."""
+
+    @property
+    def failures(self) -> list[str]:
+        """The groups that were dropped and why, for people."""
+        return [f"{group.prompt.text!r}: {why}" for group, why in self.dropped]
+
+
+def turns(batches: Sequence[PendingBatch]) -> Iterator[list[PendingBatch]]:
+    """The workers' first batches, then their second ones, and so on."""
+    by_worker: dict[int, list[PendingBatch]] = {}
+    for batch in batches:
+        by_worker.setdefault(batch.worker, []).append(batch)
+    for turn in range(max(map(len, by_worker.values()), default=0)):
+        yield [theirs[turn] for theirs in by_worker.values() if turn < len(theirs)]
