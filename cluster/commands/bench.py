@@ -123,7 +123,14 @@ def run(
         if _left(folder, items, config, judges):
             if not new:
                 check_servers(judges, config.ray)
-            _draw_and_judge(config, folder, items, judges, console)
+            try:
+                _draw_and_judge(config, folder, items, judges, console)
+            except KeyboardInterrupt:
+                told = f"stopped; what was drawn and judged is in {out}"
+                console.print(
+                    f"{told}, and the same command goes on from there", highlight=False, soft_wrap=True
+                )
+                raise
         if not judge and not folder.by:
             console.print(
                 f"{folder.images}: drawn, and not judged yet", highlight=False, soft_wrap=True

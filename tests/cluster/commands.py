@@ -1,6 +1,7 @@
 """Run `bicot` as a user does: a process of its own, in the repository, with nothing set."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,11 @@ def bicot(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster", *map(str, arguments)]
     options = {"env": environment(), **options}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, **options)
+
+
+def obey_ctrl_c() -> None:
+    """For `preexec_fn`: a shell that runs these tests in the background has its children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def a_few(prompts: str, path: Path, every: int) -> Path:

@@ -14,7 +14,7 @@ from cluster.commands.sampling import _prompts
 from cluster.config import load_config
 from cluster.validate import validate_run
 from policy.errors import UserError
-from tests.cluster.commands import TRAIN, a_few, bicot, environment
+from tests.cluster.commands import TRAIN, a_few, bicot, environment, obey_ctrl_c
 from tests.conftest import ROOT, SHAPES
 
 pytestmark = pytest.mark.e2e
@@ -179,6 +179,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, which):
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=obey_ctrl_c,
         )
     deadline = time.monotonic() + 200
     while "step 2/" not in log.read_text():

@@ -1,4 +1,4 @@
-"""`bicot bench` as people use it, on the shapes world; killed, gone on, scored again, compared."""
+"""`bicot bench` as people use it, on the shapes world; stopped, gone on, scored again, compared."""
 
 import json
 import os
@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import ray
 
 from cluster.cli import app
 from policy.errors import UserError
-from tests.cluster.commands import bicot, environment, wait_for
+from tests.cluster.commands import bicot, environment, obey_ctrl_c, wait_for
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -27,24 +28,41 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that was killed with all its processes after the first images, and begun again."""
+    """A run that was stopped by Ctrl-C after the first images, and begun again."""
     out = tmp_path_factory.mktemp("bench") / "before"
     command = [sys.executable, "-m", "cluster", *map(str, (*RUN, *SMALL, "--out", out))]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=obey_ctrl_c,
     )
     journal = out / "images.jsonl"
     wait_for(lambda: journal.exists() and len(rows(journal)) >= 4, "the first images", lambda: "")
-    process.send_signal(signal.SIGKILL)
-    process.wait(60)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    psutil.wait_procs(children, timeout=10)
+    left = [child for child in children if child.is_running()]
     first = rows(journal)
     done = bicot(*RUN, *SMALL, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
-    return out, first, done
+    return out, first, done, (process.returncode, told, left)
 
 
-def test_a_killed_run_goes_on_and_draws_nothing_twice(run):
-    out, first, done = run
+def test_ctrl_c_keeps_what_there_is_and_leaves_no_process(run):
+    out, first, _, (status, told, left) = run
+    assert status not in (0, 2) and not left
+    assert f"stopped; what was drawn and judged is in {out}" in told.replace("\n", " ")
+    assert "Traceback" not in told
+    assert 4 <= len(first) < 32
+
+
+def test_a_stopped_run_goes_on_and_draws_nothing_twice(run):
+    out, first, done, _ = run
     images = rows(out / "images.jsonl")
     assert images[: len(first)] == first and 4 <= len(first) < 32
     assert len({(row["item"], row["index"]) for row in images}) == len(images) == 32
@@ -57,7 +75,7 @@ def test_a_killed_run_goes_on_and_draws_nothing_twice(run):
 
 
 def test_a_run_is_scored_again_without_drawing_or_judging(run, tmp_path):
-    out, _, _ = run
+    out, *_ = run
     before = {path.name: path.read_bytes() for path in out.glob("*.json*")}
     app(["bench", "score", str(out), "--no-judge"], standalone_mode=False)
     assert not ray.is_initialized()
@@ -67,7 +85,7 @@ def test_a_run_is_scored_again_without_drawing_or_judging(run, tmp_path):
 
 
 def test_images_of_a_folder_are_judged_anew_into_another_and_compared(run, tmp_path, capsys):
-    out, _, _ = run
+    out, *_ = run
     again = tmp_path / "again"
     done = bicot(
         "bench",
@@ -121,7 +139,7 @@ def test_images_of_a_folder_are_judged_anew_into_another_and_compared(run, tmp_p
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(run, tmp_path, arguments, told):
-    out, _, _ = run
+    out, *_ = run
     before = sorted(path.name for path in out.iterdir())
     there = {"run": out, "tmp": tmp_path}
     with pytest.raises(UserError) as error:

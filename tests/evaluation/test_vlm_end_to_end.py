@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from cluster.cli import app
-from evaluation.run_folder import Journal
+from evaluation.journal import ImageRow, Journal, ReplyRow
 from policy.errors import UserError
 from tests.cluster.commands import bicot, environment, wait_for
 from tests.conftest import ROOT
@@ -88,7 +88,8 @@ def killed(command, server, out):
         start_new_session=True,
         stdout=subprocess.DEVNULL,
     )
-    wait_for(lambda: len(Journal(out / "replies.jsonl").rows) >= 2, "the first replies", lambda: "")
+    replies = out / "replies.jsonl"
+    wait_for(lambda: len(Journal(replies, ReplyRow).rows) >= 2, "the first replies", lambda: "")
     process.send_signal(signal.SIGKILL)
     process.wait(60)
     server.pause_s = 0.0
@@ -123,13 +124,13 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(done, killed, server, out):
     assert done.returncode == 0, done.stdout + done.stderr
     kept, before = killed
     assert (out / "replies.jsonl").read_bytes().startswith(kept)
-    rows = Journal(out / "replies.jsonl").rows
+    rows = Journal(out / "replies.jsonl", ReplyRow).rows
     assert sorted(int(row["item"]) for row in rows) == sorted(IDS)
     assert {row["by"]["model"] for row in rows} == {MODEL}
     for line in kept.splitlines():
         key = int(json.loads(line)["item"])
         assert server.counts()[key] == before[key]
-    images = Journal(out / "images.jsonl").rows
+    images = Journal(out / "images.jsonl", ImageRow).rows
     assert sorted(int(row["item"]) for row in images) == sorted(IDS)
 
 
