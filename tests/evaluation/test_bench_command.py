@@ -8,7 +8,6 @@ import sys
 
 import psutil
 import pytest
-import ray
 
 from cluster.cli import app
 from policy.errors import UserError
@@ -74,11 +73,10 @@ def test_a_stopped_run_goes_on_and_draws_nothing_twice(run):
     assert f"{result['overall']:.4f}" in done.stdout and str(out / "result.json") in done.stdout
 
 
-def test_a_run_is_scored_again_without_drawing_or_judging(run, tmp_path):
+def test_a_run_is_scored_again_without_drawing_or_judging(run, no_ray):
     out, *_ = run
     before = {path.name: path.read_bytes() for path in out.glob("*.json*")}
     app(["bench", "score", str(out), "--no-judge"], standalone_mode=False)
-    assert not ray.is_initialized()
     assert {path.name: path.read_bytes() for path in out.glob("*.json*")} == before
     app(["bench", "score", str(out), "--no-judge", "--published-rules"], standalone_mode=False)
     (out / "result_published.json").unlink()
@@ -138,7 +136,7 @@ def test_images_of_a_folder_are_judged_anew_into_another_and_compared(run, tmp_p
         (("compare", "{run}", "{tmp}"), "no such result"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(run, tmp_path, arguments, told):
+def test_a_mistake_is_one_line_and_leaves_nothing(run, no_ray, tmp_path, arguments, told):
     out, *_ = run
     before = sorted(path.name for path in out.iterdir())
     there = {"run": out, "tmp": tmp_path}
@@ -150,7 +148,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(run, tmp_path, arguments, told
     assert not (ROOT / "bench").exists()
 
 
-def test_a_model_that_is_not_asked_to_think_needs_no_template_and_one_that_is_does(run, tmp_path):
+def test_a_model_that_is_not_asked_to_think_needs_no_template_and_one_that_is_does(
+    run, no_ray, tmp_path
+):
     templates = tmp_path / "templates"
     templates.mkdir()
     command = [*map(str, RUN), f"policy.templates={templates}", "--out", str(tmp_path / "x")]
