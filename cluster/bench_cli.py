@@ -100,7 +100,8 @@ def run(
     if diffusers is not None:
         flags["diffusers"] = {"path": diffusers}
     if api is not None:
-        flags["api"] = {"url": api, "model": api_model or "default", "api_key_env": api_key_env}
+        named = {"url": api, "model": api_model, "api_key_env": api_key_env}
+        flags["api"] = {key: value for key, value in named.items() if value is not None}
     if seed is not None:
         flags["seed"] = seed
     flags |= _prompts(tasks, limit, data)

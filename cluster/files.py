@@ -5,13 +5,11 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-
-from policy.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +25,6 @@ def first_fault(error: ValidationError) -> str:
     """The first of pydantic's complaints about a record that was read back, in a few words."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file, or leave it as it was. Half a surrogate, which no file of UTF-8 holds, becomes a
-    question mark. Raises UserError if it cannot be written."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 class KeepGoing:

@@ -8,7 +8,6 @@ from actors.rollout import choose_sampler
 from cluster.commands.fetch import check_fetched
 from cluster.config import RunConfig, dump_config
 from cluster.estimate.store_memory import StoreNeed, store_need
-from cluster.files import write_whole
 from cluster.ray_session import existing_cluster
 from cluster.watch.benchmarks import BenchmarkSlice
 from cluster.watch.evaluation import Evaluator
@@ -18,6 +17,7 @@ from learner.config import check_learner
 from policy.errors import UserError
 from policy.jsonl import read_rows
 from policy.model import PolicyModel, check_policy, countable_janus, positions_needed
+from policy.paths import write_whole
 from policy.prompts import plain_prompt, read_prompts
 from policy.records import Prompt
 from rewards.expert import check_experts

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from evaluation.benchmark import Benchmark, Item, Judged, load_benchmark
-from evaluation.data import write_whole
 from evaluation.result import label, read_result, what_differs
 from evaluation.run_folder import RunFolder
 from policy.errors import UserError
+from policy.paths import write_whole
 
 _SHOWN = 40  # prompts on the page
 _IMAGES = 2  # of a prompt and model
@@ -165,7 +165,7 @@ def write_page(found: Sequence[BenchmarkTable], path: Path, data: Path | None = 
     )
     shown = [(table, differences(table, data)) for table in found]
     page = environment.get_template("compare.html.j2").render(shown=shown, number=number)
-    write_whole(path, page.encode("utf-8", "replace"))
+    write_whole(path, page)
 
 
 def number(value: float | None, unit: str) -> str:
@@ -184,12 +184,9 @@ def _open(run: Run, benchmark: Benchmark) -> RunFolder:
 
 def _item_score(folder: RunFolder, item: Item) -> float | None:
     """The mean over the images of an item that have a score."""
-    asks = folder.benchmark.asks(item)
     found = []
     for n in range(folder.benchmark.images_per_prompt):
-        replies = {
-            judge: reply for judge in asks if (reply := folder.reply(item, n, judge)) is not None
-        }
+        replies = folder.replies(item, n)
         score = folder.benchmark.image_score(Judged(item, n, replies)) if replies else None
         if score is not None:
             found.append(score)

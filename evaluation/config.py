@@ -20,8 +20,6 @@ class DiffusersConfig(BaseModel):
     """A hub id, as black-forest-labs/FLUX.1-dev, or a folder."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the weights."""
-    any_pipeline: bool = False
-    """Take the class that the model names, even if diffusers does not list it as text-to-image."""
     batch_size: int = Field(1, ge=1)
     """Images that are drawn together."""
     options: dict[str, Any] = {}

@@ -5,8 +5,6 @@ public repository, and checks each by its hash; RELEASES is the table.
 """
 
 import hashlib
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +12,7 @@ import httpx
 
 from evaluation.tiif_files import FILES as TIIF_FILES
 from policy.errors import UserError, in_one_line
+from policy.paths import write_whole
 
 
 @dataclass(frozen=True)
@@ -288,20 +287,3 @@ def _download(url: str, nbytes: int) -> bytes:
             if len(content) > nbytes:
                 break
     return content
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Whole or not at all. Raises UserError if it cannot be written."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise not_written(path, error) from None
-
-
-def not_written(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be written: {error.strerror or error}")

@@ -95,16 +95,15 @@ class DiffusersGenerator(Generator):
     def __init__(self, config: DiffusersConfig, actors: ActorsConfig, seed: int):
         try:
             import torch
-            from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+            from diffusers import DiffusionPipeline
         except ImportError as error:
             raise UserError(
                 f"diffusers is not installed here ({error.name}): pip install 'bicot[diffusers]'"
             ) from None
         self._torch = torch
         self._device = "cuda" if actors.num_gpus > 0 else "cpu"
-        pipeline = DiffusionPipeline if config.any_pipeline else AutoPipelineForText2Image
         try:
-            self._pipeline = pipeline.from_pretrained(
+            self._pipeline = DiffusionPipeline.from_pretrained(
                 config.path,
                 dtype=getattr(torch, config.dtype),
                 use_safetensors=True,

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
 
-from evaluation.data import not_written
 from policy.errors import UserError
 from policy.jsonl import parse_object, read_bytes, read_object
+from policy.paths import not_written
 
 
 class ImageRow(BaseModel):
@@ -41,7 +41,7 @@ class ReplyRow(BaseModel):
     judge: str
     ask: str
     """Hash of what was asked."""
-    image: str | None = None
+    image: str
     """Hash of the file that was shown."""
     by: dict[str, str]
     reply: dict[str, Any]
@@ -114,15 +114,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     return checked(read_object(path), RunRecord, str(path))
 
 
-def difference(there: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> str | None:
-    """The first key in which two records differ, with both values."""
+def difference(
+    there: Mapping[str, Any], wanted: Mapping[str, Any], at: str = ""
+) -> tuple[str, str, str] | None:
+    """The first key in which two records differ, and both values as JSON; None: there is none."""
     for key in [*there, *(k for k in wanted if k not in there)]:
         one, other = there.get(key), wanted.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
             if found := difference(one, other, f"{at}{key}."):
                 return found
         elif one != other:
-            return f"{at}{key}: {json.dumps(one)} there, {json.dumps(other)} asked for"
+            return f"{at}{key}", json.dumps(one), json.dumps(other)
     return None
 
 

@@ -106,7 +106,7 @@ class Pipeline:
             [item for item in self._items if not self._folder.is_drawn(item)] if self._workers else []
         )
         gone = {item.key for item in missing}
-        there = [i for i in self._items if i.key not in gone and self._unjudged(i)]
+        there = [i for i in self._items if i.key not in gone and self._folder.unjudged(i, self._judges)]
         self._progress.to_draw = len(missing) * per
         self._progress.to_judge = (len(missing) + len(there)) * per if self._judges else 0
         self._progress.tell(self._progress)
@@ -147,7 +147,7 @@ class Pipeline:
                 await room.put((item, images if len(images) == count else None))
 
     async def _draw(self, worker: ActorHandle, items: Sequence[Item], count: int):
-        limit = self._config.actors.timeout_s
+        limit = self._config.actors.timeout_s  # of one batch; another may be before it
         for left in reversed(range(_LOST)):
             try:
                 return await asyncio.wait_for(_answer(worker.draw.remote(items, count)), 2 * limit)
@@ -165,17 +165,6 @@ class Pipeline:
         raise AssertionError
 
     # --- judging ---
-
-    def _unjudged(self, item: Item) -> bool:
-        return any(
-            self._folder.reply(item, n, judge) is None
-            for n, judge in self._wanted(item)
-            if self._folder.is_there(item, n)
-        )
-
-    def _wanted(self, item: Item) -> list[tuple[int, str]]:
-        asked = [judge for judge in self._benchmark.asks(item) if judge in self._judges]
-        return [(n, judge) for judge in asked for n in range(self._benchmark.images_per_prompt)]
 
     async def _judge_all(self, room) -> None:
         while True:

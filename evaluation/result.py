@@ -4,18 +4,18 @@ compare them: prompts, generator, judges, seed, rules, and what is missing.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmark import Item, Judged, Reply, Summary
-from evaluation.data import write_whole
-from evaluation.journal import ResultRecord, checked
+from evaluation.benchmark import Item, Judged, Summary
+from evaluation.journal import ResultRecord, checked, difference
 from evaluation.run_folder import RunFolder
 from policy.errors import UserError
 from policy.jsonl import read_object
+from policy.paths import write_whole
 
 NAMES = {False: "result.json", True: "result_published.json"}
 _SHOWN = 5  # names of files in a note
@@ -63,7 +63,7 @@ def judged_images(folder: RunFolder, items: Sequence[Item]) -> tuple[list[Judged
     unjudged: list[str] = []
     for item in items:
         asks = folder.benchmark.asks(item)
-        every = [_replies(folder, item, n, asks) for n in range(folder.benchmark.images_per_prompt)]
+        every = [folder.replies(item, n) for n in range(folder.benchmark.images_per_prompt)]
         # An image that was judged by all can be read: it need not be tried.
         whole = all(asks and len(replies) == len(asks) for replies in every)
         whole = whole and all(folder.is_there(item, n) for n in range(len(every)))
@@ -84,10 +84,6 @@ def judged_images(folder: RunFolder, items: Sequence[Item]) -> tuple[list[Judged
     strangers = map(printable, folder.strangers(folder.benchmark.items))
     gaps = Gaps(*map(tuple, (missing, unreadable, refused, unjudged, strangers)))
     return found, gaps
-
-
-def _replies(folder: RunFolder, item: Item, index: int, judges: Iterable[str]) -> dict[str, Reply]:
-    return {judge: reply for judge in judges if (reply := folder.reply(item, index, judge)) is not None}
 
 
 def printable(name: object) -> str:
@@ -131,7 +127,7 @@ def score(
         "notes": [*summary.notes, *gaps.notes()],
     }
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(folder.folder / NAMES[published_rules], text.encode("utf-8", "replace"))
+    write_whole(folder.folder / NAMES[published_rules], text)
     return result
 
 
@@ -171,14 +167,24 @@ def what_differs(results: Sequence[Mapping[str, Any]]) -> list[str]:
         counts = " and ".join(str(result["asked"].get("prompts")) for result in results)
         found.append(f"not the same prompts were asked ({counts})")
     for judge in first["judges"]:
-        said = [_judge(result, judge) for result in results]
-        if any(one != said[0] for one in said):
-            other = next(one for one in said if one != said[0])
-            found.append(f"the judge {judge} differs: {said[0]} and {other}")
+        one = _judge(first, judge)
+        for result in results[1:]:
+            other = _judge(result, judge)
+            if one != other:
+                key, *values = difference(one, other) or ("", "", "")
+                models = [_model(one), _model(other)]
+                if models[0] == models[1]:  # the same model, asked in another way
+                    models = [f"{models[0]} with {key} {value}" for value in values]
+                found.append(f"the judge {judge} differs: {' and '.join(models)}")
+                break
     return found
 
 
-def _judge(result: Mapping[str, Any], judge: str) -> str:
-    entry = result["judges"].get(judge, {})
+def _judge(result: Mapping[str, Any], judge: str) -> dict[str, Any]:
+    """Who judged, and with which options; at whatever address."""
+    return {key: value for key, value in result["judges"].get(judge, {}).items() if key != "url"}
+
+
+def _model(entry: Mapping[str, Any]) -> str:
     model = entry.get("model") or entry.get("options", {}).get("model") or entry.get("use", "none")
     return f"{model} {entry.get('revision', '')}".strip()

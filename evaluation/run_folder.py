@@ -12,7 +12,7 @@ Lines are added when the thing itself is there, so a run that was killed goes on
 import hashlib
 import json
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ import numpy as np
 from fastapi import HTTPException
 
 from evaluation.benchmark import Benchmark, Item, Reply
-from evaluation.data import write_whole
 from evaluation.generators import Drawn, as_png
 from evaluation.journal import ImageRow, Journal, ReplyRow, difference, read_record
 from evaluation.judges.base import UNUSABLE
 from evaluation.tiles import quarters, two_by_two
 from policy.errors import UserError
+from policy.paths import write_whole
 from rewards.images import read_images
 
 _MAX_PIXELS = 8192 * 8192
@@ -90,7 +90,7 @@ class RunFolder:
                     " or an empty folder with --out; `bicot bench score` scores images that lie there"
                 )
         text = json.dumps({**what, "asked": asked}, indent=1, ensure_ascii=False) + "\n"
-        write_whole(path, text.encode())
+        write_whole(path, text)
         self.what = what
         self._read_journals()
         self._drawn.mend()
@@ -109,8 +109,10 @@ class RunFolder:
         wanted = {name: what["judges"].get(name, entry) for name, entry in fixed.items()}
         before = {key: value for key, value in there.items() if key != "asked"} | {"judges": fixed}
         if differing := difference(before, {**what, "judges": wanted}):
+            key, one, other = differing
             raise UserError(
-                f"{self.folder}: there is another run in it ({differing}): choose another --out"
+                f"{self.folder}: there is another run in it ({key}: {one} there, {other} asked for):"
+                " choose another --out"
             )
         return {**what, "judges": {**kept, **what["judges"]}}
 
@@ -130,7 +132,7 @@ class RunFolder:
         """Keep the images of an item. Of a 2 x 2 picture all four, or none."""
         paths = self.benchmark.files(item)
         for path, text in self.benchmark.side_files(item).items():
-            write_whole(self.images / path, text.encode())
+            write_whole(self.images / path, text)
         if self.benchmark.tiles:
             refused = next((one for one in drawn if isinstance(one, str)), None)
             whole = [one for one in drawn if isinstance(one, Drawn)]
@@ -222,8 +224,9 @@ class RunFolder:
         return row.get("cot")
 
     def refused(self, item: Item, index: int) -> str | None:
-        """Why a server would not draw an image."""
-        return self._by_image.get((item.key, index), {}).get("refused")
+        """Why a server would not draw an image; of a 2 x 2 picture, any of its four."""
+        row = self._by_image.get((item.key, 0 if self.benchmark.tiles else index), {})
+        return row.get("refused")
 
     def strangers(self, items: Sequence[Item]) -> list[str]:
         """Image files that belong to no prompt: misnamed, or of another benchmark."""
@@ -242,18 +245,33 @@ class RunFolder:
             return None
         return {**row["reply"], "by": row["by"]}
 
+    def replies(self, item: Item, index: int) -> dict[str, Reply]:
+        """All usable ones on an image, by judge."""
+        found = {judge: self.reply(item, index, judge) for judge in self.benchmark.asks(item)}
+        return {judge: reply for judge, reply in found.items() if reply is not None}
+
+    def unjudged(self, item: Item, judges: Container[str]) -> bool:
+        """Whether an image that is there lacks a usable reply of one of these judges."""
+        return any(
+            self.reply(item, n, judge) is None
+            for judge in self.benchmark.asks(item)
+            if judge in judges
+            for n in range(self.benchmark.images_per_prompt)
+            if self.is_there(item, n)
+        )
+
     def why_unusable(self, item: Item, index: int, judge: str) -> str | None:
         row = self._row(item, index, judge)
         if row is None:
-            return "another image was judged" if (item.key, index, judge) in self._by_ask else None
+            known = (item.key, index, judge) in self._by_ask
+            return "another image was judged, or asked about otherwise" if known else None
         return row["reply"].get(UNUSABLE)
 
     def _row(self, item: Item, index: int, judge: str) -> dict[str, Any] | None:
         row = self._by_ask.get((item.key, index, judge))
         if row is None or row["ask"] != self._ask(item, judge):
             return None
-        now = self._hash(self.path(item, index))
-        return row if now is None or row.get("image") in (None, now) else None
+        return row if row["image"] == self._hash(self.path(item, index)) else None
 
     def add_reply(self, item: Item, index: int, judge: str, reply: Reply) -> None:
         """Keep what a judge said. Raises UserError if it is not the model that it was before."""

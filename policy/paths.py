@@ -1,4 +1,5 @@
-"""Paths that a person writes: `~` is the home directory, and a folder to write into is tried first."""
+"""Paths that a person writes: `~` is the home directory, a folder to write into is tried first, and a
+file is written whole."""
 
 import os
 import tempfile
@@ -16,6 +17,25 @@ UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 def home(path: str) -> Path:
     """With the home directory for `~`, which a shell leaves as it is in `--out=~/x`."""
     return Path(os.path.expanduser(path))
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a file, or leave it as it was; makes its folder. Half a surrogate, which no file of UTF-8
+    holds, becomes a question mark. Raises UserError if it cannot be written."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise not_written(path, error) from None
+
+
+def not_written(path: Path, error: OSError) -> UserError:
+    """One line on a file that finds no room, or no right to be there."""
+    return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def check_writable(folder: Path) -> None:

@@ -22,14 +22,13 @@ from evaluation.benchmark import (
 )
 from evaluation.compare import as_csv, read_runs, tables, write_page
 from evaluation.config import BenchConfig, judges_of, merged
-from evaluation.data import write_whole
 from evaluation.journal import read_record
 from evaluation.pipeline import Pipeline
 from evaluation.result import NAMES, score
 from evaluation.run_folder import RunFolder, identity
 from policy.errors import UserError
 from policy.lock import run_lock
-from policy.paths import check_writable
+from policy.paths import check_writable, write_whole
 from rewards.config import RewardsConfig
 from rewards.serving import deploy_experts, shutdown_experts
 
@@ -155,7 +154,7 @@ def compare(
     found = tables(read_runs(folders, published_rules=published_rules), anyway=anyway)
     check_writable(out)
     show_comparison(found, console)
-    write_whole(out / "compare.csv", as_csv(found).encode("utf-8", "replace"))
+    write_whole(out / "compare.csv", as_csv(found))
     write_page(found, out / "compare.html", data)
     console.print(f"{out / 'compare.html'}\n{out / 'compare.csv'}", highlight=False, soft_wrap=True)
 
@@ -171,16 +170,9 @@ def _left(
     folder: RunFolder, items: Sequence[Item], config: BenchConfig, judges: RewardsConfig | None
 ) -> bool:
     """Whether there is anything to draw or to judge."""
-    count = folder.benchmark.images_per_prompt
     if config.generates and not all(folder.is_drawn(item) for item in items):
         return True
-    return judges is not None and any(
-        folder.reply(item, n, judge) is None
-        for item in items
-        for judge in folder.benchmark.asks(item)
-        for n in range(count)
-        if folder.is_there(item, n)
-    )
+    return judges is not None and any(folder.unjudged(item, judges.experts) for item in items)
 
 
 def _draw_and_judge(

@@ -17,17 +17,18 @@ def bars(console: Console) -> Iterator[pipeline.Progress]:
     """Two bars, with the time that is left; where there is no terminal, a line now and then."""
     name = TextColumn("{task.description}")
     columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    told = {"drawn": 0}
+    told = 0
 
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
         drawing, judging = shown.add_task("drawn", total=None), shown.add_task("judged", total=None)
 
         def tell(now: pipeline.Progress) -> None:
+            nonlocal told
             shown.update(drawing, completed=now.drawn, total=now.to_draw, visible=now.to_draw > 0)
             shown.update(judging, completed=now.judged, total=now.to_judge, visible=now.to_judge > 0)
             tenth = 10 * (now.drawn + now.judged) // max(1, now.to_draw + now.to_judge)
-            if not console.is_terminal and tenth > told["drawn"]:
-                told["drawn"] = tenth
+            if not console.is_terminal and tenth > told:
+                told = tenth
                 console.print(
                     f"drawn {now.drawn} of {now.to_draw} images, judged {now.judged} of {now.to_judge}",
                     highlight=False,

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evaluation.data import RELEASES, PublishedFile, Release, fetched, write_whole
+from evaluation.data import RELEASES, PublishedFile, Release, fetched
 from policy.errors import UserError
+from policy.paths import write_whole
 from policy.prompts import prompt_id
 
 NAME = "t2i_r1"
@@ -87,7 +88,7 @@ def fetch_t2i_r1(release: Release, out: Path) -> str:
         "templates/image.txt": "{raw_prompt}. {raw_cot}",
     }
     for name, text in texts.items():
-        write_whole(out / name, text.encode())
+        write_whole(out / name, text)
     return (
         f"{out}: {len(train)} prompts to train on, {len(held_out)} held out, and templates/ with the"
         " published wording"

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image
 
 from cluster.config import EvaluateConfig
-from cluster.files import by_step, write_whole
+from cluster.files import by_step
 from cluster.rollouts import RolloutManager
 from policy.errors import UserError
 from policy.imports import load_named
 from policy.jsonl import parse_object, read_bytes
+from policy.paths import write_whole
 from policy.prompts import parse_prompt
 from policy.records import Box, Group, Prompt, PublishedWeights, Sample, Scores
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from cluster.files import KeepGoing, write_whole
+from cluster.files import KeepGoing
 from cluster.watch.benchmarks import benchmark_tables
 from cluster.watch.best_worst import as_seen, best_worst
 from cluster.watch.console import evaluation_table
@@ -38,6 +38,7 @@ from cluster.watch.evaluation import (
 )
 from cluster.watch.plots import before_after, reward_curve, spread
 from policy.errors import UserError
+from policy.paths import write_whole
 
 log = logging.getLogger(__name__)
 MOST_EVALUATIONS = 12  # with their pictures; the first and the last are always among them

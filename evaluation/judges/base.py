@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 
 from evaluation.benchmark import Ask, Reply
-from policy.hub import folder_hash, revision_of
 from policy.records import Prompt
 from rewards.expert import Expert, ExpertScores
-
-__all__ = ["Judge", "ask_prompt", "folder_hash", "revision_of", "unusable"]
 
 UNUSABLE = "unusable"
 

@@ -16,8 +16,9 @@ import numpy as np
 from transformers import BlipImageProcessorPil
 
 from evaluation.benchmark import Ask, Reply
-from evaluation.judges.base import Judge, revision_of
+from evaluation.judges.base import Judge
 from policy.errors import UserError
+from policy.hub import revision_of
 from rewards.experts.common import Device, Dtype
 from rewards.experts.vqa import BlipVqa
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.benchmark import Ask, Reply
-from evaluation.judges.base import Judge, revision_of
+from evaluation.judges.base import Judge
+from policy.hub import revision_of
 from policy.records import Prompt
 from rewards.experts.clip import CLIPScore
 from rewards.experts.common import Device, Dtype

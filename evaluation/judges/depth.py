@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from transformers import DPTForDepthEstimation, DPTImageProcessorPil
 
 from evaluation.benchmark import Ask, Reply
-from evaluation.judges.base import Judge, revision_of
-from policy.hub import model_folder
+from evaluation.judges.base import Judge
+from policy.hub import model_folder, revision_of
 from rewards.experts.common import Device, Dtype, batches, pictures
 from rewards.experts.published_weights import Placement, load_model, load_part, read_config
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from evaluation.benchmark import Ask, Reply
 from evaluation.geneval_rules import COLORS, ranked
-from evaluation.judges.base import Judge, revision_of
+from evaluation.judges.base import Judge
 from policy.errors import UserError
-from policy.hub import model_file
+from policy.hub import model_file, revision_of
 from rewards.experts.clip import CLIPScore
 from rewards.experts.common import Device, Dtype, batches
 from rewards.experts.mask2former import Instance, Mask2Former

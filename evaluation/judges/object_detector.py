@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from evaluation.benchmark import Ask, Reply
-from evaluation.judges.base import Judge, folder_hash, revision_of
-from policy.hub import model_file
+from evaluation.judges.base import Judge
+from policy.hub import folder_hash, model_file, revision_of
 from rewards.experts.common import Device, Dtype
 from rewards.experts.detector import Detector
 from rewards.experts.grounding import GroundingDino, Owlv2

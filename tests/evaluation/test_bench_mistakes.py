@@ -155,7 +155,7 @@ def test_images_that_are_not_as_published_are_named(run, data, capsys):
         "4 images cannot be read: 3/0 (not a file), 521/0 (20000 x 10 pixels",
         "641/0 (has mode I;16; use 8 bits a channel)",
         "761/0 (is no PNG, JPEG or WebP image)",
-        "401/0 by vlm (another image was judged)",
+        "401/0 by vlm (another image was judged, or asked about otherwise)",
         r"3 files belong to no prompt and were passed over: 1.PNG, 2.jpg, 'a\x1b[2J\nb.png'",
     ):
         assert told in notes

@@ -73,6 +73,10 @@ def test_one_run_alone_shows_its_worst_and_its_best(runs):
             "the judge meter differs: m 1 and other 1",
         ),
         (lambda r: r["judges"]["meter"].update(revision="2"), "the judge meter differs"),
+        (
+            lambda r: r["judges"]["meter"]["options"].update(threshold=0.3),
+            r"m 1 with options\.threshold null and m 1 with options\.threshold 0\.3",
+        ),
         (lambda r: r["prompts"].update(hash="2"), "the prompts differ"),
         (lambda r: r.update(rules="published"), "the rules of scoring differ"),
         (

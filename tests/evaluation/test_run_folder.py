@@ -215,6 +215,14 @@ def test_four_tiles_are_one_file_and_come_back_as_four(tmp_path):
     assert [one.present for one in missing] == [False] * 4
 
 
+def test_a_refused_picture_of_four_is_refused_four_times_and_not_missing(tmp_path):
+    folder = opened(tmp_path / "run", TiledToy())
+    item = folder.benchmark.items[0]
+    folder.write(item, [Drawn(gray(1)), "400: not this one", Drawn(gray(2)), Drawn(gray(3))])
+    _, gaps = judged_images(folder, [item])
+    assert (len(gaps.refused), len(gaps.missing)) == (4, 0)
+
+
 def test_nothing_judged_is_no_score(tmp_path):
     folder = opened(tmp_path / "run")
     with pytest.raises(UserError, match="nothing to score: 8 images are missing"):
