@@ -6,11 +6,9 @@
                                      folder without it is no checkpoint
 
 A checkpoint is written under another name while training goes on, and renamed when all of it is there.
-Fingerprints tell the files that a run reads apart from other files at the same paths. After a rollback,
-`truncate_after` cuts the run's JSON lines back to the step of its checkpoint.
+After a rollback, `truncate_after` cuts the run's JSON lines back to the step of its checkpoint.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -28,11 +26,11 @@ from ray.exceptions import RayTaskError
 
 from cluster.config import RunConfig
 from cluster.files import by_step, first_fault
+from cluster.fingerprints import fingerprints
 from learner.async_checkpoint import ENGINE_FOLDER, file_digest, take_digests, to_universal
 from learner.deepspeed_engine import Resume
 from learner.group import LearnerGroup
 from policy.errors import UserError
-from policy.hub import is_hub_id
 from policy.jsonl import parse_object, read_bytes, read_lines
 from rewards.rewards import RunningStats
 
@@ -54,38 +52,6 @@ def _is_until(step: int, line: bytes) -> bool:
     except UserError:
         return False
     return type(at) is int and at <= step
-
-
-_PEEK = 1 << 20
-"""Bytes read of either end of a file: enough to tell two trainings of one model apart, and quick for
-shards of gigabytes."""
-
-
-def fingerprints(config: RunConfig) -> dict[str, str]:
-    """By the key that names it: the model's files, unless they are the hub's, and the prompts."""
-    found = {"train.prompts": fingerprint(Path(config.train.prompts))}
-    if not is_hub_id(config.policy.path):
-        found["policy.path"] = fingerprint(Path(config.policy.path))
-    if config.policy.templates:
-        found["policy.templates"] = fingerprint(Path(config.policy.templates))
-    return found
-
-
-def fingerprint(path: Path) -> str:
-    """Of a file, or of the files of a folder: their names and sizes, and the ends of each. One that is
-    not there has no fingerprint: who reads it says so better."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if not file.is_file():
-            return ""
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(_PEEK))
-            content.seek(max(0, size - _PEEK))
-            digest.update(content.read(_PEEK))
-    return digest.hexdigest()[:16]
 
 
 log = logging.getLogger(__name__)
@@ -329,45 +295,67 @@ MAY_CHANGE = (
     "rewards.gateway",
     "rewards.retries",
     "rewards.timeout_s",
+    "sft.heldout",
+    "sft.steps",
+    "sft.evaluate_every",
+    "sft.save_every",
+    "sft.keep_checkpoints",
+    "sft.log",
+    "sft.wandb",
+    "sft.resume",
+    "sft.max_skipped_steps",
+    "sft.max_learner_restarts",
 )
 """Settings that say where and how fast, not what is learned. Of an expert only what it is counts."""
 _OF_AN_EXPERT = ("use", "options", "dtype", "weight", "normalize", "on_failure")
 
 
 def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint | None:
+    """`resume_point` of a training run."""
+    return resume_point(
+        config.folder, config.model_dump(mode="json"), "train", fingerprints(config), tell
+    )
+
+
+def resume_point(
+    folder: Path,
+    settings: dict[str, Any],
+    loop: str,
+    read: dict[str, str],
+    tell: Callable[[str], None],
+) -> Checkpoint | None:
     """The checkpoint to resume from, which is told; None: there is none, or the earlier run reached its
     end. One that reached its last step and was killed before its report has that left to do.
 
-    Raises UserError, naming the keys, if the earlier run was of other settings.
+    `loop` is the part of the settings that has `steps` and `resume`; `read` the fingerprints of the
+    files that the run reads. Raises UserError, naming the keys, if the earlier run was of other
+    settings.
     """
-    if config.train.resume == "never":
+    if settings[loop]["resume"] == "never":
         return None
-    checkpoint = newest(config.folder / "checkpoints", tell)
-    left = config.train.steps - checkpoint.state.step if checkpoint else 0
+    checkpoint = newest(folder / "checkpoints", tell)
+    left = settings[loop]["steps"] - checkpoint.state.step if checkpoint else 0
     if checkpoint is None or left < 0 or (left == 0 and not _lacks_report(checkpoint)):
         return None
-    then, now = _leaves(checkpoint.state.config), _leaves(config.model_dump(mode="json"))
+    then, now = _leaves(checkpoint.state.config), _leaves(settings)
     changed = [
         key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and affects_training(key)
     ]
-    now_read = fingerprints(config)
-    other = [
-        key for key, mark in checkpoint.state.fingerprints.items() if now_read.get(key, mark) != mark
-    ]
+    other = [key for key, mark in checkpoint.state.fingerprints.items() if read.get(key, mark) != mark]
     if not changed and other:
         raise UserError(
-            f"{config.folder} holds a run that stopped at step {checkpoint.state.step}, and the files"
+            f"{folder} holds a run that stopped at step {checkpoint.state.step}, and the files"
             f" of {', '.join(other)} are no longer the ones that it read; bring those back, give this"
-            " run another name=..., or train.resume=never to put that one aside"
+            f" run another name=..., or {loop}.resume=never to put that one aside"
         )
     if changed:
         listed = ", ".join(f"{key} ({then.get(key)} there, {now.get(key)} here)" for key in changed[:5])
         raise UserError(
-            f"{config.folder} holds a run that stopped at step {checkpoint.state.step}, of other"
-            f" settings: {listed}; give this run another name=..., or train.resume=never to put that"
+            f"{folder} holds a run that stopped at step {checkpoint.state.step}, of other"
+            f" settings: {listed}; give this run another name=..., or {loop}.resume=never to put that"
             " one aside"
         )
-    tell(f"{config.folder} goes on from step {checkpoint.state.step}")
+    tell(f"{folder} goes on from step {checkpoint.state.step}")
     return checkpoint
 
 

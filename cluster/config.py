@@ -112,8 +112,8 @@ class RayConfig(BaseModel):
     role that no node can hold is an error at once."""
 
 
-class RunConfig(BaseModel):
-    """Everything about a run."""
+class NamedRun(BaseModel):
+    """What every run has: a name, a directory, a seed, a model."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -125,6 +125,15 @@ class RunConfig(BaseModel):
     """Decides the order of prompts and which tokens are sampled."""
     policy: PolicyConfig
     """The model."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+
+class RunConfig(NamedRun):
+    """Everything about a run."""
+
     actors: ActorsConfig = ActorsConfig()
     """Rollout workers, which generate samples."""
     rewards: RewardsConfig
@@ -138,21 +147,23 @@ class RunConfig(BaseModel):
     ray: RayConfig = RayConfig()
     """Which Ray cluster, and how long to wait for it."""
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs_dir) / self.name
-
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply overrides ("learner.lr=1e-4"), check everything.
 
     Raises UserError: one line that names the file, the key, and the nearest right key.
     """
+    path, tree = read_tree(path)
+    return validated(RunConfig, tree, str(path), overrides)
+
+
+def read_tree(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A YAML file of keys and values, with its path. Raises UserError."""
     path = Path(os.path.expanduser(path))
     tree = read_yaml(read_text(path, "configuration file"), str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values")
-    return validated(RunConfig, tree, str(path), overrides)
+    return path, tree
 
 
 def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Sequence[str]) -> M:
@@ -165,7 +176,7 @@ def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Seque
         raise UserError(_explain(error, model, where, overrides)) from None
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: NamedRun) -> str:
     """The resolved configuration as YAML; loading it gives the same configuration."""
     return write_yaml(config.model_dump(mode="json"))
 

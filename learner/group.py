@@ -123,6 +123,13 @@ class LearnerGroup:
             steps.append(rank.step.remote(*work))
         return steps
 
+    def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
+        """The metrics of the loss on some groups, a reference to a list[Sample] each; nothing is learned
+        from them."""
+        shares = [samples[n :: len(self.ranks)] for n in range(len(self.ranks))]
+        measuring = [rank.measure.remote(share) for rank, share in zip(self.ranks, shares, strict=True)]
+        return ray.get(measuring, timeout=self.config.timeout_s)[0]
+
     def publish(self, version: int, incarnation: int = 0) -> PublishedWeights:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.
 

@@ -183,6 +183,20 @@ class LearnerWorker:
         metrics["lr"] = float(self.engine.optimizer.param_groups[0]["lr"])
         return metrics
 
+    @torch.no_grad()
+    def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
+        """The loss of this rank's groups as `step` would have it, and nothing learned: the metrics of
+        all ranks, which call it together; any may have no group."""
+        groups = ray.get(list(samples), timeout=self.config.timeout_s)
+        budget = self.config.micro_batch_tokens
+        parts = [part for group in groups for part in by_tokens([(s,) for s in group], budget)]
+        metrics_sum = StepMetrics(self.device)
+        for batch in self._same_rounds([self._batch([s for (s,) in part]) for part in parts]):
+            batch = batch.to(self.device)
+            result = self.loss(self._loss_inputs(batch, self._reference_logps(batch)), self.config)
+            metrics_sum.add(result, batch.token_weights.sum())
+        return metrics_sum.reduce()
+
     def _backward(
         self,
         batch: Batch,

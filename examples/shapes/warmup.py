@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from examples.shapes.riddles import riddle
 from examples.shapes.tiny_janus import GRID, PATCH, build_janus, build_tokenizer
 from examples.shapes.world import (
     OBJECTS,
@@ -40,7 +41,7 @@ from policy.prompts import load_templates
 from policy.records import Sample
 
 HERE = Path(__file__).parent
-KINDS = {"single": 0.1, "count": 0.2, "two": 0.2, "mixed": 0.2, "spatial": 0.3}
+KINDS = {"single": 0.07, "count": 0.14, "two": 0.14, "mixed": 0.14, "spatial": 0.21, "riddle": 0.3}
 
 
 # --- 1. the autoencoder --------------------------------------------------------------------------
@@ -111,13 +112,18 @@ def train_autoencoder(vq, codes: Codes, steps: int, rng: random.Random, batch: i
 
 
 def lesson(
-    janus: Janus, prompt: Prompt, codes: Codes, plan_errors: float, image_errors: float, rng
+    janus: Janus, prompt: Prompt, codes: Codes, args: argparse.Namespace, rng: random.Random
 ) -> Sample:
-    """One worked example as a sample: a prompt, a sloppy plan, and a sloppy image of that plan."""
-    plan = corrupt(make_plan(prompt, rng), plan_errors, rng)
+    """One worked example as a sample: a prompt, a sloppy plan, and a sloppy image of that plan; now and
+    then the image is asked for without the plan."""
+    names = args.fact_errors if prompt.task_type == "riddle" else None
+    plan = corrupt(make_plan(prompt, rng), args.plan_errors, rng, names)
     text = plan_text(plan)
     cot = [*janus.tokenizer(text, add_special_tokens=False).input_ids, janus.eos_id]
-    image = render(corrupt(plan, image_errors, rng))
+    image = render(corrupt(plan, args.image_errors, rng))
+    image_prompt = janus.image_prompt_ids(prompt.text, text)
+    if rng.random() < args.no_plan:
+        image_prompt = janus.plain_prompt_ids(prompt.text)
     ids = codes(image[None])[0].numpy()
     nothing = np.zeros(0, np.float32)
     return Sample(
@@ -128,7 +134,7 @@ def lesson(
         cot_prompt_ids=np.array(janus.cot_prompt_ids(prompt.text)),
         cot_ids=np.array(cot),
         cot_text=text,
-        image_prompt_ids=np.array(janus.image_prompt_ids(prompt.text, text)),
+        image_prompt_ids=np.array(image_prompt),
         image_ids=ids,
         cot_logps=np.zeros(len(cot), np.float32),
         image_logps=np.zeros(len(ids), np.float32),
@@ -157,8 +163,11 @@ def train_trunk(janus: Janus, codes: Codes, args, rng: random.Random) -> None:
     kinds, shares = list(KINDS), list(KINDS.values())
     started = time.monotonic()
     for step in range(args.steps):
-        prompts = [rng.choice(train[kind]) for kind in rng.choices(kinds, shares, k=args.batch)]
-        samples = [lesson(janus, p, codes, args.plan_errors, args.image_errors, rng) for p in prompts]
+        prompts = [
+            riddle(False, rng) if kind == "riddle" else rng.choice(train[kind])
+            for kind in rng.choices(kinds, shares, k=args.batch)
+        ]
+        samples = [lesson(janus, prompt, codes, args, rng) for prompt in prompts]
         samples = [unconditional(janus, s) if rng.random() < args.dropout else s for s in samples]
         batch = make_batch(samples, [0.0] * len(samples), pad_id=janus.pad_id)
         out = logps(batch)
@@ -182,11 +191,13 @@ def main() -> None:
     parser.add_argument("--out", default=str(HERE / "checkpoint"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vq-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--plan-errors", type=float, default=0.18)
+    parser.add_argument("--fact-errors", type=float, default=0.35, help="of a riddle's names")
     parser.add_argument("--image-errors", type=float, default=0.13)
+    parser.add_argument("--no-plan", type=float, default=0.15, help="share of images without a plan")
     parser.add_argument("--dropout", type=float, default=0.1, help="of the caption, for guidance")
     args = parser.parse_args()
 

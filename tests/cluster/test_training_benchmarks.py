@@ -51,7 +51,7 @@ def test_judges_take_room_beside_the_experts_and_only_where_there_is_training():
         *(f"expert {name}" for name in config.rewards.experts),
     ]
     console = Console(file=io.StringIO(), width=200)
-    console.print(placement_table(config))
+    console.print(placement_table(roles(config)))
     assert "judge shapes.eyes" in console.file.getvalue()
 
 
