@@ -124,8 +124,8 @@ class LearnerGroup:
         return steps
 
     def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
-        """The metrics of the loss on some groups, a reference to a list[Sample] each; nothing is learned
-        from them."""
+        """The metrics of the loss on some groups, of which nothing is learned: a reference to a
+        list[Sample] each."""
         shares = [samples[n :: len(self.ranks)] for n in range(len(self.ranks))]
         measuring = [rank.measure.remote(share) for rank, share in zip(self.ranks, shares, strict=True)]
         return ray.get(measuring, timeout=self.config.timeout_s)[0]

@@ -32,7 +32,10 @@ def read_picture(path: Path, where: str, side: int, resize: bool) -> np.ndarray:
         except _UNREADABLE as error:
             raise UserError(f"{where}: image {path} cannot be decoded: {error}") from None
     if picture.size != (side, side):
-        picture = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
+        edge = min(picture.size)
+        left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
+        picture = picture.crop((left, top, left + edge, top + edge))
+        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(picture)
 
 
