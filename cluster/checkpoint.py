@@ -28,9 +28,11 @@ from ray.exceptions import RayTaskError
 
 from cluster.config import RunConfig
 from cluster.files import by_step, first_fault
+from cluster.requests import Requested
 from learner.async_checkpoint import ENGINE_FOLDER, file_digest, take_digests, to_universal
 from learner.deepspeed_engine import Resume
 from learner.group import LearnerGroup
+from learner.schedules import Coefficients
 from policy.errors import UserError
 from policy.hub import is_hub_id
 from policy.jsonl import parse_object, read_bytes, read_lines
@@ -89,7 +91,7 @@ def fingerprint(path: Path) -> str:
 
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 _PART = ".part"
 
 
@@ -104,6 +106,10 @@ class State:
     config: dict[str, Any]
     expert_stats: dict[str, RunningStats] = field(default_factory=dict)
     """Of experts whose scores are normalised by what they were so far."""
+    requested: Requested | None = None
+    """How far the run was in its stream of groups. (Formats before 3 had none: `step` told it.)"""
+    coefficients: Coefficients | None = None
+    """The next step's, some of which are adapted from step to step."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the files that the run reads, by the key that names them."""
     format: int = FORMAT
@@ -346,7 +352,10 @@ def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint
     left = config.train.steps - checkpoint.state.step if checkpoint else 0
     if checkpoint is None or left < 0 or (left == 0 and not _lacks_report(checkpoint)):
         return None
-    then, now = _leaves(checkpoint.state.config), _leaves(config.model_dump(mode="json"))
+    then, now = (
+        _leaves(_with_new_keys(checkpoint.state.config)),
+        _leaves(config.model_dump(mode="json")),
+    )
     changed = [
         key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and affects_training(key)
     ]
@@ -369,6 +378,15 @@ def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint
         )
     tell(f"{config.folder} goes on from step {checkpoint.state.step}")
     return checkpoint
+
+
+def _with_new_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """An earlier run's configuration with the keys that have come since, at their defaults, which are
+    what it did; as it is where keys have gone since."""
+    try:
+        return RunConfig.model_validate(config).model_dump(mode="json")
+    except ValidationError:
+        return config
 
 
 def _lacks_report(checkpoint: Checkpoint) -> bool:
