@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.config import ActorsConfig
 from cluster.watch.wandb_log import WandbConfig
@@ -44,6 +44,9 @@ class TrainConfig(BaseModel):
     on-policy."""
     filter_equal_groups: bool = True
     """Leave out groups whose rewards are all equal: they have nothing to teach but the KL term."""
+    resample_equal_groups: int = Field(0, ge=0)
+    """At most so many further groups a step, asked for until `groups_per_step` of them teach (DAPO's
+    dynamic sampling)."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -65,6 +68,15 @@ class TrainConfig(BaseModel):
     numbers of a step, for a log collector."""
     wandb: WandbConfig | None = None
     """Weights & Biases gets a copy of all numbers."""
+
+    @model_validator(mode="after")
+    def _resamples_what_is_filtered(self):
+        if self.resample_equal_groups and not self.filter_equal_groups:
+            raise ValueError(
+                "train.resample_equal_groups replaces groups that train.filter_equal_groups leaves out:"
+                " set that to true"
+            )
+        return self
 
 
 class EvaluateConfig(BaseModel):
@@ -121,6 +133,9 @@ class NamedRun(BaseModel):
     """Names the run and its directory."""
     runs_dir: UserPath = "runs"
     """Where run directories lie; on a cluster, a path that outlives the driver."""
+    algorithm: str | None = None
+    """A preset of the keys below that belong together: `algorithms/NAME.yaml` beside the configuration
+    file, or of the examples. Its keys win over the file's, and lose against `key=value`."""
     seed: int = 0
     """Decides the order of prompts and which tokens are sampled."""
     policy: PolicyConfig
@@ -154,16 +169,47 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises UserError: one line that names the file, the key, and the nearest right key.
     """
     path, tree = read_tree(path)
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("algorithm=")]
+    name = chosen[-1] if chosen else tree.get("algorithm")
+    if name and name != "null":
+        _lay_over(tree, read_preset(str(name), path))
     return validated(RunConfig, tree, str(path), overrides)
 
 
 def read_tree(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """A YAML file of keys and values, with its path. Raises UserError."""
+    """A configuration file as it stands, with its path. Raises UserError."""
     path = Path(os.path.expanduser(path))
-    tree = read_yaml(read_text(path, "configuration file"), str(path))
+    return path, _read_mapping(path, "configuration file")
+
+
+def read_preset(name: str, config: Path) -> dict[str, Any]:
+    """The keys that an algorithm sets in a configuration file. Raises UserError."""
+    folders = config.parent / "algorithms", PRESETS
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return _read_mapping(folder / f"{name}.yaml", "preset")
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+    raise UserError(f"algorithm: no preset {name!r}; {hint}")
+
+
+PRESETS = Path(__file__).parents[1] / "examples" / "algorithms"
+
+
+def _read_mapping(path: Path, what: str) -> dict[str, Any]:
+    tree = read_yaml(read_text(path, what), str(path))
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a configuration is a mapping of keys to values")
-    return path, tree
+        raise UserError(f"{path}: a {what} is a mapping of keys to values")
+    return tree
+
+
+def _lay_over(tree: dict[str, Any], preset: dict[str, Any]) -> None:
+    for key, value in preset.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _lay_over(tree[key], value)
+        else:
+            tree[key] = value
 
 
 def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Sequence[str]) -> M:
@@ -205,7 +251,9 @@ def _explain(
     error: ValidationError, model: type[BaseModel], where: str, overrides: Sequence[str]
 ) -> str:
     """The first fault as one line; unknown keys first, for they often cause the others."""
-    faults = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    # A default that goes with another key is not to be had where that one is wrong: no own fault.
+    all_faults = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+    faults = sorted(all_faults, key=lambda e: e["type"] != "extra_forbidden")
     fault = faults[0]
     key = ".".join(str(part) for part in fault["loc"])
     source = next((f"override {shorten(o)}" for o in overrides if o.partition("=")[0] == key), where)

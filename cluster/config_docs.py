@@ -141,6 +141,8 @@ def _kind(schema: dict[str, Any], key: str) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if field.default_factory is not None:
+        return "the loss's"
     value = field.default
     if isinstance(value, BaseModel):
         return "its defaults"

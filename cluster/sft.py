@@ -16,12 +16,12 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from rich.console import Console
 
-from cluster.checkpoint import resume_point
 from cluster.encode import encode_pictures
 from cluster.files import KeepGoing
 from cluster.fingerprints import fingerprint, policy_fingerprints
 from cluster.placement import check_room, reserve
 from cluster.ray_session import existing_cluster, ray_session
+from cluster.resume import resume_point
 from cluster.run import LearnerLost, StopSignal, catch_stop_signals, learner_at_work
 from cluster.sft_config import SftConfig
 from cluster.sft_rows import Example, Lessons, read_examples
@@ -45,9 +45,9 @@ def sft(config: SftConfig, console: Console) -> Path:
     """
     janus, examples, held_out = validate_sft(config)
     with run_lock(config.folder):
-        marks, settings = fingerprints(config), config.model_dump(mode="json")
+        marks = fingerprints(config)
         tell = partial(console.print, highlight=False, soft_wrap=True, markup=False)
-        start = resume_point(config.folder, settings, "sft", marks, tell)
+        start = resume_point(config, "sft", marks, tell)
         done, as_json = (start.state.step if start else 0), config.sft.log == "json"
         if done < config.sft.steps:  # else the report alone is missing
             with learner_place(config, console) as place:
@@ -128,7 +128,7 @@ def train_loop(run: SftRun, lessons: Lessons, heldout: Sequence[Sample], stop: S
         groups = training_groups(next(batches), run.config.learner.ranks)
         run.step += 1
         with learner_at_work():
-            asked = run.learner.step(groups)
+            asked = run.learner.step(groups, settings=run.step_settings())
             metrics = ray.get(asked, timeout=run.config.learner.timeout_s)[0]
         seconds = time.perf_counter() - started
         metrics["epoch"] = run.step * size / len(lessons.examples)

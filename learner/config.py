@@ -1,15 +1,17 @@
 """What the learner can be told, and DeepSpeed's settings over sensible defaults."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 from torch import nn
 
+from learner.batch import Aggregation
 from learner.deepspeed_check import check_deepspeed
 from learner.kernels import check_kernels
-from learner.losses import load_loss
+from learner.losses import DEFAULTS, Defaults, load_loss
 from policy.errors import UserError
 from policy.jsonl import read_object
 from policy.model import PolicyConfig, meta_model, trunk_of
@@ -32,6 +34,17 @@ class LoraSettings(BaseModel):
     """Linear modules of the language model, by the last part of their name."""
 
 
+def _own(key: str) -> Callable[[dict[str, Any]], Any]:
+    """The default of a key that goes with the loss."""
+
+    def default(settings: dict[str, Any]) -> Any:
+        if key == "aggregation" and settings.get("loss") == "gspo" and settings["gspo_span"] == "both":
+            return "sample_mean"
+        return getattr(DEFAULTS.get(settings.get("loss", ""), Defaults()), key)
+
+    return default
+
+
 class LearnerConfig(BaseModel):
     """One GRPO update over both CoTs. Defaults are T2I-R1's where the paper gives a number."""
 
@@ -49,7 +62,11 @@ class LearnerConfig(BaseModel):
     """Of the nodes that are meant for the learner."""
 
     lr: float = Field(1e-6, gt=0)
-    """AdamW's learning rate; there is no schedule, unless `deepspeed` has one."""
+    """AdamW's learning rate, where its schedule is highest."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls to 0 over `train.steps`, if it does."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0 before that."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and the second moment."""
     weight_decay: float = Field(0.0, ge=0)
@@ -61,18 +78,52 @@ class LearnerConfig(BaseModel):
     """A name in `learner.losses.LOSSES`, or `package.module:function` of your own."""
     kl_coef: float = Field(0.01, ge=0)
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
+    kl_target: float | None = Field(None, gt=0)
+    """The KL divergence a token, of both CoTs' mean, that kl_coef is adapted towards, from step to
+    step. None: kl_coef stays."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of an entropy bonus at each token of both CoTs."""
+    entropy_target: dict[Literal["cot", "image"], PositiveFloat] = {}
+    """The entropy a token, in nats, that each CoT's entropy_coef is adapted towards, from step to step.
+    Not named: it stays."""
     reference: Literal["copy", "sharded", "offload", "none"] | None = None
     """Where the reference model is: a copy on every rank, sharded over the ranks (ZeRO-3), or in host
     memory. None: a copy; nowhere if kl_coef is 0. With `lora` it is the model with its adapters off,
     whatever stands here."""
     lora: LoraSettings | None = None
     """Train adapters instead of the model."""
-    clip_low: float = Field(0.2, ge=0)
-    """The probability ratio of a token is clipped at 1 - clip_low from below."""
-    clip_high: float = Field(0.2, ge=0)
-    """The probability ratio of a token is clipped at 1 + clip_high from above."""
-    advantage_scale: Literal["std", "none"] = "std"
-    """A reward less its group's mean is divided by the group's standard deviation (std), or kept."""
+    clip_low: float = Field(default_factory=_own("clip_low"), ge=0)
+    """The probability ratio is clipped at 1 - clip_low from below. Not set: the loss's own, for grpo
+    0.2."""
+    clip_high: float = Field(default_factory=_own("clip_high"), ge=0)
+    """The probability ratio is clipped at 1 + clip_high from above. Not set: the loss's own, for grpo
+    0.2."""
+    gspo_span: Literal["each", "both"] = "each"
+    """What has one ratio with `loss: gspo`: each CoT, or both together."""
+    aggregation: Aggregation = Field(default_factory=_own("aggregation"))
+    """What the loss is a mean over: all tokens of the step; each sample's tokens, then samples; each
+    CoT's tokens, then CoTs; or constant: samples, each one's sum over loss_length. Not set: the loss's
+    own, for grpo token_mean."""
+    loss_length: float = Field(1024.0, gt=0)
+    """What `aggregation: constant` divides a sample's sum by: about the tokens of its two CoTs."""
+    advantages: Literal["group", "gdpo"] = "group"
+    """How rewards become advantages: the mean of all experts compared within a group, or each expert
+    compared on its own (GDPO)."""
+    advantage_scale: Literal["std", "none"] = Field(default_factory=_own("advantage_scale"))
+    """A reward less its group's mean is divided by the group's standard deviation (std), or kept. Not
+    set: the loss's own, for grpo std."""
+    old_logps: Literal["sampler", "learner"] = "sampler"
+    """What the ratio is taken against: the sampler's log-probabilities, or the learner's own before the
+    first update of a batch, which makes it exactly 1 there."""
+    importance: Literal["none", "truncated", "masked"] = "none"
+    """How a token counts whose probability was another at the sampler than at the learner (rounding,
+    staleness): as any, by their ratio up to a cap, or not at all beyond the cap."""
+    importance_cap: float = Field(2.0, gt=1)
+    """The cap, of the ratio and of its inverse."""
+    updates_per_batch: int = Field(1, ge=1)
+    """Times that a step's samples are learned from."""
+    minibatches: int = Field(1, ge=1)
+    """Parts of a step's groups that are an optimizer step each."""
     train_distribution: Literal["conditional", "guided"] = "conditional"
     """Train the conditional distribution (as published), or the guided one that images were sampled
     from."""
@@ -132,6 +183,18 @@ class LearnerConfig(BaseModel):
             raise ValueError(
                 f"learner.kl_coef 0 uses no reference model, and learner.reference is {self.reference}:"
                 " set learner.reference=null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_have_coefficients(self):
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(
+                "learner.kl_target adapts learner.kl_coef, which is 0: set both, or neither"
+            )
+        if self.entropy_target and self.entropy_coef == 0:
+            raise ValueError(
+                "learner.entropy_target adapts learner.entropy_coef, which is 0: set both, or neither"
             )
         return self
 

@@ -166,7 +166,8 @@ def test_a_run_that_goes_on_gets_the_batches_that_it_would_have_had(model):
 def test_the_loss_is_the_weighted_negative_log_likelihood_of_what_counts():
     logps = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -torch.inf, -6.0]], requires_grad=True)
     weights = torch.tensor([[2.0, 2.0, 1.0], [2.0, 0.0, 1.0]])
-    inputs = LossInputs(logps, torch.zeros(2, 3), None, torch.zeros(2), weights, cot_tokens=2)
+    nothing = torch.zeros(2, 3)
+    inputs = LossInputs(logps, nothing, nothing, None, None, nothing, weights, 2, 0.0, {})
     result = sft_loss(inputs, LearnerConfig(cot_weight=2.0))
     assert result.sum.item() == 2 * (1 + 2 + 4) + 3 + 6
     means = {name: (total / count).item() for name, (total, count) in result.metrics.items()}
