@@ -2,19 +2,20 @@
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
 
 from learner.deepspeed_check import check_deepspeed
 from learner.kernels import check_kernels
-from learner.losses import load_loss
+from policy.config import PolicyConfig
 from policy.errors import UserError
 from policy.jsonl import read_object
-from policy.model import PolicyConfig, meta_model, trunk_of
 from policy.paths import UserPath
 from policy.resources import CustomResources, Labels
+
+if TYPE_CHECKING:  # whoever reads a configuration needs no torch
+    from torch import nn
 
 
 class LoraSettings(BaseModel):
@@ -177,6 +178,9 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
 
     Raises UserError.
     """
+    from learner.losses import load_loss
+    from policy.model import meta_model, trunk_of
+
     load_loss(config.loss)
     if config.ranks > 1 and 0 < config.num_gpus < 1:
         raise UserError(
@@ -202,7 +206,7 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
         frozen_module(model, name)
 
 
-def frozen_module(model: nn.Module, name: str) -> nn.Module:
+def frozen_module(model: "nn.Module", name: str) -> "nn.Module":
     """The module that an entry of `freeze` names, or UserError with the nearest right name."""
     modules = dict(model.named_modules())
     if name not in modules:
@@ -212,8 +216,10 @@ def frozen_module(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def check_targets(trunk: nn.Module, targets: list[str]) -> None:
+def check_targets(trunk: "nn.Module", targets: list[str]) -> None:
     """Raises UserError for a LoRA target that names no linear module of the language model."""
+    from torch import nn
+
     linear = {name for name, m in trunk.named_modules() if isinstance(m, nn.Linear)}
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):

@@ -95,6 +95,16 @@ def local_ray():
     ray.shutdown()
 
 
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Nothing may start a Ray or connect to one. (Another test's may be there.)"""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("this started Ray")
+
+    monkeypatch.setattr(ray, "init", refuse)
+
+
 def shared_file(name: str) -> Path:
     """A file of the published implementation's data set, which lies beside the repository or not."""
     path = Path(os.environ.get("BICOT_SHARED", ROOT.parent / "shared")) / name
