@@ -49,8 +49,6 @@ def train(
     from cluster.config import dump_config, load_config
     from cluster.placement import placement_table
     from cluster.ray_session import check_kept, tell_store
-    from cluster.run import EXIT_STATUS, Stopped
-    from cluster.train import train as run
     from cluster.validate import validate_run
     from policy.paths import check_writable
 
@@ -63,6 +61,9 @@ def train(
         console.print(placement_table(resolved))
         tell_store(resolved.ray, inputs.store_need(resolved), console)
         return
+    from cluster.run import EXIT_STATUS, Stopped
+    from cluster.train import train as run
+
     try:
         run(resolved, console)
     except Stopped as stopped:

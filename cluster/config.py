@@ -16,9 +16,9 @@ from actors.config import ActorsConfig
 from cluster.watch.wandb_log import WandbConfig
 from cluster.yaml_text import read_yaml, write_yaml
 from learner.config import LearnerConfig
+from policy.config import PolicyConfig
 from policy.errors import UserError
 from policy.jsonl import read_text
-from policy.model import PolicyConfig
 from policy.paths import UserPath
 from rewards.config import ExpertName, RewardsConfig
 

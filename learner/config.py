@@ -3,20 +3,21 @@
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
-from torch import nn
 
-from learner.batch import Aggregation
 from learner.deepspeed_check import check_deepspeed
 from learner.kernels import check_kernels
-from learner.losses import DEFAULTS, Defaults, load_loss
+from learner.loss_defaults import Aggregation, Span, defaults_of
+from policy.config import PolicyConfig
 from policy.errors import UserError
 from policy.jsonl import read_object
-from policy.model import PolicyConfig, meta_model, trunk_of
 from policy.paths import UserPath
 from policy.resources import CustomResources, Labels
+
+if TYPE_CHECKING:  # whoever reads a configuration needs no torch
+    from torch import nn
 
 
 class LoraSettings(BaseModel):
@@ -38,9 +39,7 @@ def _own(key: str) -> Callable[[dict[str, Any]], Any]:
     """The default of a key that goes with the loss."""
 
     def default(settings: dict[str, Any]) -> Any:
-        if key == "aggregation" and settings.get("loss") == "gspo" and settings["gspo_span"] == "both":
-            return "sample_mean"
-        return getattr(DEFAULTS.get(settings.get("loss", ""), Defaults()), key)
+        return getattr(defaults_of(settings["loss"], settings["gspo_span"]), key)
 
     return default
 
@@ -76,6 +75,8 @@ class LearnerConfig(BaseModel):
 
     loss: str = "grpo"
     """A name in `learner.losses.LOSSES`, or `package.module:function` of your own."""
+    gspo_span: Span = "each"
+    """What has one ratio with `loss: gspo`: each CoT, or both together."""
     kl_coef: float = Field(0.01, ge=0)
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
     kl_target: float | None = Field(None, gt=0)
@@ -98,8 +99,6 @@ class LearnerConfig(BaseModel):
     clip_high: float = Field(default_factory=_own("clip_high"), ge=0)
     """The probability ratio is clipped at 1 + clip_high from above. Not set: the loss's own, for grpo
     0.2."""
-    gspo_span: Literal["each", "both"] = "each"
-    """What has one ratio with `loss: gspo`: each CoT, or both together."""
     aggregation: Aggregation = Field(default_factory=_own("aggregation"))
     """What the loss is a mean over: all tokens of the step; each sample's tokens, then samples; each
     CoT's tokens, then CoTs; or constant: samples, each one's sum over loss_length. Not set: the loss's
@@ -240,6 +239,9 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
 
     Raises UserError.
     """
+    from learner.losses import load_loss
+    from policy.model import meta_model, trunk_of
+
     load_loss(config.loss)
     if config.ranks > 1 and 0 < config.num_gpus < 1:
         raise UserError(
@@ -265,7 +267,7 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
         frozen_module(model, name)
 
 
-def frozen_module(model: nn.Module, name: str) -> nn.Module:
+def frozen_module(model: "nn.Module", name: str) -> "nn.Module":
     """The module that an entry of `freeze` names, or UserError with the nearest right name."""
     modules = dict(model.named_modules())
     if name not in modules:
@@ -275,8 +277,10 @@ def frozen_module(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def check_targets(trunk: nn.Module, targets: list[str]) -> None:
+def check_targets(trunk: "nn.Module", targets: list[str]) -> None:
     """Raises UserError for a LoRA target that names no linear module of the language model."""
+    from torch import nn
+
     linear = {name for name, m in trunk.named_modules() if isinstance(m, nn.Linear)}
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
