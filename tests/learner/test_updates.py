@@ -14,12 +14,6 @@ from learner.losses import LOSSES, LossInputs
 from learner.schedules import Coefficients, StepSettings
 from policy.model import load_janus
 from tests.learner.ranks import ADVANTAGES, settings, weights_of
-    ADVANTAGES,
-    groups,
-    settings,
-    start,
-    weights_of,
-)
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 
