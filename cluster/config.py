@@ -124,8 +124,8 @@ class RayConfig(BaseModel):
     role that no node can hold is an error at once."""
 
 
-class RunConfig(BaseModel):
-    """Everything about a run."""
+class NamedRun(BaseModel):
+    """What every run has: a name, a directory, a seed, a model."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -140,6 +140,15 @@ class RunConfig(BaseModel):
     """Decides the order of prompts and which tokens are sampled."""
     policy: PolicyConfig
     """The model."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+
+class RunConfig(NamedRun):
+    """Everything about a run."""
+
     actors: ActorsConfig = ActorsConfig()
     """Rollout workers, which generate samples."""
     rewards: RewardsConfig
@@ -153,18 +162,13 @@ class RunConfig(BaseModel):
     ray: RayConfig = RayConfig()
     """Which Ray cluster, and how long to wait for it."""
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs_dir) / self.name
-
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply overrides ("learner.lr=1e-4"), check everything.
 
     Raises UserError: one line that names the file, the key, and the nearest right key.
     """
-    path = Path(os.path.expanduser(path))
-    tree = _read_mapping(path, "configuration file")
+    path, tree = read_tree(path)
     chosen = [o.partition("=")[2] for o in overrides if o.startswith("algorithm=")]
     name = chosen[-1] if chosen else tree.get("algorithm")
     if name and name != "null":
@@ -172,12 +176,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return validated(RunConfig, tree, str(path), overrides)
 
 
+def read_tree(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A YAML file of keys and values, with its path. Raises UserError."""
+    path = Path(os.path.expanduser(path))
+    tree = read_yaml(read_text(path, "configuration file"), str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys to values")
+    return path, tree
+
+
 def read_preset(name: str, config: Path) -> dict[str, Any]:
     """The keys that an algorithm sets in a configuration file. Raises UserError."""
     folders = config.parent / "algorithms", PRESETS
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
-            return _read_mapping(folder / f"{name}.yaml", "preset")
+            return read_tree(folder / f"{name}.yaml")[1]
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
@@ -185,13 +198,6 @@ def read_preset(name: str, config: Path) -> dict[str, Any]:
 
 
 PRESETS = Path(__file__).parents[1] / "examples" / "algorithms"
-
-
-def _read_mapping(path: Path, what: str) -> dict[str, Any]:
-    tree = read_yaml(read_text(path, what), str(path))
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a {what} is a mapping of keys to values")
-    return tree
 
 
 def _lay_over(tree: dict[str, Any], preset: dict[str, Any]) -> None:
@@ -212,7 +218,7 @@ def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Seque
         raise UserError(_explain(error, model, where, overrides)) from None
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: NamedRun) -> str:
     """The resolved configuration as YAML; loading it gives the same configuration."""
     return write_yaml(config.model_dump(mode="json"))
 

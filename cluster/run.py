@@ -15,11 +15,11 @@ from cluster.checkpoint import (
     Checkpoint,
     CheckpointManager,
     State,
-    fingerprints,
     newest,
     truncate_after,
 )
 from cluster.config import RunConfig
+from cluster.fingerprints import fingerprints
 from cluster.ledger import Entry, Ledger, Outcome
 from cluster.pending import RolloutBatch, ScoredGroup
 from cluster.requests import Requested, Requests

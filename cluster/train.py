@@ -14,11 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.checkpoint import where_to_start
 from cluster.config import RunConfig
 from cluster.placement import total_cpus
 from cluster.ray_session import ray_session
 from cluster.requests import Requests
+from cluster.resume import where_to_start
 from cluster.run import LearnerLost, Run, StopSignal, catch_stop_signals, learner_at_work
 from cluster.update import collect_groups, update
 from cluster.validate import run_folder, validate_run

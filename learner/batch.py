@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ class Batch:
     cot_mask: Tensor  # bool [N, Lc]
     image_prompt: Tensor  # int64 [N, P2], left-padded
     image_prompt_mask: Tensor  # bool [N, P2]
-    image: Tensor  # int64 [N, Ti]
+    image: Tensor  # int64 [N, Ti]; a sample without an image has zeros, of weight 0
     sampled_logps: Tensor  # float32 [N, Lc + Ti], as the sampler returned them
     guided_logps: Tensor  # float32 [N, Ti], of the guided distribution that was sampled from
     advantages: Tensor  # float32 [N, 2], of the semantic CoT and of the image
@@ -61,11 +60,11 @@ def make_batch(
     cot_prompt, cot_prompt_mask = _pad([s.cot_prompt_ids for s in samples], pad_id, left=True)
     cot, cot_mask = _pad([s.cot_ids for s in samples], pad_id)
     image_prompt, image_prompt_mask = _pad([s.image_prompt_ids for s in samples], pad_id, left=True)
-    image = _stack([s.image_ids for s in samples])
+    image, image_mask = _pad([s.image_ids for s in samples], 0)
     cot_logps, _ = _pad([s.cot_logps for s in samples], 0.0)
-    image_logps = _stack([s.image_logps for s in samples])
-    guided_logps = _stack([s.image_guided_logps for s in samples])
-    by_cot = cot_weight * cot_mask.float(), image_weight * torch.ones(image.shape)
+    image_logps, _ = _pad([s.image_logps for s in samples], 0.0)
+    guided_logps, _ = _pad([s.image_guided_logps for s in samples], 0.0)
+    by_cot = cot_weight * cot_mask.float(), image_weight * image_mask.float()
     token_weights, counts = aggregate(*by_cot, aggregation, loss_length)
     advantage = torch.tensor(advantages, dtype=torch.float32).view(len(samples), -1)
     return Batch(
@@ -112,10 +111,6 @@ def empty_like(batch: Batch) -> Batch:
     first = Batch(**{f.name: getattr(batch, f.name)[:1] for f in fields(batch)})
     nothing = {name: torch.zeros_like(getattr(first, name)) for name in ("token_weights", "counts")}
     return Batch(**{**vars(first), **nothing})
-
-
-def _stack(rows: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(rows))
 
 
 def _pad(rows, value, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from learner.deepspeed_engine import Reference, apply_gradients
 from learner.logprobs import Logps
 from learner.lora import adapters_off
 from learner.losses import LossInputs, load_loss
-from learner.schedules import StepSettings
+from learner.schedules import Coefficients, StepSettings
 from learner.step_metrics import StepMetrics
 from policy.model import PolicyModel
 from policy.records import Sample
@@ -128,6 +128,18 @@ class Trainer:
         metrics["grad_norm"] = sum(norms) / len(norms)
         metrics["lr"] = float(self.engine.optimizer.param_groups[0]["lr"])
         return metrics
+
+    @torch.no_grad()
+    def measure(self, parts: Sequence[list[Row]]) -> dict[str, float]:
+        """The metrics of the loss on micro-batches, of which nothing is learned."""
+        settings, sums = StepSettings(Coefficients.at_start(self.config)), StepMetrics(self.device)
+        for one in self._passes(parts, ahead=False):
+            batch = one.batch.to(self.device)
+            one.reference = self.reference_logps(batch)
+            sums.add(
+                self.loss(self._loss_inputs(one, batch, settings), self.config), batch.counts.sum()
+            )
+        return sums.reduce()
 
     def _passes(self, parts: Sequence[list[Row]], *, ahead: bool) -> list["_Pass"]:
         """One for each micro-batch of a mini-batch, then those of weight 0 that keep ranks in step."""
