@@ -91,6 +91,9 @@ class LearnerConfig(BaseModel):
     """Where the reference model is: a copy on every rank, sharded over the ranks (ZeRO-3), or in host
     memory. None: a copy; nowhere if kl_coef is 0. With `lora` it is the model with its adapters off,
     whatever stands here."""
+    reference_path: UserPath | None = None
+    """Another model as the reference, a folder or a hub id; None: `policy.path`, what training begins
+    with. With `lora` it is a second model."""
     lora: LoraSettings | None = None
     """Train adapters instead of the model."""
     clip_low: float = Field(default_factory=_own("clip_low"), ge=0)
@@ -187,6 +190,10 @@ class LearnerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _targets_have_coefficients(self):
+        if self.reference_path is not None and self.kl_coef == 0:
+            raise ValueError(
+                "learner.kl_coef 0 uses no reference model: set learner.reference_path=null"
+            )
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError(
                 "learner.kl_target adapts learner.kl_coef, which is 0: set both, or neither"
@@ -202,7 +209,9 @@ class LearnerConfig(BaseModel):
         """`reference`, decided."""
         if self.kl_coef == 0:
             return "none"
-        return "lora-off" if self.lora else self.reference or "copy"
+        if self.lora and self.reference_path is None:
+            return "lora-off"
+        return self.reference or "copy"
 
 
 def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
@@ -250,6 +259,11 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
         )
     settings = deepspeed_settings(config, policy.dtype)
     user = _user_settings(config.deepspeed)
+    if "scheduler" in user and (config.schedule != "constant" or config.warmup_steps):
+        raise UserError(
+            "learner.deepspeed.scheduler: learner.schedule and warmup_steps set the learning rate too;"
+            " leave out one of them"
+        )
     check_deepspeed(user, settings, policy.dtype, on_gpu=config.num_gpus > 0)
     stage = settings["zero_optimization"]["stage"]
     if config.kernels == "compile" and (stage == 3 or config.reference in ("sharded", "offload")):
@@ -258,6 +272,8 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
             " learner.kernels=none, or learner.zero_stage below 3 and learner.reference=copy"
         )
     check_kernels(config.kernels)
+    if config.reference_path is not None:
+        check_reference(policy, config.reference_path)
     model = meta_model(policy)
     if model is None:
         return
@@ -265,6 +281,27 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
         check_targets(trunk_of(model), config.lora.target_modules)
     for name in config.freeze:
         frozen_module(model, name)
+
+
+def check_reference(policy: PolicyConfig, path: str) -> None:
+    """Raises UserError for a reference model that is not there, or has other tokens than the policy."""
+    from policy.model import check_policy, meta_model
+
+    other = policy.model_copy(update={"path": path})
+    try:
+        check_policy(other)
+    except UserError as error:
+        raise UserError(f"learner.reference_path: {error}") from None
+    mine, theirs = meta_model(policy), meta_model(other)
+    if mine is None or theirs is None:
+        return  # a hub's, which is not here yet
+    for part, key in (("text_config", "vocab_size"), ("vq_config", "num_embeddings")):
+        here, there = (getattr(getattr(m.config, part), key) for m in (mine, theirs))
+        if here != there:
+            raise UserError(
+                f"learner.reference_path: {path} has {there} tokens ({part}.{key}) where the policy has"
+                f" {here}: a reference must know the same tokens"
+            )
 
 
 def frozen_module(model: "nn.Module", name: str) -> "nn.Module":
