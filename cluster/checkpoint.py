@@ -329,6 +329,7 @@ MAY_CHANGE = (
     "rewards.gateway",
     "rewards.retries",
     "rewards.timeout_s",
+    "serve",
 )
 """Settings that say where and how fast, not what is learned. Of an expert only what it is counts."""
 _OF_AN_EXPERT = ("use", "options", "dtype", "weight", "normalize", "on_failure")

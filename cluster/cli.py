@@ -91,7 +91,7 @@ def evaluate(
     from cluster.commands.sampling import evaluate as run
     from cluster.config import load_config
 
-    run(load_config(config, _with_policy(overrides, policy)), out, console)
+    run(load_config(config, with_policy(overrides, policy)), out, console)
 
 
 @app.command()
@@ -110,7 +110,7 @@ def generate(
     from cluster.config import load_config
 
     overrides = [f"seed={seed}"] if seed is not None else []
-    run(load_config(config, _with_policy(overrides, policy)), prompts, out, samples, console)
+    run(load_config(config, with_policy(overrides, policy)), prompts, out, samples, console)
 
 
 @app.command()
@@ -243,7 +243,7 @@ def fetch(
     run(what, out.expanduser() if out else None, console)
 
 
-def _with_policy(overrides: list[str], policy: str | None) -> list[str]:
+def with_policy(overrides: list[str], policy: str | None) -> list[str]:
     # Quoted, or YAML might take the path for something else.
     return (
         [*overrides, f"policy.path={json.dumps(policy, ensure_ascii=False)}"] if policy else overrides

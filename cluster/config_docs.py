@@ -48,9 +48,12 @@ def page() -> str:
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
     """What the string literal under each field says, in one line. A field without one is left out."""
+    found: dict[str, str] = {}
+    for base in model.__bases__:  # whose fields are the model's too
+        if issubclass(base, BaseModel) and base is not BaseModel:
+            found |= meanings(base)
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(tree, ast.ClassDef)
-    found = {}
     for field, below in zip(tree.body, tree.body[1:], strict=False):
         if (
             isinstance(field, ast.AnnAssign)

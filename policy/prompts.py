@@ -31,7 +31,7 @@ from policy.jsonl import read_rows, read_text
 from policy.records import Group, ObjectCount, Prompt, SpatialInfo
 
 
-def _legible(text: str) -> str:
+def legible(text: str) -> str:
     """Something to see, in letters that UTF-8 has: half a surrogate cannot be hashed."""
     text.encode("utf-8")
     if not any(letter.isprintable() and not letter.isspace() for letter in text):
@@ -39,7 +39,7 @@ def _legible(text: str) -> str:
     return text
 
 
-_Text = Annotated[str, AfterValidator(_legible)]
+_Text = Annotated[str, AfterValidator(legible)]
 
 
 class _Strict(BaseModel):

@@ -1,4 +1,4 @@
-"""Imports run one way: cluster -> evaluation -> actors, learner, rewards -> policy."""
+"""Imports run one way: studio -> cluster -> evaluation -> actors, learner, rewards -> policy."""
 
 import ast
 from pathlib import Path
@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "learner": {"learner", "policy"},
     "evaluation": {"evaluation", "actors", "rewards", "policy"},
     "cluster": {"cluster", "evaluation", "actors", "rewards", "learner", "policy"},
+    "studio": {"studio", "cluster", "evaluation", "actors", "rewards", "policy"},
 }
 FORBIDDEN_LIBRARIES = {
     "policy": {"ray", "deepspeed", "vllm"},
@@ -20,6 +21,7 @@ FORBIDDEN_LIBRARIES = {
     "rewards": {"deepspeed", "vllm"},
     "learner": {"vllm"},
     "evaluation": {"deepspeed", "vllm"},
+    "studio": {"deepspeed", "vllm"},
 }
 OURS = {*MAY_IMPORT, "examples", "benchmarks", "tests"}
 

@@ -73,9 +73,7 @@ class Engine:
 
     # --- run, in pieces ---
 
-    def submit(
-        self, plan: Plan, requests: Sequence[Request], *, each_step: bool = False
-    ) -> None:
+    def submit(self, plan: Plan, requests: Sequence[Request], *, each_step: bool = False) -> None:
         """Hand requests to vLLM; their sample is their number. One plan at a time. `each_step`: vLLM
         tells in every step what it sampled, and not at the end alone."""
         if self.busy:
