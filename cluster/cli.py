@@ -113,13 +113,19 @@ def generate(
     run(load_config(config, with_policy(overrides, policy)), prompts, out, samples, console)
 
 
-@app.command()
-def serve(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
+@app.command("serve-experts")
+def serve_experts(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
     """Run the experts alone behind their HTTP gateway, until Ctrl-C."""
-    from cluster.commands.sampling import serve as run
+    from cluster.commands.sampling import serve_experts as run
     from cluster.config import load_config
 
     run(load_config(config, overrides), console)
+
+
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def serve():
+    """The name that `serve-experts` had."""
+    raise UserError("bicot serve is now bicot serve-experts; bicot serve-model serves the model")
 
 
 @app.command()

@@ -67,7 +67,7 @@ class BatchQueue:
     async def _work(self) -> None:
         while batch := self._next_batch():
             results = await self._draw_or_why(batch)
-            if self._finishing is not None:  # no more than one batch is kept undecoded
+            if self._finishing and not self._finishing.done():  # one batch at most is kept undecoded
                 await self._finishing
             self._finishing = asyncio.create_task(self._hand_out(batch, results))
 

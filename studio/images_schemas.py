@@ -185,9 +185,12 @@ def refuse_in_this_form(app: FastAPI) -> None:
 
     async def wrong_field(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:2]) or None
-        reason = first["msg"].removeprefix("Value error, ")
+        faults = error.errors()
+        field = faults[0]["loc"][1:2]
+        param = str(*field) or None
+        # Of a field that may be of several kinds each kind has its fault; the last one says most.
+        last = [fault for fault in faults if fault["loc"][1:2] == field][-1]
+        reason = last["msg"].removeprefix("Value error, ")
         told = f"{param}: {reason}" if param else reason
         return await request_error(request, RequestError(told, param))
 

@@ -89,9 +89,10 @@ class ModelReplica:
                     left -= sum(isinstance(event, Completed) for event in some)
                     yield some
             finally:
-                drawing.cancel()
                 for stream in streams:
                     stream.close()
+                drawing.cancel()
+                await asyncio.gather(drawing, return_exceptions=True)
 
     def _check(self, tasks: Sequence[ImageTask]) -> None:
         self._generator.check(tasks[0])  # they differ in their index alone

@@ -1,7 +1,6 @@
 """The model on Ray Serve: its replicas as one application, the images API before them as another."""
 
 import threading
-from functools import partial
 from typing import Any
 
 from ray import serve
@@ -22,6 +21,7 @@ from rewards.serving import (
     autoscaling,
     shutdown_apps,
     start_serve,
+    usable_port,
     wait_until_running,
 )
 from studio.images_api import build_app
@@ -41,6 +41,8 @@ def serve_model(config: RunConfig, console: Console) -> None:
     check_policy(config.policy)
     if not existing_cluster(config.ray):  # there the replicas' machines may hold what this one does not
         choose_sampler(config.actors)
+        token_digest(config.serve)
+        usable_port(config.serve)
     cpus = config.serve.most_replicas * config.actors.num_cpus + _API_CPUS
     with ray_session(config.ray, cpus, console):
         try:
@@ -79,9 +81,9 @@ def start_model(config: RunConfig) -> str:
         wait_until_running({MODEL_APP: "the model"}, actors.load_timeout_s)
         reply = serve.get_app_handle(MODEL_APP).card.remote()
         card: ModelCard = reply.result(timeout_s=controller.LIMIT_S)
-        build = partial(build_app, config.serve, card, ModelClient(), digest)
+        limits = config.serve  # all that the API's process is to load of a configuration
         deployment = serve.deployment(
-            serve.ingress(build)(),
+            serve.ingress(lambda: build_app(limits, card, ModelClient(), digest))(),
             name=API_APP,
             ray_actor_options={"num_cpus": _API_CPUS},
             max_ongoing_requests=100_000,  # the API itself turns requests away
