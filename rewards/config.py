@@ -22,14 +22,14 @@ class _Strict(BaseModel):
 
 
 class AutoscaleConfig(_Strict):
-    """How many replicas an expert has, by how much it is asked."""
+    """How many replicas there are, by how much they are asked."""
 
     min: int = Field(1, ge=1)
     """Replicas that are always there."""
     max: int = Field(ge=1)
     """Replicas at most."""
     target_queue: float = Field(2.0, gt=0)
-    """Requests a replica, waiting or being scored, that scaling aims at."""
+    """Requests a replica, waiting or being answered, that scaling aims at."""
     up_after_s: float = Field(5.0, ge=0)
     """How long there must be more than that before replicas are added."""
     down_after_s: float = Field(60.0, ge=0)
