@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from studio.generation import Drawing, Listener
+from studio.generation import ImageTokens, Listener
 from studio.records import GeneratedImage, ImageTask
 
 
@@ -28,9 +28,9 @@ class Waiting:
         return not self.done.done()
 
 
-Result = Drawing | Exception
+Result = ImageTokens | Exception
 Draw = Callable[[Sequence[Waiting]], Awaitable[Sequence[Result]]]
-Finish = Callable[[Drawing], Awaitable[GeneratedImage]]
+Finish = Callable[[ImageTokens], Awaitable[GeneratedImage]]
 
 
 class BatchQueue:

@@ -32,7 +32,7 @@ _GRAY = 128
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ImageTokens:
     """One image as tokens, not decoded yet."""
 
     ids: Tensor  # int64 [Ti]
@@ -75,7 +75,7 @@ class ImageGenerator:
     @torch.no_grad()
     def generate(
         self, tasks: Sequence[ImageTask], listeners: Mapping[int, Listener]
-    ) -> list[Drawing | RequestError]:
+    ) -> list[ImageTokens | RequestError]:
         """Draw tasks of the same settings, one result each. `listeners`, by a task's place; what they
         raise ends the batch."""
         (settings,) = {task.settings for task in tasks}
@@ -91,7 +91,7 @@ class ImageGenerator:
                 _told("cot", thinking, listeners),
             )
             written = dict(zip(thinking, cots.ids, strict=True))
-        results: list[Drawing | RequestError] = []
+        results: list[ImageTokens | RequestError] = []
         texts = [self._cot_of(task, written.get(place)) for place, task in enumerate(tasks)]
         image_prompts = [
             self._image_prompt(task, text or "") for task, text in zip(tasks, texts, strict=True)
@@ -110,19 +110,19 @@ class ImageGenerator:
             if place in drawn:
                 read = len(prompts.get(place, image_prompts[place]))
                 cot = None if text is None else text.strip()
-                results.append(Drawing(drawn[place], cot, read, len(written.get(place, ()))))
+                results.append(ImageTokens(drawn[place], cot, read, len(written.get(place, ()))))
             else:
                 results.append(self._too_long(needs[place]))
         return results
 
-    def finish(self, drawing: Drawing) -> GeneratedImage:
+    def finish(self, tokens: ImageTokens) -> GeneratedImage:
         """Decode an image, alone: so that no rounding depends on what is decoded beside it."""
         return GeneratedImage(
-            png=as_png(self._pixels(drawing.ids)),
-            cot=drawing.cot,
-            prompt_tokens=drawing.prompt_tokens,
-            cot_tokens=drawing.cot_tokens,
-            image_tokens=len(drawing.ids),
+            png=as_png(self._pixels(tokens.ids)),
+            cot=tokens.cot,
+            prompt_tokens=tokens.prompt_tokens,
+            cot_tokens=tokens.cot_tokens,
+            image_tokens=len(tokens.ids),
         )
 
     def so_far(self, ids: Sequence[int]) -> bytes:

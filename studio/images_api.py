@@ -16,7 +16,7 @@ import asyncio
 import time
 from base64 import b64encode
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -101,11 +101,11 @@ class ImagesApi:
         return EventStream(self._lines(tasks, events), release)
 
     async def _lines(
-        self, tasks: Sequence[ImageTask], events: AsyncIterator[list[Event]]
-    ) -> AsyncIterator[bytes]:
+        self, tasks: Sequence[ImageTask], events: AsyncGenerator[list[Event], None]
+    ) -> AsyncGenerator[bytes, None]:
         seed, size = tasks[0].seed, self._card.size
         try:
-            async with asyncio.timeout(self._limits.timeout_s), aclosing(events):  # type: ignore[type-var]
+            async with asyncio.timeout(self._limits.timeout_s), aclosing(events):
                 async for some in events:
                     for event in some:
                         yield sse(*to_event(event, seed, size))
@@ -169,14 +169,14 @@ class ImagesApi:
 class EventStream(StreamingResponse):
     """Server-sent events. `release` is called when they end, or nobody reads on."""
 
-    def __init__(self, lines: AsyncIterator[bytes], release: Callable[[], None]):
+    def __init__(self, lines: AsyncGenerator[bytes, None], release: Callable[[], None]):
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(lines, media_type="text/event-stream", headers=headers)
         self._lines, self._release = lines, release
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with aclosing(self._lines):  # type: ignore[type-var]
+            async with aclosing(self._lines):
                 await super().__call__(scope, receive, send)
         finally:
             self._release()

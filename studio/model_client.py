@@ -1,7 +1,7 @@
 """The model's replicas, asked from the process that speaks HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from prometheus_client.core import Metric
@@ -24,7 +24,9 @@ class Model(Protocol):
 
     async def generate(self, tasks: Sequence[ImageTask]) -> list[GeneratedImage]: ...
 
-    def stream(self, tasks: Sequence[ImageTask], partial_images: int) -> AsyncIterator[list[Event]]: ...
+    def stream(
+        self, tasks: Sequence[ImageTask], partial_images: int
+    ) -> AsyncGenerator[list[Event], None]: ...
 
     async def metrics(self) -> dict[str, list[Metric]]:
         """What each replica counted, by its name."""
@@ -55,7 +57,7 @@ class ModelClient:
 
     async def stream(
         self, tasks: Sequence[ImageTask], partial_images: int
-    ) -> AsyncIterator[list[Event]]:
+    ) -> AsyncGenerator[list[Event], None]:
         handle = await self._handle()
         try:
             reply = handle.options(stream=True).stream.remote(tasks, partial_images)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +19,7 @@ from policy.model import PolicyConfig
 from rewards.one_thread import OneThread
 from rewards.replica import BUCKETS_S
 from studio.batch_queue import BatchQueue, Result, Waiting
-from studio.generation import Drawing, ImageGenerator
+from studio.generation import ImageGenerator, ImageTokens
 from studio.image_stream import ImageStream
 from studio.records import Completed, Event, GeneratedImage, ImageTask, ModelCard, RequestError
 
@@ -61,7 +61,7 @@ class ModelReplica:
 
     async def stream(
         self, tasks: Sequence[ImageTask], partial_images: int
-    ) -> AsyncIterator[list[Event]]:
+    ) -> AsyncGenerator[list[Event], None]:
         """The same as events, a list of those that came meanwhile at a time. The first list, with
         nothing in it, comes at once: the tasks fit."""
         self._check(tasks)
@@ -107,9 +107,9 @@ class ModelReplica:
             log.exception("a batch of %d images failed", len(batch))
             raise RequestError(f"the model failed: {in_one_line(error)}", status=500) from error
 
-    async def _finish(self, drawing: Drawing) -> GeneratedImage:
+    async def _finish(self, tokens: ImageTokens) -> GeneratedImage:
         loop = asyncio.get_running_loop()
-        image = await loop.run_in_executor(self._decoder, self._generator.finish, drawing)
+        image = await loop.run_in_executor(self._decoder, self._generator.finish, tokens)
         self._counts.images.inc()
         return image
 

@@ -1,7 +1,7 @@
 """The images API around a real model, in this process: no Ray."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import httpx
@@ -33,7 +33,7 @@ class HereModel:
 
     async def stream(
         self, tasks: Sequence[ImageTask], partial_images: int
-    ) -> AsyncIterator[list[Event]]:
+    ) -> AsyncGenerator[list[Event], None]:
         async for events in self.replica.stream(tasks, partial_images):
             yield events
 

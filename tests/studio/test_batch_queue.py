@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from studio.batch_queue import BatchQueue, Result, Waiting
-from studio.generation import Drawing
+from studio.generation import ImageTokens
 from studio.records import GeneratedImage, ImageTask, Settings
 
 SIZE = 4
@@ -33,12 +33,12 @@ class Recorder:
         await asyncio.sleep(0.001)
         if any(one.prompt in self._broken for one in tasks):
             raise ValueError("cannot be drawn")
-        return [Drawing(torch.zeros(1), one.prompt, 0, 0) for one in tasks]
+        return [ImageTokens(torch.zeros(1), one.prompt, 0, 0) for one in tasks]
 
-    async def finish(self, drawing: Drawing) -> GeneratedImage:
+    async def finish(self, tokens: ImageTokens) -> GeneratedImage:
         await asyncio.sleep(0)
-        self.decoded.append(drawing.cot)
-        return GeneratedImage(b"", drawing.cot, 0, 0, 1)
+        self.decoded.append(tokens.cot)
+        return GeneratedImage(b"", tokens.cot, 0, 0, 1)
 
     def queue(self) -> BatchQueue:
         return BatchQueue(self.draw, self.finish, SIZE)
