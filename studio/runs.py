@@ -25,7 +25,7 @@ from policy.paths import home
 
 METRICS = "metrics.jsonl"
 FIRST_LINES = 400  # of training, that a first view parses
-PIECE = 2**22  # bytes that are read on at a time
+PIECE = 2**20  # bytes that are read on at a time
 _EVALUATION = b'"eval/'
 _TAIL = 2**16  # bytes at the end of a file, in which its last line is looked for
 
@@ -74,7 +74,7 @@ def first_view(path: Path, most: int = FIRST_LINES) -> dict[str, Points]:
 
 
 class MetricsReader:
-    """One `metrics.jsonl`, read a piece at a time. `curves` are those of what was read so far."""
+    """One `metrics.jsonl`, read a piece at a time. Its curves are those of what was read so far."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -115,9 +115,16 @@ class MetricsReader:
         self._offset += end
         return more and end > 0
 
-    def curves(self) -> dict[str, Points]:
-        """Name -> points in rising order of steps."""
-        return {name: list(zip(*column, strict=True)) for name, column in self._columns.items()}
+    @property
+    def names(self) -> list[str]:
+        """Of all curves."""
+        return list(self._columns)
+
+    def curve(self, name: str) -> Points:
+        """Points in rising order of steps. One curve at a time: as points it takes ten times the memory
+        that it does here."""
+        steps, values = self._columns[name]
+        return list(zip(steps, values, strict=True))
 
     def _is_known(self, file: BinaryIO) -> bool:
         """Whether what was read last still stands there."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.watch.curves import read_metrics, series
+from cluster.watch.curves import Points, read_metrics, series
 from policy.errors import UserError
 from studio.runs import MetricsReader, first_view, list_runs
 
@@ -26,6 +26,10 @@ def long_run(steps: int, every: int) -> bytes:
         if step % every == 0:
             lines.append(line(step, eval_reward=step / steps))
     return b"".join(lines)
+
+
+def curves(reader: MetricsReader) -> dict[str, Points]:
+    return {name: reader.curve(name) for name in reader.names}
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def test_read_in_pieces_while_it_grows_a_file_is_what_it_is_as_a_whole(tmp_path_
             pass
         whole = path.with_name("so_far.jsonl")  # without a line that has no end yet
         whole.write_bytes(content[: content[:end].rfind(b"\n") + 1])
-        assert reader.curves() == series(read_metrics(whole).lines)
+        assert curves(reader) == series(read_metrics(whole).lines)
 
 
 @given(LINES)
@@ -95,8 +99,8 @@ def test_only_what_was_added_is_read(path):
         file.seek(0, os.SEEK_END)
         file.write(line(1001, reward_mean=0.25))
     assert not reader.read_on()
-    assert reader.curves()["reward/mean"][-1] == (1001, 0.25)
-    assert len(reader.curves()["reward/mean"]) == 1001
+    assert reader.curve("reward/mean")[-1] == (1001, 0.25)
+    assert len(reader.curve("reward/mean")) == 1001
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -110,10 +114,10 @@ def test_a_file_that_was_cut_is_read_anew(path, replaced):
     target.write_bytes(other)
     target.replace(path)
     assert not reader.read_on()
-    assert reader.curves() == {"reward/mean": [(step, -1.0) for step in range(1, 200)]}
+    assert curves(reader) == {"reward/mean": [(step, -1.0) for step in range(1, 200)]}
     path.write_bytes(b"")
     assert not reader.read_on()
-    assert reader.curves() == {}
+    assert curves(reader) == {}
 
 
 def test_runs_are_listed_last_heard_of_first(tmp_path):
