@@ -104,15 +104,20 @@ class ImagesApi:
         self, tasks: Sequence[ImageTask], events: AsyncGenerator[list[Event], None]
     ) -> AsyncGenerator[bytes, None]:
         seed, size = tasks[0].seed, self._card.size
-        try:
-            async with asyncio.timeout(self._limits.timeout_s), aclosing(events):
-                async for some in events:
-                    for event in some:
-                        yield sse(*to_event(event, seed, size))
-        except TimeoutError:
-            yield sse("error", api.refused(self._late()).model_dump())
-        except RequestError as error:
-            yield sse("error", api.refused(error).model_dump())
+        deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
+        async with aclosing(events):
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        some = await anext(events)
+                except StopAsyncIteration:
+                    return
+                except (TimeoutError, RequestError) as error:
+                    why = error if isinstance(error, RequestError) else self._late()
+                    yield sse("error", api.refused(why).model_dump())
+                    return
+                for event in some:
+                    yield sse(*to_event(event, seed, size))
 
     async def models(self) -> api.ModelList:
         """The one model."""
