@@ -7,8 +7,15 @@ from contextlib import suppress
 
 import httpx
 import numpy as np
+import psutil
 import pytest
-from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI
+from openai import (
+    AuthenticationError,
+    BadRequestError,
+    InternalServerError,
+    NotFoundError,
+    OpenAI,
+)
 from ray import serve
 
 from cluster.config import load_config
@@ -134,6 +141,35 @@ def test_who_hangs_up_frees_his_place(url, stream):
         reply = http.post("/v1/images/generations", json={"prompt": TWO, "n": 2})
         assert reply.status_code == 200
         assert np.ptp(pixels(reply.json()["data"][0]["b64_json"])) > 0
+
+
+def test_a_lost_replica_is_replaced_and_its_requests_hear_of_it(client, url):
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    failed: list[InternalServerError] = []
+
+    def ask() -> None:
+        try:
+            client.images.generate(prompt=TWO, n=10)
+        except InternalServerError as error:
+            failed.append(error)
+
+    with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
+        asking = [threading.Thread(target=ask) for _ in range(10)]
+        for thread in asking:
+            thread.start()
+        while not numbers(http)["held"]:
+            assert any(thread.is_alive() for thread in asking)
+        (replica,) = (
+            process
+            for process in psutil.Process().children(recursive=True)
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ServeReplica:model")
+        )
+        replica.kill()
+        for thread in asking:
+            thread.join()
+    assert failed
+    assert {(error.status_code, error.type) for error in failed} == {(503, "server_error")}
+    assert len(client.images.generate(prompt=TWO, timeout=120).data) == 1
 
 
 def test_a_port_that_others_have_is_refused(url):
