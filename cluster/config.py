@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.config import ActorsConfig
+from cluster.serve_config import ServeConfig
 from cluster.watch.wandb_log import WandbConfig
 from cluster.yaml_text import read_yaml, write_yaml
 from learner.config import LearnerConfig
@@ -159,6 +160,8 @@ class RunConfig(NamedRun):
     """The training loop."""
     evaluate: EvaluateConfig
     """Evaluations on held-out prompts."""
+    serve: ServeConfig = ServeConfig()
+    """The model behind an images API."""
     ray: RayConfig = RayConfig()
     """Which Ray cluster, and how long to wait for it."""
 

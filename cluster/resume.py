@@ -50,6 +50,7 @@ MAY_CHANGE = (
     "rewards.gateway",
     "rewards.retries",
     "rewards.timeout_s",
+    "serve",
     "sft.heldout",
     "sft.steps",
     "sft.evaluate_every",
