@@ -5,13 +5,13 @@ comes of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from actors.config import SamplingConfig
 from actors.token_choice import stream_key
 from policy.errors import UserError
 from policy.model import PolicyModel
@@ -19,19 +19,6 @@ from policy.records import Sample, SampleRequest
 from policy.weights import TensorSpec
 
 INVALID_VERSION = -1
-
-
-class SamplingConfig(BaseModel):
-    """How a sample is generated. The defaults are T2I-R1's (arXiv 2505.00703)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    guidance: float = Field(5.0, ge=1.0)
-    """Classifier-free guidance weight w: uncond + w * (cond - uncond); 1 draws from cond alone."""
-    temperature: float = Field(1.0, ge=0.0)
-    """Divides the logits of both phases; 0 takes the likeliest token."""
-    max_cot_tokens: int = Field(256, ge=1)
-    """A semantic CoT that has not ended by then is cut: its first tokens are kept."""
 
 
 class Sampler(ABC):
@@ -80,6 +67,11 @@ class Images:
     ids: Tensor  # int64 [B, Ti]
     logps: Tensor  # float32 [B, Ti]
     guided_logps: Tensor  # float32 [B, Ti]
+
+
+Progress = Callable[[Sequence[Sequence[int]]], None]
+"""Hears, token by token, what a phase has drawn so far: the ids of every row, in the order of the
+prompts. They grow on afterwards, so who keeps them copies them. What it raises ends the phase."""
 
 
 class TwoPhaseSampler(Sampler):
@@ -147,11 +139,15 @@ class TwoPhaseSampler(Sampler):
         ]
 
     @abstractmethod
-    def generate_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
+    def generate_cots(
+        self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
+    ) -> Cots:
         """Phase 1. `keys`: the noise stream of each prompt."""
 
     @abstractmethod
-    def generate_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
+    def generate_images(
+        self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
+    ) -> Images:
         """Phase 2, guided; on the device that decodes the images."""
 
     @abstractmethod

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 from ray.exceptions import RayTaskError
@@ -28,11 +28,13 @@ from cluster.files import by_step, first_fault
 from cluster.requests import Requested
 from learner.async_checkpoint import ENGINE_FOLDER, file_digest, take_digests, to_universal
 from learner.deepspeed_engine import Resume
-from learner.group import LearnerGroup
 from learner.schedules import Coefficients
 from policy.errors import UserError
 from policy.jsonl import parse_object, read_bytes, read_lines
 from rewards.rewards import RunningStats
+
+if TYPE_CHECKING:
+    from learner.group import LearnerGroup
 
 
 def truncate_after(path: Path, step: int) -> int:
@@ -115,7 +117,7 @@ class CheckpointManager:
         folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
 
-    def begin(self, learner: LearnerGroup, state: State) -> None:
+    def begin(self, learner: "LearnerGroup", state: State) -> None:
         """Returns when the learner has copied its state to memory. A write that is still under way is
         waited for first."""
         self.wait(learner)
@@ -133,7 +135,7 @@ class CheckpointManager:
         self._state, self.begun = state, state.step
         self._stalled_s = time.perf_counter() - started
 
-    def poll(self, learner: LearnerGroup) -> None:
+    def poll(self, learner: "LearnerGroup") -> None:
         """Finish the checkpoint under way if all of it is written. One that cannot be written is told
         of and given up; those before it stay."""
         if self._state is None:
@@ -148,7 +150,7 @@ class CheckpointManager:
             self._failed(step, error)
         self._state = None
 
-    def wait(self, learner: LearnerGroup, pause: Callable[[], None] = lambda: None) -> None:
+    def wait(self, learner: "LearnerGroup", pause: Callable[[], None] = lambda: None) -> None:
         """Until nothing is under way."""
         while self._state is not None:
             self.poll(learner)

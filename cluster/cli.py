@@ -50,7 +50,6 @@ def train(
     from cluster.config import dump_config, load_config
     from cluster.placement import placement_table, roles
     from cluster.ray_session import check_kept, tell_store
-    from cluster.train import train as run
     from cluster.validate import validate_run
     from policy.paths import check_writable
 
@@ -63,6 +62,8 @@ def train(
         console.print(placement_table(roles(resolved)))
         tell_store(resolved.ray, inputs.store_need(resolved), console)
         return
+    from cluster.train import train as run
+
     _to_its_end(lambda: run(resolved, console), resolved.folder)
 
 
@@ -127,7 +128,7 @@ def evaluate(
     from cluster.commands.sampling import evaluate as run
     from cluster.config import load_config
 
-    run(load_config(config, _with_policy(overrides, policy)), out, console)
+    run(load_config(config, with_policy(overrides, policy)), out, console)
 
 
 @app.command()
@@ -146,16 +147,22 @@ def generate(
     from cluster.config import load_config
 
     overrides = [f"seed={seed}"] if seed is not None else []
-    run(load_config(config, _with_policy(overrides, policy)), prompts, out, samples, console)
+    run(load_config(config, with_policy(overrides, policy)), prompts, out, samples, console)
 
 
-@app.command()
-def serve(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
+@app.command("serve-experts")
+def serve_experts(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
     """Run the experts alone behind their HTTP gateway, until Ctrl-C."""
-    from cluster.commands.sampling import serve as run
+    from cluster.commands.sampling import serve_experts as run
     from cluster.config import load_config
 
     run(load_config(config, overrides), console)
+
+
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def serve():
+    """The name that `serve-experts` had."""
+    raise UserError("bicot serve is now bicot serve-experts; bicot serve-model serves the model")
 
 
 @app.command()
@@ -279,7 +286,7 @@ def fetch(
     run(what, out.expanduser() if out else None, console)
 
 
-def _with_policy(overrides: list[str], policy: str | None) -> list[str]:
+def with_policy(overrides: list[str], policy: str | None) -> list[str]:
     # Quoted, or YAML might take the path for something else.
     return (
         [*overrides, f"policy.path={json.dumps(policy, ensure_ascii=False)}"] if policy else overrides

@@ -13,12 +13,13 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.config import ActorsConfig
+from cluster.serve_config import ServeConfig
 from cluster.watch.wandb_log import WandbConfig
 from cluster.yaml_text import read_yaml, write_yaml
 from learner.config import LearnerConfig
+from policy.config import PolicyConfig
 from policy.errors import UserError
 from policy.jsonl import read_text
-from policy.model import PolicyConfig
 from policy.paths import UserPath
 from rewards.config import ExpertName, RewardsConfig
 
@@ -159,6 +160,8 @@ class RunConfig(NamedRun):
     """The training loop."""
     evaluate: EvaluateConfig
     """Evaluations on held-out prompts."""
+    serve: ServeConfig = ServeConfig()
+    """The model behind an images API."""
     ray: RayConfig = RayConfig()
     """Which Ray cluster, and how long to wait for it."""
 
@@ -177,9 +180,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_tree(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """A configuration file as it stands, with its path. Raises UserError."""
+    """A YAML file of keys and values, with its path. Raises UserError."""
     path = Path(os.path.expanduser(path))
-    return path, _read_mapping(path, "configuration file")
+    tree = read_yaml(read_text(path, "configuration file"), str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys to values")
+    return path, tree
 
 
 def read_preset(name: str, config: Path) -> dict[str, Any]:
@@ -187,7 +193,7 @@ def read_preset(name: str, config: Path) -> dict[str, Any]:
     folders = config.parent / "algorithms", PRESETS
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
-            return _read_mapping(folder / f"{name}.yaml", "preset")
+            return read_tree(folder / f"{name}.yaml")[1]
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
@@ -195,13 +201,6 @@ def read_preset(name: str, config: Path) -> dict[str, Any]:
 
 
 PRESETS = Path(__file__).parents[1] / "examples" / "algorithms"
-
-
-def _read_mapping(path: Path, what: str) -> dict[str, Any]:
-    tree = read_yaml(read_text(path, what), str(path))
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a {what} is a mapping of keys to values")
-    return tree
 
 
 def _lay_over(tree: dict[str, Any], preset: dict[str, Any]) -> None:

@@ -14,9 +14,10 @@ shards of gigabytes."""
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
     """By the key that names it: the model's files, unless they are the hub's, and the prompts."""
-    return policy_fingerprints(config.policy) | {
-        "train.prompts": fingerprint(Path(config.train.prompts))
-    }
+    found = {"train.prompts": fingerprint(Path(config.train.prompts))}
+    if (reference := config.learner.reference_path) and not is_hub_id(reference):
+        found["learner.reference_path"] = fingerprint(Path(reference))
+    return policy_fingerprints(config.policy) | found
 
 
 def policy_fingerprints(config: PolicyConfig) -> dict[str, str]:

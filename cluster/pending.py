@@ -104,6 +104,8 @@ class RolloutBatch:
     waited_for_scores_s: float = 0.0
     replaced: int = 0
     """Rollout workers that were lost meanwhile."""
+    resampled: int = 0
+    """Groups that were asked for because too few of the others teach."""
 
     def add(self, more: "RolloutBatch") -> None:
         """Further groups of the same step, asked for when these were there."""
@@ -120,6 +122,7 @@ class RolloutBatch:
         self.waited_for_samples_s += more.waited_for_samples_s
         self.waited_for_scores_s += more.waited_for_scores_s
         self.replaced += more.replaced
+        self.resampled += sum(len(batch.groups) for batch in more.pending.batches)
 
     @property
     def failures(self) -> list[str]:

@@ -3,11 +3,14 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from cluster.pending import PendingRollout
-from cluster.rollouts import RolloutManager
-from policy.prompts import GroupStream
 from policy.records import PublishedWeights
+
+if TYPE_CHECKING:
+    from cluster.pending import PendingRollout
+    from cluster.rollouts import RolloutManager
+    from policy.prompts import GroupStream
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,9 @@ class Requested:
 class Requests:
     """The groups that are being generated, for this step and those after it."""
 
-    def __init__(self, rollouts: RolloutManager, stream: GroupStream, per_step: int, so_far: Requested):
+    def __init__(
+        self, rollouts: "RolloutManager", stream: "GroupStream", per_step: int, so_far: Requested
+    ):
         self._rollouts, self._stream, self._per_step = rollouts, stream, per_step
         self._next = so_far.next
         self._again = deque(so_far.ahead)  # of before a checkpoint: to be asked for first
@@ -37,11 +42,11 @@ class Requests:
         numbers = self._again.popleft() if self._again else self._take(self._per_step)
         self._pending.append((numbers, self._request(numbers, weights)))
 
-    def take(self) -> PendingRollout:
+    def take(self) -> "PendingRollout":
         """The groups of the next step."""
         return self._pending.popleft()[1]
 
-    def more(self, count: int, weights: PublishedWeights | None) -> PendingRollout:
+    def more(self, count: int, weights: PublishedWeights | None) -> "PendingRollout":
         """Further groups for the step that was taken."""
         return self._request(self._take(count), weights)
 
@@ -54,5 +59,5 @@ class Requests:
         first, self._next = self._next, self._next + count
         return tuple(range(first, self._next))
 
-    def _request(self, numbers: tuple[int, ...], weights: PublishedWeights | None) -> PendingRollout:
+    def _request(self, numbers: tuple[int, ...], weights: PublishedWeights | None) -> "PendingRollout":
         return self._rollouts.request([self._stream[n] for n in numbers], weights)

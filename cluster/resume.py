@@ -1,12 +1,13 @@
-"""Where a run goes on: at the newest checkpoint of an earlier one, if that one learned the same."""
+"""Where a run goes on: from which checkpoint, and which settings may have changed since."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from cluster.checkpoint import Checkpoint, newest
-from cluster.config import NamedRun, RunConfig
+from cluster.config import RunConfig
 from cluster.fingerprints import fingerprints
 from policy.errors import UserError
 
@@ -49,6 +50,7 @@ MAY_CHANGE = (
     "rewards.gateway",
     "rewards.retries",
     "rewards.timeout_s",
+    "serve",
     "sft.heldout",
     "sft.steps",
     "sft.evaluate_every",
@@ -61,16 +63,20 @@ MAY_CHANGE = (
     "sft.max_learner_restarts",
 )
 """Settings that say where and how fast, not what is learned. Of an expert only what it is counts."""
-_OF_AN_EXPERT = ("use", "options", "dtype", "weight", "normalize", "on_failure")
+_OF_AN_EXPERT = ("use", "options", "dtype", "weight", "credits", "normalize", "on_failure")
 
 
 def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint | None:
     """`resume_point` of a training run."""
-    return resume_point(config, "train", fingerprints(config), tell)
+    return resume_point(config.folder, config, "train", fingerprints(config), tell)
 
 
 def resume_point(
-    config: NamedRun, loop: str, read: dict[str, str], tell: Callable[[str], None]
+    folder: Path,
+    config: BaseModel,
+    loop: str,
+    read: dict[str, str],
+    tell: Callable[[str], None],
 ) -> Checkpoint | None:
     """The checkpoint to resume from, which is told; None: there is none, or the earlier run reached its
     end. One that reached its last step and was killed before its report has that left to do.
@@ -79,14 +85,14 @@ def resume_point(
     the files that the run reads. Raises UserError, naming the keys, if the earlier run was of other
     settings.
     """
-    folder, settings = config.folder, config.model_dump(mode="json")
+    settings = config.model_dump(mode="json")
     if settings[loop]["resume"] == "never":
         return None
     checkpoint = newest(folder / "checkpoints", tell)
     left = settings[loop]["steps"] - checkpoint.state.step if checkpoint else 0
     if checkpoint is None or left < 0 or (left == 0 and not _lacks_report(checkpoint)):
         return None
-    then, now = _leaves(_with_new_keys(config, checkpoint.state.config)), _leaves(settings)
+    then, now = _leaves(_with_new_keys(checkpoint.state.config, type(config))), _leaves(settings)
     changed = [
         key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and affects_training(key)
     ]
@@ -108,11 +114,11 @@ def resume_point(
     return checkpoint
 
 
-def _with_new_keys(present: NamedRun, config: dict[str, Any]) -> dict[str, Any]:
+def _with_new_keys(config: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """An earlier run's configuration with the keys that have come since, at their defaults, which are
     what it did; as it is where keys have gone since."""
     try:
-        return type(present).model_validate(config).model_dump(mode="json")
+        return model.model_validate(config).model_dump(mode="json")
     except ValidationError:
         return config
 

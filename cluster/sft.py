@@ -32,6 +32,7 @@ from cluster.watch.report import write_report
 from cluster.watch.wandb_log import check_wandb
 from learner.config import check_learner
 from learner.group import TrainingGroups
+from learner.schedules import Coefficients, StepSettings
 from policy.hub import is_hub_id, model_folder
 from policy.lock import run_lock
 from policy.model import PolicyModel, check_policy, countable_janus
@@ -47,7 +48,7 @@ def sft(config: SftConfig, console: Console) -> Path:
     with run_lock(config.folder):
         marks = fingerprints(config)
         tell = partial(console.print, highlight=False, soft_wrap=True, markup=False)
-        start = resume_point(config, "sft", marks, tell)
+        start = resume_point(config.folder, config, "sft", marks, tell)
         done, as_json = (start.state.step if start else 0), config.sft.log == "json"
         if done < config.sft.steps:  # else the report alone is missing
             with learner_place(config, console) as place:
@@ -119,17 +120,19 @@ def train_loop(run: SftRun, lessons: Lessons, heldout: Sequence[Sample], stop: S
 
     Raises LearnerLost in the middle of a step, and Stopped between two.
     """
-    settings, size = run.config.sft, run.config.sft.batch_size
+    config, settings, size = run.config.learner, run.config.sft, run.config.sft.batch_size
     batches = lessons.batches(size, done=run.step)
     if run.step == 0:
         run.evaluate(heldout)
     while run.step < settings.steps:
         started = time.perf_counter()
-        groups = training_groups(next(batches), run.config.learner.ranks)
+        groups = training_groups(next(batches), config.ranks)
         run.step += 1
         with learner_at_work():
-            asked = run.learner.step(groups, settings=run.step_settings())
-            metrics = ray.get(asked, timeout=run.config.learner.timeout_s)[0]
+            done, steps = run.step - 1, settings.steps
+            schedule = StepSettings.of(config, Coefficients.at_start(config), done, steps)
+            asked = run.learner.step(groups, settings=schedule)
+            metrics = ray.get(asked, timeout=config.timeout_s)[0]
         seconds = time.perf_counter() - started
         metrics["epoch"] = run.step * size / len(lessons.examples)
         metrics |= {"time/step": seconds, "throughput/samples_per_s": size / seconds}

@@ -15,7 +15,6 @@ from cluster.watch.console import SftProgress
 from cluster.watch.recorder import Recorder
 from cluster.watch.wandb_log import WandbLog
 from learner.group import LearnerGroup
-from learner.schedules import Coefficients, StepSettings
 from policy.errors import UserError
 from policy.records import Sample
 
@@ -102,12 +101,7 @@ class SftRun:
         truncate_after(self.config.folder / "metrics.jsonl", self.step)
         self.recorder = Recorder(self.config.folder, self.step + 1, self.wandb, self.progress.say)
 
-    # --- a step ---
-
-    def step_settings(self) -> StepSettings:
-        """Of the step that is about to be made, whose number `step` is already."""
-        config, steps = self.config.learner, self.config.sft.steps
-        return StepSettings.of(config, Coefficients.at_start(config), self.step - 1, steps)
+    # --- a step's end ---
 
     def finish_step(self, metrics: Mapping[str, float], heldout: Sequence[Sample]) -> None:
         """Record a step, and do what is due after it. Raises UserError after too many skipped steps in

@@ -6,14 +6,13 @@ Prompts are padded on the left and CoTs on the right, so that what was generated
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from learner.loss_defaults import Aggregation
 from policy.records import Sample
-
-Aggregation = Literal["token_mean", "sample_mean", "cot_mean", "constant"]
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,21 @@
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
-from torch import nn
 
-from learner.batch import Aggregation
 from learner.deepspeed_check import check_deepspeed
 from learner.kernels import check_kernels
-from learner.losses import DEFAULTS, Defaults, load_loss
+from learner.loss_defaults import Aggregation, Span, defaults_of
+from policy.config import PolicyConfig
 from policy.errors import UserError
 from policy.jsonl import read_object
-from policy.model import PolicyConfig, meta_model, trunk_of
 from policy.paths import UserPath
 from policy.resources import CustomResources, Labels
+
+if TYPE_CHECKING:  # whoever reads a configuration needs no torch
+    from torch import nn
 
 
 class LoraSettings(BaseModel):
@@ -38,9 +39,7 @@ def _own(key: str) -> Callable[[dict[str, Any]], Any]:
     """The default of a key that goes with the loss."""
 
     def default(settings: dict[str, Any]) -> Any:
-        if key == "aggregation" and settings.get("loss") == "gspo" and settings["gspo_span"] == "both":
-            return "sample_mean"
-        return getattr(DEFAULTS.get(settings.get("loss", ""), Defaults()), key)
+        return getattr(defaults_of(settings["loss"], settings["gspo_span"]), key)
 
     return default
 
@@ -76,6 +75,8 @@ class LearnerConfig(BaseModel):
 
     loss: str = "grpo"
     """A name in `learner.losses.LOSSES`, or `package.module:function` of your own."""
+    gspo_span: Span = "each"
+    """What has one ratio with `loss: gspo`: each CoT, or both together."""
     kl_coef: float = Field(0.01, ge=0)
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
     kl_target: float | None = Field(None, gt=0)
@@ -90,6 +91,9 @@ class LearnerConfig(BaseModel):
     """Where the reference model is: a copy on every rank, sharded over the ranks (ZeRO-3), or in host
     memory. None: a copy; nowhere if kl_coef is 0. With `lora` it is the model with its adapters off,
     whatever stands here."""
+    reference_path: UserPath | None = None
+    """Another model as the reference, a folder or a hub id; None: `policy.path`, what training begins
+    with. With `lora` it is a second model."""
     lora: LoraSettings | None = None
     """Train adapters instead of the model."""
     clip_low: float = Field(default_factory=_own("clip_low"), ge=0)
@@ -98,8 +102,6 @@ class LearnerConfig(BaseModel):
     clip_high: float = Field(default_factory=_own("clip_high"), ge=0)
     """The probability ratio is clipped at 1 + clip_high from above. Not set: the loss's own, for grpo
     0.2."""
-    gspo_span: Literal["each", "both"] = "each"
-    """What has one ratio with `loss: gspo`: each CoT, or both together."""
     aggregation: Aggregation = Field(default_factory=_own("aggregation"))
     """What the loss is a mean over: all tokens of the step; each sample's tokens, then samples; each
     CoT's tokens, then CoTs; or constant: samples, each one's sum over loss_length. Not set: the loss's
@@ -188,6 +190,10 @@ class LearnerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _targets_have_coefficients(self):
+        if self.reference_path is not None and self.kl_coef == 0:
+            raise ValueError(
+                "learner.kl_coef 0 uses no reference model: set learner.reference_path=null"
+            )
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError(
                 "learner.kl_target adapts learner.kl_coef, which is 0: set both, or neither"
@@ -203,7 +209,9 @@ class LearnerConfig(BaseModel):
         """`reference`, decided."""
         if self.kl_coef == 0:
             return "none"
-        return "lora-off" if self.lora else self.reference or "copy"
+        if self.lora and self.reference_path is None:
+            return "lora-off"
+        return self.reference or "copy"
 
 
 def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
@@ -240,6 +248,9 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
 
     Raises UserError.
     """
+    from learner.losses import load_loss
+    from policy.model import meta_model, trunk_of
+
     load_loss(config.loss)
     if config.ranks > 1 and 0 < config.num_gpus < 1:
         raise UserError(
@@ -248,6 +259,11 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
         )
     settings = deepspeed_settings(config, policy.dtype)
     user = _user_settings(config.deepspeed)
+    if "scheduler" in user and (config.schedule != "constant" or config.warmup_steps):
+        raise UserError(
+            "learner.deepspeed.scheduler: learner.schedule and warmup_steps set the learning rate too;"
+            " leave out one of them"
+        )
     check_deepspeed(user, settings, policy.dtype, on_gpu=config.num_gpus > 0)
     stage = settings["zero_optimization"]["stage"]
     if config.kernels == "compile" and (stage == 3 or config.reference in ("sharded", "offload")):
@@ -256,6 +272,8 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
             " learner.kernels=none, or learner.zero_stage below 3 and learner.reference=copy"
         )
     check_kernels(config.kernels)
+    if config.reference_path is not None:
+        check_reference(policy, config.reference_path)
     model = meta_model(policy)
     if model is None:
         return
@@ -265,7 +283,28 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
         frozen_module(model, name)
 
 
-def frozen_module(model: nn.Module, name: str) -> nn.Module:
+def check_reference(policy: PolicyConfig, path: str) -> None:
+    """Raises UserError for a reference model that is not there, or has other tokens than the policy."""
+    from policy.model import check_policy, meta_model
+
+    other = policy.model_copy(update={"path": path})
+    try:
+        check_policy(other)
+    except UserError as error:
+        raise UserError(f"learner.reference_path: {error}") from None
+    mine, theirs = meta_model(policy), meta_model(other)
+    if mine is None or theirs is None:
+        return  # a hub's, which is not here yet
+    for part, key in (("text_config", "vocab_size"), ("vq_config", "num_embeddings")):
+        here, there = (getattr(getattr(m.config, part), key) for m in (mine, theirs))
+        if here != there:
+            raise UserError(
+                f"learner.reference_path: {path} has {there} tokens ({part}.{key}) where the policy has"
+                f" {here}: a reference must know the same tokens"
+            )
+
+
+def frozen_module(model: "nn.Module", name: str) -> "nn.Module":
     """The module that an entry of `freeze` names, or UserError with the nearest right name."""
     modules = dict(model.named_modules())
     if name not in modules:
@@ -275,8 +314,10 @@ def frozen_module(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def check_targets(trunk: nn.Module, targets: list[str]) -> None:
+def check_targets(trunk: "nn.Module", targets: list[str]) -> None:
     """Raises UserError for a LoRA target that names no linear module of the language model."""
+    from torch import nn
+
     linear = {name for name, m in trunk.named_modules() if isinstance(m, nn.Linear)}
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):

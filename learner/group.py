@@ -138,15 +138,15 @@ class LearnerGroup:
             steps.append(rank.step.remote(*work))
         return steps
 
+    def _shares(self, groups: TrainingGroups) -> list[list[list[int]]]:
+        return groups.shares(len(self.ranks), self.config.minibatches)
+
     def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
         """The metrics of the loss on some groups, of which nothing is learned: a reference to a
         list[Sample] each."""
         shares = [samples[n :: len(self.ranks)] for n in range(len(self.ranks))]
         measuring = [rank.measure.remote(share) for rank, share in zip(self.ranks, shares, strict=True)]
         return ray.get(measuring, timeout=self.config.timeout_s)[0]
-
-    def _shares(self, groups: TrainingGroups) -> list[list[list[int]]]:
-        return groups.shares(len(self.ranks), self.config.minibatches)
 
     def publish(self, version: int, incarnation: int = 0) -> PublishedWeights:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.

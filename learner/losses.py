@@ -15,18 +15,17 @@ its own count, and so trains differently on a different number of GPUs). What th
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from learner.loss_defaults import Span
 from policy.errors import UserError
 from policy.imports import load_named
 
 if TYPE_CHECKING:
     from learner.config import LearnerConfig
-
-Span = Literal["each", "both"]
 
 
 @dataclass(frozen=True)
@@ -125,25 +124,6 @@ LOSSES: dict[str, Loss] = {
     "cispo": cispo_loss,
 }
 """By the name in `learner.loss`, which may also be the `package.module:function` of one's own."""
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a loss goes with in its paper, for the keys of the same name that are not set."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    aggregation: str = "token_mean"
-    advantage_scale: str = "std"
-
-
-DEFAULTS = {
-    "dr_grpo": Defaults(aggregation="constant", advantage_scale="none"),
-    "dapo": Defaults(clip_high=0.28),  # section 4.1
-    "gspo": Defaults(3e-4, 4e-4, "cot_mean"),  # section 5.1
-    # No bound below; above, ScaleRL's (arXiv 2510.13786), for the paper gives none: ratios up to 5.
-    "cispo": Defaults(clip_low=1.0, clip_high=4.0),
-}
 
 
 def load_loss(name: str) -> Loss:

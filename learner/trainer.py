@@ -130,15 +130,15 @@ class Trainer:
         return metrics
 
     @torch.no_grad()
-    def measure(self, groups: Sequence[Sequence[Row]]) -> dict[str, float]:
-        """The metrics of the loss, of all ranks, as the configuration has it at the first step; nothing
-        is learned."""
+    def measure(self, parts: Sequence[list[Row]]) -> dict[str, float]:
+        """The metrics of the loss on micro-batches, of which nothing is learned."""
         settings, sums = StepSettings(Coefficients.at_start(self.config)), StepMetrics(self.device)
-        for one in self._passes(self.cut(groups), ahead=False):
+        for one in self._passes(parts, ahead=False):
             batch = one.batch.to(self.device)
             one.reference = self.reference_logps(batch)
-            result = self.loss(self._loss_inputs(one, batch, settings), self.config)
-            sums.add(result, batch.counts.sum())
+            sums.add(
+                self.loss(self._loss_inputs(one, batch, settings), self.config), batch.counts.sum()
+            )
         return sums.reduce()
 
     def _passes(self, parts: Sequence[list[Row]], *, ahead: bool) -> list["_Pass"]:

@@ -147,10 +147,11 @@ class LearnerWorker:
         return self.trainer.step(cut, settings, ahead=bool(ahead))
 
     def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
-        """The loss of this rank's groups, and nothing learned (`Trainer.measure`). All ranks call it
-        together; any may have no group."""
-        groups = self._groups(samples).values()
-        return self.trainer.measure([[(sample, 0.0, None) for sample in group] for group in groups])
+        """The loss of this rank's groups as `step` would have it, and nothing learned: the metrics of
+        all ranks, which call it together; any may have no group."""
+        groups = ray.get(list(samples), timeout=self.config.timeout_s)
+        rows = [[(sample, 0.0, None) for sample in group] for group in groups]
+        return self.trainer.measure(self.trainer.cut(rows))
 
     def _groups(self, refs: Sequence[ObjectRef]) -> dict[str, list[Sample]]:
         """The samples of these groups, by their references; most were fetched already."""

@@ -10,20 +10,19 @@ stays there. Sampler and learner call the same function.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
+from policy.config import PolicyConfig
 from policy.errors import UserError
 from policy.hub import folder_here, is_hub_id, model_folder
 from policy.janus_checkpoint import open_checkpoint, open_texts
-from policy.paths import UserPath
 from policy.prompts import Templates, load_templates, plain_conversation
 
 
@@ -64,22 +63,6 @@ class _Product(torch.autograd.Function):
         of_hidden = gradient @ weight if ctx.needs_input_grad[0] else None
         of_weight = gradient.t() @ hidden if ctx.needs_input_grad[1] else None
         return of_hidden, of_weight
-
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class PolicyConfig(BaseModel):
-    """Which model is trained, and how it is prompted."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    path: UserPath
-    """A directory or a hub id, of a Janus in transformers layout or in the original one."""
-    templates: UserPath | None = None
-    """Folder with system.txt, semantic_cot.txt and image.txt; None: the ones in policy/templates."""
-    dtype: Dtype = "float32"
-    """Of the weights, when sampling and when training."""
 
 
 class PolicyModel(Protocol):

@@ -1,7 +1,7 @@
 """Which experts score, with what weight, and where they run."""
 
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -22,14 +22,14 @@ class _Strict(BaseModel):
 
 
 class AutoscaleConfig(_Strict):
-    """How many replicas an expert has, by how much it is asked."""
+    """How many replicas there are, by how much they are asked."""
 
     min: int = Field(1, ge=1)
     """Replicas that are always there."""
     max: int = Field(ge=1)
     """Replicas at most."""
     target_queue: float = Field(2.0, gt=0)
-    """Requests a replica, waiting or being scored, that scaling aims at."""
+    """Requests a replica, waiting or being answered, that scaling aims at."""
     up_after_s: float = Field(5.0, ge=0)
     """How long there must be more than that before replicas are added."""
     down_after_s: float = Field(60.0, ge=0)
@@ -138,8 +138,11 @@ class ExpertConfig(_Strict):
         return bool(self.runtime_env.keys() - {"env_vars", "config"})
 
 
-class GatewayConfig(_Strict):
-    """The HTTP door to the experts, and what it lets in."""
+class HttpConfig(_Strict):
+    """A door that HTTP requests come in by: where it is, and how many it lets in, how large."""
+
+    key: ClassVar[str]
+    """Where it stands in a run's configuration."""
 
     host: str = "127.0.0.1"
     """Address to listen on; any other than this machine's own needs a token."""
@@ -151,12 +154,6 @@ class GatewayConfig(_Strict):
     """Largest request body, in MiB."""
     body_timeout_s: float = Field(30, gt=0)
     """How long a body may take to arrive."""
-    max_pixels: int = Field(4096 * 4096, ge=1)
-    """Most pixels that the images of one request may have together."""
-    max_images: int = Field(256, ge=1)
-    """Most images of one request."""
-    decode_timeout_s: float = Field(10, gt=0)
-    """How long the images of one request may take to decode."""
     max_concurrent: int = Field(32, ge=1)
     """Requests that are worked on at once; others are told to come back later."""
 
@@ -176,6 +173,19 @@ class GatewayConfig(_Strict):
                 "an environment variable that holds a token"
             )
         return self
+
+
+class GatewayConfig(HttpConfig):
+    """The HTTP door to the experts, and what it lets in."""
+
+    key: ClassVar[str] = "rewards.gateway"
+
+    max_pixels: int = Field(4096 * 4096, ge=1)
+    """Most pixels that the images of one request may have together."""
+    max_images: int = Field(256, ge=1)
+    """Most images of one request."""
+    decode_timeout_s: float = Field(10, gt=0)
+    """How long the images of one request may take to decode."""
 
 
 class RewardsConfig(_Strict):

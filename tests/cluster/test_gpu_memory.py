@@ -20,7 +20,7 @@ from learner.worker import LearnerWorker
 from policy.errors import UserError
 from policy.model import Janus, PolicyConfig
 from tests.conftest import ROOT, SHAPES
-from tests.learner.test_group import ADVANTAGES, scored
+from tests.learner.ranks import ADVANTAGES, scored
 
 pytestmark = pytest.mark.deepspeed
 

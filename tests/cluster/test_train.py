@@ -365,3 +365,35 @@ def test_ray_that_cannot_start_is_told_in_one_line(tmp_path, name, value, compla
     assert complaint in done.stdout.splitlines()[-1]
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_many_updates_asks_for_more_groups_and_goes_on_where_it_stopped(tmp_path):
+    """DAPO's preset, generating ahead: groups whose rewards are equal are replaced, by bounds; every
+    group of the stream is accounted for, over a checkpoint as well."""
+    overrides = ["algorithm=dapo", "train.max_staleness=1", "train.group_size=2", "seed=3"]
+    overrides += ["train.groups_per_step=4", "train.resample_equal_groups=3", "train.save_every=1"]
+    overrides += ["learner.schedule=linear", "learner.advantages=gdpo", f"runs_dir={tmp_path}"]
+    overrides += ["rewards.experts.relation.credits=cot", "learner.importance=truncated"]
+    held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=40)
+    overrides += [f"evaluate.prompts={held_out}", "ray.dashboard=false"]
+    for steps in (2, 4):
+        done = bicot("train", TRAIN, *overrides, f"train.steps={steps}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        if steps == 2:
+            (tmp_path / "shapes" / "report.html").unlink()  # as if it had been killed there
+    assert "goes on from step 2" in done.stdout
+    entries = read_ledger(tmp_path / "shapes")
+    assert not faults(entries)
+    per_step = [sum(entry.step == step for entry in entries) for step in (1, 2, 3, 4)]
+    assert all(4 <= count <= 7 for count in per_step)
+    assert any(count > 4 for count in per_step)
+    steps = [line for line in read_lines(tmp_path / "shapes") if "loss" in line]
+    for line, count in zip(steps, per_step, strict=True):
+        assert line["step/updates"] == 2
+        assert line["groups/filtered"] == sum(
+            entry.step == line["step"] and entry.outcome == "filtered" for entry in entries
+        )
+        assert line["groups/resampled"] == count - 4
+        assert line["entropy/cot"] > 0
+        assert line["staleness/max"] <= 1
+    assert [line["lr"] for line in steps[2:]] == pytest.approx([1e-4, 5e-5])

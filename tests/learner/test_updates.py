@@ -13,13 +13,7 @@ from learner.logprobs import JanusLogps
 from learner.losses import LOSSES, LossInputs
 from learner.schedules import Coefficients, StepSettings
 from policy.model import load_janus
-from tests.learner.test_group import (  # noqa: F401 (fixtures)
-    ADVANTAGES,
-    groups,
-    settings,
-    start,
-    weights_of,
-)
+from tests.learner.ranks import ADVANTAGES, settings, weights_of
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 
@@ -119,7 +113,7 @@ def plain_step(policy_config, samples, config, lr):
 def test_all_of_it_together_is_plain_training(
     policy_config,
     samples,
-    start,  # noqa: F811
+    start,
     ranks,
     stage,
     micro_batches,
@@ -148,7 +142,7 @@ def test_all_of_it_together_is_plain_training(
 
 def test_one_update_against_the_learners_own_probabilities_is_exactly_on_policy(
     samples,
-    start,  # noqa: F811
+    start,
 ):
     """However stale the samples are; the distance to the sampler is told beside it."""
     learner = start(ranks=1, old_logps="learner")
@@ -161,7 +155,7 @@ def test_one_update_against_the_learners_own_probabilities_is_exactly_on_policy(
         assert metrics[f"sampler_gap/{phase}"] > 0.02
 
 
-def test_more_minibatches_than_groups_are_as_many_as_there_are(groups, start):  # noqa: F811
+def test_more_minibatches_than_groups_are_as_many_as_there_are(groups, start):
     learner = start(ranks=1, minibatches=3)
     two = replace(groups, places=[0, 2], advantages=ADVANTAGES[[0, 2]])
     metrics = ray.get(learner.step(two))[0]
