@@ -106,7 +106,7 @@ def test_the_run_directory_is_one_that_the_commands_read(whole, capsys):
     assert f"{STEPS} of {STEPS}" in shown and "loss/cot" in shown and "eval/loss at step 0" in shown
 
 
-def test_the_checkpoint_draws_with_and_without_training_settings(whole, tmp_path):
+def test_the_checkpoint_thinks_and_draws(whole, tmp_path):
     checkpoint = whole[0] / f"checkpoints/step_{STEPS:06d}"
     arguments = ["generate", TRAIN, "a red circle", "--policy", str(checkpoint)]
     app([*arguments, "--samples", "1", "--out", str(tmp_path)], standalone_mode=False)
