@@ -70,6 +70,7 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _own_meanings(model: type[BaseModel]) -> dict[str, str]:
+    found: dict[str, str] = {}
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(tree, ast.ClassDef)
     for field, below in zip(tree.body, tree.body[1:], strict=False):
