@@ -5,7 +5,7 @@ comes of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,11 @@ class Images:
     ids: Tensor  # int64 [B, Ti]
     logps: Tensor  # float32 [B, Ti]
     guided_logps: Tensor  # float32 [B, Ti]
+
+
+Progress = Callable[[Sequence[Sequence[int]]], None]
+"""Hears, token by token, what a phase has drawn so far: the ids of every row, in the order of the
+prompts. They grow on afterwards, so who keeps them copies them. What it raises ends the phase."""
 
 
 class TwoPhaseSampler(Sampler):
@@ -134,11 +139,15 @@ class TwoPhaseSampler(Sampler):
         ]
 
     @abstractmethod
-    def generate_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
+    def generate_cots(
+        self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
+    ) -> Cots:
         """Phase 1. `keys`: the noise stream of each prompt."""
 
     @abstractmethod
-    def generate_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
+    def generate_images(
+        self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
+    ) -> Images:
         """Phase 2, guided; on the device that decodes the images."""
 
     @abstractmethod

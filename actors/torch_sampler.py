@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from actors.kv_decoder import FusedLlama, LockstepDecoder
-from actors.sampler import Cots, Images, SamplingConfig, TwoPhaseSampler
+from actors.sampler import Cots, Images, Progress, SamplingConfig, TwoPhaseSampler
 from actors.token_choice import Choice, choose_tokens
 from policy.model import PolicyModel
 
@@ -31,7 +31,9 @@ class TorchSampler(TwoPhaseSampler):
             parameters[name].copy_(tensor)
 
     @torch.no_grad()
-    def generate_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
+    def generate_cots(
+        self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
+    ) -> Cots:
         eos, temperature = self.janus.eos_id, self.config.temperature
         streams = torch.tensor(keys, device=self.device)
         decoder, hidden = self._read(prompts, self.config.max_cot_tokens)
@@ -47,6 +49,8 @@ class TorchSampler(TwoPhaseSampler):
                     ids[row].append(token)
                     logps[row].append(logp)
                     ended[row] = token == eos
+            if on_progress is not None:
+                on_progress(ids)
             unfinished = [place for place, row in enumerate(rows) if not ended[row]]
             if not unfinished or position + 1 == self.config.max_cot_tokens:
                 break
@@ -59,7 +63,9 @@ class TorchSampler(TwoPhaseSampler):
         return Cots(ids=ids, logps=logps)
 
     @torch.no_grad()
-    def generate_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
+    def generate_images(
+        self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
+    ) -> Images:
         count, length = len(prompts), self.janus.image_tokens
         weight, temperature = self.config.guidance, self.config.temperature
         guided = weight != 1.0
@@ -67,6 +73,7 @@ class TorchSampler(TwoPhaseSampler):
         rows = prompts + [self.janus.unconditional_ids(p) for p in prompts] if guided else prompts
         decoder, hidden = self._read(rows, length)
         choices: list[Choice] = []
+        so_far: list[list[int]] = [[] for _ in prompts]
         for position in range(length):
             logits = self.janus.image_logits(hidden)
             unconditional = logits[count:] if guided else None
@@ -80,6 +87,10 @@ class TorchSampler(TwoPhaseSampler):
                     guidance=weight,
                 )
             )
+            if on_progress is not None:
+                for ids, token in zip(so_far, choices[-1].tokens.tolist(), strict=True):
+                    ids.append(token)
+                on_progress(so_far)
             if position + 1 < length:
                 embedded = self.janus.embed_image(choices[-1].tokens[:, None])
                 hidden = decoder.step(embedded.repeat(2, 1, 1) if guided else embedded)

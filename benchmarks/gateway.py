@@ -218,6 +218,16 @@ def report(
         )
     slower = tails[1] / tails[0]
     console.print(f"p95 under attack over p95 alone: {slower:.2f}")
+    flat = stays_flat(grown, console)
+    for wrong, n in (alone.wrong + tally.wrong).items():
+        console.print(f"[red]{n} times {wrong}[/red]")
+    if slower > SLOWER:
+        console.print(f"[red]honest clients' p95 is {slower:.2f} times that without attackers[/red]")
+    return flat and slower <= SLOWER and not (tally.wrong | alone.wrong)
+
+
+def stays_flat(grown: dict[str, list[float]], console: Console) -> bool:
+    """Prints the processes' sizes over the run; whether none grew."""
     names = [f"{n + 1}/{PARTS}" for n in range(PARTS)]
     table = Table("process", *names, "last third / first", title="resident MB over the run")
     flat = True
@@ -228,13 +238,9 @@ def report(
         flat = flat and growth < GROWTH
         table.add_row(name.removeprefix("ServeReplica:"), *(f"{m:.1f}" for m in means), f"{growth:.3f}")
     console.print(table)
-    for wrong, n in (alone.wrong + tally.wrong).items():
-        console.print(f"[red]{n} times {wrong}[/red]")
     if not flat:
         console.print(f"[red]a process grew by more than {GROWTH - 1:.0%}[/red]")
-    if slower > SLOWER:
-        console.print(f"[red]honest clients' p95 is {slower:.2f} times that without attackers[/red]")
-    return flat and slower <= SLOWER and not (tally.wrong | alone.wrong)
+    return flat
 
 
 def main() -> None:

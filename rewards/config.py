@@ -1,7 +1,7 @@
 """Which experts score, with what weight, and where they run."""
 
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -22,14 +22,14 @@ class _Strict(BaseModel):
 
 
 class AutoscaleConfig(_Strict):
-    """How many replicas an expert has, by how much it is asked."""
+    """How many replicas there are, by how much they are asked."""
 
     min: int = Field(1, ge=1)
     """Replicas that are always there."""
     max: int = Field(ge=1)
     """Replicas at most."""
     target_queue: float = Field(2.0, gt=0)
-    """Requests a replica, waiting or being scored, that scaling aims at."""
+    """Requests a replica, waiting or being answered, that scaling aims at."""
     up_after_s: float = Field(5.0, ge=0)
     """How long there must be more than that before replicas are added."""
     down_after_s: float = Field(60.0, ge=0)
@@ -71,6 +71,9 @@ class ExpertConfig(_Strict):
     """Handed to a constructor that takes `dtype`; None: its own default."""
     weight: float = Field(1.0, ge=0)
     """Its share in the reward; 0: it is asked and shown, but never counts."""
+    credits: Literal["both", "cot", "image"] = "both"
+    """Which chain of thought answers for its score, and learns from it: both, the semantic CoT alone,
+    or the image alone."""
     normalize: Literal["none", "running"] | RangeConfig = "none"
     """How a score enters the reward: as it is; less the mean and over the standard deviation of all
     of the expert's scores in the run so far; or with a fixed range as 0 to 1."""
@@ -135,8 +138,11 @@ class ExpertConfig(_Strict):
         return bool(self.runtime_env.keys() - {"env_vars", "config"})
 
 
-class GatewayConfig(_Strict):
-    """The HTTP door to the experts, and what it lets in."""
+class HttpConfig(_Strict):
+    """A door that HTTP requests come in by: where it is, and how many it lets in, how large."""
+
+    key: ClassVar[str]
+    """Where it stands in a run's configuration."""
 
     host: str = "127.0.0.1"
     """Address to listen on; any other than this machine's own needs a token."""
@@ -148,12 +154,6 @@ class GatewayConfig(_Strict):
     """Largest request body, in MiB."""
     body_timeout_s: float = Field(30, gt=0)
     """How long a body may take to arrive."""
-    max_pixels: int = Field(4096 * 4096, ge=1)
-    """Most pixels that the images of one request may have together."""
-    max_images: int = Field(256, ge=1)
-    """Most images of one request."""
-    decode_timeout_s: float = Field(10, gt=0)
-    """How long the images of one request may take to decode."""
     max_concurrent: int = Field(32, ge=1)
     """Requests that are worked on at once; others are told to come back later."""
 
@@ -175,6 +175,19 @@ class GatewayConfig(_Strict):
         return self
 
 
+class GatewayConfig(HttpConfig):
+    """The HTTP door to the experts, and what it lets in."""
+
+    key: ClassVar[str] = "rewards.gateway"
+
+    max_pixels: int = Field(4096 * 4096, ge=1)
+    """Most pixels that the images of one request may have together."""
+    max_images: int = Field(256, ge=1)
+    """Most images of one request."""
+    decode_timeout_s: float = Field(10, gt=0)
+    """How long the images of one request may take to decode."""
+
+
 class RewardsConfig(_Strict):
     """All experts by name. A name is part of URLs and of metric names."""
 
@@ -193,6 +206,16 @@ class RewardsConfig(_Strict):
         if not any(entry.weight > 0 for entry in experts.values()):
             raise ValueError("at least one expert with a weight above 0 is needed")
         return experts
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each expert."""
+        return {name: entry.weight for name, entry in self.experts.items()}
+
+    @property
+    def credits(self) -> dict[str, str]:
+        """Which CoT answers for each expert: both, cot or image."""
+        return {name: entry.credits for name, entry in self.experts.items()}
 
     @property
     def longest_answer_s(self) -> float:

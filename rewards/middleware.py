@@ -1,4 +1,4 @@
-"""Who gets into the gateway, how many at once, and with how large a body: decided before anything is
+"""Who gets in by HTTP, how many at once, and with how large a body: decided before anything is
 parsed, on the bytes as they come."""
 
 import asyncio
@@ -7,21 +7,31 @@ import hmac
 import os
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy.errors import UserError
-from rewards.config import GatewayConfig
+from rewards.config import HttpConfig
 from rewards.http import DIGEST, read_secret
 
 _MIN_TOKEN = 16  # characters
 _OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # say nothing that is not public anyway
 
 
-def token_digest(gateway: GatewayConfig) -> bytes | None:
+Refusal = Callable[[int, str, Mapping[str, str] | None], Response]
+"""The reply that says no: of a status, the reason, and more headers."""
+
+
+def detail(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A refusal in FastAPI's form."""
+    return JSONResponse({"detail": reason}, status, headers)
+
+
+def token_digest(gateway: HttpConfig) -> bytes | None:
     """SHA-256 of the token to ask for, None where nobody is asked.
 
     From the first call on the environment variable holds "sha256:" and the digest in hex instead:
@@ -36,7 +46,7 @@ def token_digest(gateway: GatewayConfig) -> bytes | None:
     if len(token) < _MIN_TOKEN:
         how = "is not set" if not token else f"is shorter than {_MIN_TOKEN} characters"
         raise UserError(
-            f"rewards.gateway.token_env: the environment variable {gateway.token_env} {how}; set it, "
+            f"{gateway.key}.token_env: the environment variable {gateway.token_env} {how}; set it, "
             f"for example: export {gateway.token_env}=$(openssl rand -hex 32)"
         )
     digest = hashlib.sha256(token.encode())
@@ -53,8 +63,8 @@ def digests() -> dict[str, str]:
 class RequireToken:
     """ASGI middleware: 401 without the right bearer token, but for health and description."""
 
-    def __init__(self, app: ASGIApp, digest: bytes):
-        self._app, self._digest = app, digest
+    def __init__(self, app: ASGIApp, digest: bytes, refuse: Refusal = detail):
+        self._app, self._digest, self._refuse = app, digest, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
@@ -62,9 +72,7 @@ class RequireToken:
             and scope["path"] not in _OPEN
             and not self._knows(Headers(scope=scope))
         ):
-            reply = JSONResponse(
-                {"detail": "a bearer token is needed"}, 401, {"WWW-Authenticate": "Bearer"}
-            )
+            reply = self._refuse(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
             await reply(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -78,15 +86,15 @@ class RequireToken:
 class LimitConcurrency:
     """ASGI middleware: of POST requests, `most` at once; others get 429 and may come back."""
 
-    def __init__(self, app: ASGIApp, most: int):
-        self._app, self._most, self._now = app, most, 0
+    def __init__(self, app: ASGIApp, most: int, refuse: Refusal = detail):
+        self._app, self._most, self._refuse, self._now = app, most, refuse, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         if self._now >= self._most:
-            reply = JSONResponse({"detail": "too many requests at once"}, 429, {"Retry-After": "1"})
+            reply = self._refuse(429, "too many requests at once", {"Retry-After": "1"})
             await reply(scope, receive, send)
             return
         self._now += 1
@@ -100,9 +108,9 @@ class LimitBody:
     """ASGI middleware: a body over the limit gets 413, one that takes too long 408. What
     Content-Length claims is used only to refuse early; the bytes are counted as they come."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float):
-        self._app, self._max_bytes, self._timeout_s = app, max_bytes, timeout_s
-        self._refusal = f"the request body is larger than {max_bytes} bytes"
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float, refuse: Refusal = detail):
+        self._app, self._max_bytes, self._timeout_s, self._refuse = app, max_bytes, timeout_s, refuse
+        self._reason = f"the request body is larger than {max_bytes} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,7 +118,7 @@ class LimitBody:
             return
         claimed = Headers(scope=scope).get("content-length", "")
         if claimed.isdecimal() and int(claimed) > self._max_bytes:
-            await JSONResponse({"detail": self._refusal}, 413)(scope, receive, send)
+            await self._refuse(413, self._reason, None)(scope, receive, send)
             return
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         read, more = 0, True
@@ -127,7 +135,7 @@ class LimitBody:
             read += len(message.get("body", b""))
             more = message.get("more_body", False)
             if read > self._max_bytes:
-                raise HTTPException(413, self._refusal)
+                raise HTTPException(413, self._reason)
             return message
 
         await self._app(scope, counted, send)

@@ -7,19 +7,16 @@ scored.
 """
 
 import asyncio
-import faulthandler
 import math
 import sys
 import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
 
 import numpy as np
 from ray import ObjectRef, serve
@@ -38,6 +35,7 @@ from rewards.expert import (
     scatter,
     score_checked,
 )
+from rewards.one_thread import OneThread
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Upper ends of the latency histogram; one more bucket holds what is slower."""
@@ -227,9 +225,6 @@ class Batcher:
         return None
 
 
-T = TypeVar("T")
-
-
 @dataclass(frozen=True)
 class Answer:
     """Scores, and the score from which its expert counts a sample as right."""
@@ -244,11 +239,10 @@ class ExpertReplica:
 
     def __init__(self, name: str, config: ExpertConfig, timeout_s: float):
         self._name = name
-        self._limit_s = timeout_s * _SHARE_OF_TIMEOUT
         self._meter = Meter()
         self._batcher = Batcher(self._ask, config.batch_size, config.batch_wait_s)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="expert")
-        self._expert = self._thread.submit(_staying, partial(_build, config)).result()
+        self._thread = OneThread("the expert", timeout_s * _SHARE_OF_TIMEOUT)
+        self._expert = self._thread.start_with(partial(_build, config))
 
     async def score_samples(self, sample_refs: list[ObjectRef], group: Group) -> Answer:
         """Score the samples of a group, behind a reference to a list of them, wrapped in a list of one
@@ -268,7 +262,7 @@ class ExpertReplica:
 
     async def applies(self, prompts: Sequence[Prompt]) -> list[bool]:
         """Which prompts the expert has anything to say on."""
-        return await self._in_thread(lambda: applies_checked(self._name, self._expert, prompts))
+        return await self._thread.run(lambda: applies_checked(self._name, self._expert, prompts))
 
     async def stats(self) -> ReplicaStats:
         replica = serve.get_replica_context().replica_id.unique_id
@@ -290,29 +284,7 @@ class ExpertReplica:
             return Answer(scatter(scores, applies), self._expert.pass_threshold)
 
     async def _ask(self, images: list[np.ndarray], prompts: list[Prompt]) -> ExpertScores:
-        return await self._in_thread(lambda: score_checked(self._name, self._expert, images, prompts))
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Do it in the expert's thread. A hang ends the process, with a traceback in its log:
-        the thread cannot be had back, and Serve starts another process."""
-
-        def watched() -> T:
-            faulthandler.dump_traceback_later(self._limit_s, exit=True)
-            try:
-                return _staying(work)
-            finally:
-                faulthandler.cancel_dump_traceback_later()
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, watched)
-
-
-def _staying(work: Callable[[], T]) -> T:
-    """An expert that leaves the interpreter has failed, like one that raises anything else. As it is,
-    SystemExit would end the event loop, and leave the process."""
-    try:
-        return work()
-    except (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError) as error:
-        raise RuntimeError(f"the expert raised {error!r}") from error
+        return await self._thread.run(lambda: score_checked(self._name, self._expert, images, prompts))
 
 
 def _build(config: ExpertConfig) -> Expert:

@@ -9,7 +9,7 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 from policy.errors import UserError
 from policy.records import Prompt
 from rewards import controller
-from rewards.config import AutoscaleConfig, ExpertConfig, GatewayConfig, RewardsConfig
+from rewards.config import AutoscaleConfig, ExpertConfig, HttpConfig, RewardsConfig
 from rewards.middleware import token_digest
 from rewards.replica import ExpertReplica
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
-def start_serve(gateway: GatewayConfig | None) -> str | None:
+def start_serve(gateway: HttpConfig | None) -> str | None:
     """Start Serve on the cluster, where it is not running: with one HTTP proxy, on the head node, for
     a gateway, or with none. Returns the proxy's URL for a gateway.
 
@@ -52,7 +52,7 @@ def start_serve(gateway: GatewayConfig | None) -> str | None:
     return _url(gateway)
 
 
-def _url(gateway: GatewayConfig) -> str:
+def _url(gateway: HttpConfig) -> str:
     """The address that Serve has; raises UserError if it is not the one that is wanted."""
     there = controller.http_options()
     if not controller.status().proxies:
@@ -60,13 +60,13 @@ def _url(gateway: GatewayConfig) -> str:
     if there.host != gateway.host or gateway.port not in (0, there.port):
         raise UserError(
             f"Ray Serve already runs on this cluster, at {there.host}:{there.port}: stop it first, "
-            "or set rewards.gateway to that address"
+            f"or set {gateway.key} to that address"
         )
     host = "127.0.0.1" if there.host == "0.0.0.0" else there.host
     return f"http://{host}:{there.port}"
 
 
-def usable_port(gateway: GatewayConfig) -> int:
+def usable_port(gateway: HttpConfig) -> int:
     """The port to listen on: the configured one, or a free one for 0. Raises UserError if this
     machine cannot listen there; leaves it free."""
     with socket.socket() as trial:
@@ -76,7 +76,7 @@ def usable_port(gateway: GatewayConfig) -> int:
         except OSError as error:
             where = f"port {gateway.port} on {gateway.host}"
             if error.errno == errno.EADDRINUSE:
-                raise UserError(f"{where} is in use; set rewards.gateway.port") from error
+                raise UserError(f"{where} is in use; set {gateway.key}.port") from error
             raise UserError(f"cannot listen on {where}: {error.strerror or error}") from error
         return trial.getsockname()[1]
 
@@ -155,7 +155,7 @@ def _application(name: str, entry: ExpertConfig, timeout_s: float) -> serve.Appl
     reserved |= {"resources": entry.resources} if entry.resources else {}
     reserved |= {"label_selector": entry.labels} if entry.labels else {}
     reserved |= {"runtime_env": entry.runtime_env} if entry.runtime_env else {}
-    scale = _autoscaling(entry.autoscale) if entry.autoscale else None
+    scale = autoscaling(entry.autoscale) if entry.autoscale else None
     check_s = min(10.0, max(2.0, timeout_s / 12))
     deployment = serve.deployment(
         ExpertReplica,
@@ -173,7 +173,7 @@ def _application(name: str, entry: ExpertConfig, timeout_s: float) -> serve.Appl
     return deployment.bind(name, entry, timeout_s)
 
 
-def _autoscaling(bounds: AutoscaleConfig) -> dict[str, Any]:
+def autoscaling(bounds: AutoscaleConfig) -> dict[str, Any]:
     """Ray Serve's settings. It looks at the queue over a while, which must not be longer than what it
     is to react to."""
     look_back_s = min(30.0, max(1.0, bounds.up_after_s))
@@ -207,10 +207,15 @@ def check_applicability(config: RewardsConfig, prompts: Sequence[Prompt]) -> Non
 
 def shutdown_experts() -> None:
     """Stop all experts and the gateway. Serve itself stops too, unless it runs anything else."""
+    shutdown_apps(lambda app: app == GATEWAY_APP or app.startswith(EXPERT_PREFIX))
+
+
+def shutdown_apps(of: Callable[[str], bool]) -> None:
+    """Stop the applications with a name that is `of` somebody, and Serve with the last one."""
     if not ray.is_initialized() or not controller.is_running():
         return
     running = list(controller.status().applications)
-    ours = [app for app in running if app == GATEWAY_APP or app.startswith(EXPERT_PREFIX)]
+    ours = [app for app in running if of(app)]
     if len(ours) == len(running):
         controller.within_limit(serve.shutdown)
     else:

@@ -1,4 +1,4 @@
-"""Imports run one way: cluster -> evaluation -> actors, learner, rewards -> policy."""
+"""Imports run one way: studio -> cluster -> evaluation -> actors, learner, rewards -> policy."""
 
 import ast
 import subprocess
@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "learner": {"learner", "policy"},
     "evaluation": {"evaluation", "actors", "rewards", "policy"},
     "cluster": {"cluster", "evaluation", "actors", "rewards", "learner", "policy"},
+    "studio": {"studio", "cluster", "evaluation", "actors", "rewards", "policy"},
 }
 FORBIDDEN_LIBRARIES = {
     "policy": {"ray", "deepspeed", "vllm"},
@@ -22,6 +23,7 @@ FORBIDDEN_LIBRARIES = {
     "rewards": {"deepspeed", "vllm"},
     "learner": {"vllm"},
     "evaluation": {"deepspeed", "vllm"},
+    "studio": {"deepspeed", "vllm"},
 }
 OURS = {*MAY_IMPORT, "examples", "benchmarks", "tests"}
 

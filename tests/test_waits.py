@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("policy", "actors", "rewards", "learner", "cluster", "examples", "benchmarks")
+PACKAGES = ("policy", "actors", "rewards", "learner", "cluster", "studio", "examples", "benchmarks")
 ASKS_SERVE = ("run", "run_many", "start", "status", "delete", "shutdown")
 
 pytestmark = pytest.mark.unit

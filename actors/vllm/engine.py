@@ -10,6 +10,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from actors.sampler import Progress
 from actors.vllm.config import VLLMConfig
 from actors.vllm.guided_sampling import Drawn, PairedRow, Plan
 from actors.vllm.launch import engine_config, executor_class
@@ -49,15 +50,21 @@ class Engine:
             multiprocess_mode=False,
         )
         self._plan: Plan | None = None
+        self._output_kind = RequestOutputKind.FINAL_ONLY
         self._rows: dict[str, int] = {}  # unfinished requests, and whose sample each is
-        self._tokens: dict[int, list[int]] = {}  # what vLLM says it sampled, by sample
+        self._tokens: dict[int, list[int]] = {}  # what vLLM says it sampled, by finished sample
+        self._so_far: dict[int, list[int]] = {}  # the same of all samples, where each step is told
 
-    def run(self, plan: Plan, requests: Sequence[Request]) -> list[Drawn]:
+    def run(
+        self, plan: Plan, requests: Sequence[Request], on_progress: Progress | None = None
+    ) -> list[Drawn]:
         """Draw all requests, one Drawn each, in their order. All or nothing."""
-        self.submit(plan, requests)
+        self.submit(plan, requests, each_step=on_progress is not None)
         try:
             while self._rows:
                 self.step()
+                if on_progress is not None:
+                    on_progress([self._drawn_so_far(sample) for sample in range(len(requests))])
         except BaseException:
             self.abandon()
             raise
@@ -66,14 +73,16 @@ class Engine:
 
     # --- run, in pieces ---
 
-    def submit(self, plan: Plan, requests: Sequence[Request]) -> None:
-        """Hand requests to vLLM; their sample is their number. One plan at a time."""
+    def submit(self, plan: Plan, requests: Sequence[Request], *, each_step: bool = False) -> None:
+        """Hand requests to vLLM; their sample is their number. One plan at a time. `each_step`: vLLM
+        tells in every step what it sampled, and not at the end alone."""
         if self.busy:
             raise RuntimeError("a batch is still being drawn")
         for request in requests:
             self._check_fits(request, plan.max_tokens)
         self._plan = plan
-        self._tokens = {}
+        self._tokens, self._so_far = {}, {}
+        self._output_kind = RequestOutputKind.CUMULATIVE if each_step else RequestOutputKind.FINAL_ONLY
         self._on_workers("begin_plan", plan)
         for sample, request in enumerate(requests):
             if request.negative is None:
@@ -85,9 +94,10 @@ class Engine:
     def step(self) -> None:
         """One forward pass over whatever runs together."""
         for output in self._engine.step():
+            tokens = list(output.outputs[0].token_ids)
+            self._so_far[self._rows[output.request_id]] = tokens
             if output.finished:
                 sample = self._rows.pop(output.request_id)
-                tokens = list(output.outputs[0].token_ids)
                 if self._tokens.setdefault(sample, tokens) != tokens:
                     raise RuntimeError(f"the two rows of sample {sample} got different tokens")
 
@@ -112,8 +122,7 @@ class Engine:
         """What was drawn for every sample that finished."""
         assert self._plan is not None
         journal = self._on_workers("take_drawn")
-        first = self._config.model_config.hf_config.text_vocabulary
-        offset = first if self._plan.phase == "image" else 0
+        offset = self._first_id
         found = {}
         for sample, tokens in self._tokens.items():
             drawn, length = journal[sample], len(tokens)
@@ -123,6 +132,16 @@ class Engine:
             columns = (drawn.tokens, drawn.logps, drawn.guided_logps)
             found[sample] = Drawn(*(column[:length] for column in columns))
         return found
+
+    @property
+    def _first_id(self) -> int:
+        """What vLLM's ids of this plan's phase begin at."""
+        assert self._plan is not None
+        text = self._config.model_config.hf_config.text_vocabulary
+        return text if self._plan.phase == "image" else 0
+
+    def _drawn_so_far(self, sample: int) -> list[int]:
+        return [token - self._first_id for token in self._so_far.get(sample, [])]
 
     @property
     def busy(self) -> bool:
@@ -156,7 +175,7 @@ class Engine:
             stop_token_ids=None if stop is None else [stop],
             ignore_eos=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=self._output_kind,
             extra_args=lane.extra_args(),
         )
         self._engine.add_request(name, {"prompt_token_ids": prompt}, params)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
-from actors.sampler import Cots, Images, SamplingConfig, TwoPhaseSampler
+from actors.sampler import Cots, Images, Progress, SamplingConfig, TwoPhaseSampler
 from actors.vllm.config import VLLMConfig
 from actors.vllm.engine import Engine, Request
 from actors.vllm.guided_sampling import Plan
@@ -46,7 +46,9 @@ class VLLMSampler(TwoPhaseSampler):
 
         self.engine.load_weights(in_passing())
 
-    def generate_cots(self, prompts: list[list[int]], keys: list[int]) -> Cots:
+    def generate_cots(
+        self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
+    ) -> Cots:
         plan = Plan(
             "cot",
             temperature=self.config.temperature,
@@ -55,10 +57,12 @@ class VLLMSampler(TwoPhaseSampler):
             stop_id=self.janus.eos_id,
         )
         requests = [Request(p, None, key) for p, key in zip(prompts, keys, strict=True)]
-        drawn = self.engine.run(plan, requests)
+        drawn = self.engine.run(plan, requests, on_progress)
         return Cots([d.tokens for d in drawn], [d.logps for d in drawn])
 
-    def generate_images(self, prompts: list[list[int]], keys: list[int]) -> Images:
+    def generate_images(
+        self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
+    ) -> Images:
         plan = Plan(
             "image",
             temperature=self.config.temperature,
@@ -70,7 +74,7 @@ class VLLMSampler(TwoPhaseSampler):
             Request(p, self.janus.unconditional_ids(p) if guided else None, key)
             for p, key in zip(prompts, keys, strict=True)
         ]
-        drawn = self.engine.run(plan, requests)
+        drawn = self.engine.run(plan, requests, on_progress)
         return Images(
             torch.tensor([d.tokens for d in drawn], device=self.device),
             torch.tensor([d.logps for d in drawn]),

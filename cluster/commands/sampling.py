@@ -1,4 +1,4 @@
-"""Commands beside training: evaluate, generate, serve."""
+"""Commands beside training: evaluate, generate, serve-experts."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def generate(
     console.print(str(out / "grid.png"), highlight=False, soft_wrap=True)
 
 
-def serve(config: RunConfig, console: Console) -> None:
+def serve_experts(config: RunConfig, console: Console) -> None:
     """Run the experts and their gateway until Ctrl-C."""
     rewards = config.rewards
     rewards = rewards.model_copy(update={"gateway": rewards.gateway or GatewayConfig()})

@@ -33,13 +33,13 @@ def read_metrics(path: Path) -> MetricsFile:
     for number, text in enumerate(read_lines(path, "metrics"), 1):
         if text.strip():
             try:
-                lines.append(_parse(text, f"{path}:{number}"))
+                lines.append(parse_metrics(text, f"{path}:{number}"))
             except UserError as error:
                 unreadable.append(str(error))
     return MetricsFile(lines, unreadable)
 
 
-def _parse(text: bytes, where: str) -> dict[str, Any]:
+def parse_metrics(text: bytes, where: str) -> dict[str, Any]:
     """A step, the time, and numbers or null by name."""
     line = parse_object(text, where)
     if type(line.get("step")) is not int:
@@ -102,6 +102,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("KL to the reference", ("kl/cot", "kl/image")),
     ("Clip fraction", ("clip_fraction/cot", "clip_fraction/image")),
     ("Loss", ("loss", "loss/cot", "loss/image")),
+    ("Held-out loss", ("eval/loss", "eval/loss/cot", "eval/loss/image")),
     ("Gradient norm", ("grad_norm",)),
     ("Learning rate", ("lr",)),
     ("Guidance gap", ("guidance_gap",)),

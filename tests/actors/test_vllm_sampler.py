@@ -136,6 +136,27 @@ def test_samples_aborted_half_way_leave_the_others_as_they_are(samplers, oracle,
     assert all(d.tokens == wanted[sample] for sample, d in got.items())
 
 
+@pytest.mark.parametrize("phase", ["cots", "images"])
+def test_who_listens_hears_every_token_as_it_is_drawn(samplers, oracle, pairs, phase):
+    """In a room so tight that some wait while others are done."""
+    prompts, keys = (column[:16] for column in pairs)
+    heard: list[list[list[int]]] = []
+
+    def listen(ids):
+        heard.append([list(row) for row in ids])
+
+    draw = getattr(samplers["tight"], f"generate_{phase}")
+    drawn = draw(prompts, keys, listen).ids
+    wanted = getattr(oracle, f"generate_{phase}")(prompts, keys).ids
+    drawn, wanted = ([list(map(int, row)) for row in ids] for ids in (drawn, wanted))
+    assert drawn == wanted == heard[-1]
+    for row, whole in enumerate(wanted):
+        lengths = [len(ids[row]) for ids in heard]
+        assert {ids[row] == whole[:n] for ids, n in zip(heard, lengths, strict=True)} == {True}
+        assert sorted(set(lengths)) == [*range(min(lengths), len(whole) + 1)]
+        assert min(lengths) <= 1
+
+
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.7, "guidance": 3.0}])
 def test_logps_are_those_of_a_teacher_forced_forward(samplers, oracle, varied_orders, changes):
     sampler = configured(samplers["tight"], **changes)

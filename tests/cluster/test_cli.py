@@ -104,7 +104,7 @@ def test_a_busy_port_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = bicot("serve", TRAIN, "ray.dashboard=false", f"rewards.gateway.port={port}")
+        done = bicot("serve-experts", TRAIN, "ray.dashboard=false", f"rewards.gateway.port={port}")
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1 is in use" in done.stdout
     assert "Traceback" not in done.stderr

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from cluster.cli import _with_policy
+from cluster.cli import with_policy
 from cluster.config import RunConfig, dump_config, load_config
 from policy.errors import UserError
 from tests.conftest import SHAPES
@@ -131,4 +131,4 @@ def test_paths_are_taken_as_they_are_written(monkeypatch):
         config = load_config(TRAIN, [f"train.prompts={text}", f"runs_dir={text}"])
         assert config.train.prompts == config.runs_dir == path
     policy = "a: [b] #1"
-    assert load_config(TRAIN, _with_policy([], policy)).policy.path == policy
+    assert load_config(TRAIN, with_policy([], policy)).policy.path == policy

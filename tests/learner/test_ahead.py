@@ -16,7 +16,7 @@ def break_reference(learner: LearnerGroup) -> None:
     """From here on a rank that asks its reference fails."""
 
     def fail(rank):
-        rank._reference_logps = None
+        rank.trainer.reference_logps = None
 
     ray.get([rank.__ray_call__.remote(fail) for rank in learner.ranks])
 

@@ -54,7 +54,7 @@ def plain_training(policy_config, samples, config):
             torch.cat([new.cot, new.image], 1),
             batch.sampled_logps,
             torch.cat([ref.cot, ref.image], 1),
-            batch.advantages,
+            batch.token_advantages,
             batch.token_weights,
             beta=config.kl_coef,
         )

@@ -29,7 +29,7 @@ def block(language: str) -> str:
 
 @pytest.fixture
 def gateway(tmp_path):
-    """The URL of `bicot serve`, started where the user's module lies."""
+    """The URL of `bicot serve-experts`, started where the user's module lies."""
     (tmp_path / "my_experts.py").write_text(block("python"))
     config = yaml.safe_load((ROOT / "examples/shapes/train.yaml").read_text())
     config |= yaml.safe_load(block("yaml"))
@@ -39,7 +39,7 @@ def gateway(tmp_path):
     env = environment() | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     log = tmp_path / "log"
     with log.open("w") as out:
-        command = [sys.executable, "-m", "cluster", "serve", "train.yaml"]
+        command = [sys.executable, "-m", "cluster", "serve-experts", "train.yaml"]
         server = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=out)
     try:
         while not (found := re.search(r"experts answer at (\S+)", log.read_text())):

@@ -1,0 +1,5 @@
+"""`python -m studio ...` is the `bicot` command, for `ray job submit --working-dir .`."""
+
+from studio.cli import main
+
+main()

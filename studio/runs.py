@@ -1,0 +1,200 @@
+"""The read side of a page over run directories: what a run has recorded so far, read as it grows.
+
+A page is looked at while runs go on, and a run of a week has 100,000 lines of 1 KB in `metrics.jsonl`.
+So
+- a **first view** parses a few hundred lines, spread over the whole file, and all evaluations, which
+  are few and the most looked at; of a longer run only the search for these takes longer;
+- `MetricsReader` then **reads on** from where it was, so many bytes at a time, and every curve is exact
+  when it has caught up; from there on a look costs what was added since;
+- a line that is still being written waits for its end; a run that went back to a checkpoint cuts its
+  file, which is then read anew;
+- nothing is ever written, and nothing but whole lines of numbers is kept: 16 bytes a number.
+
+A line that cannot be read is left out, as `bicot report` leaves it out.
+"""
+
+import os
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cluster.watch.curves import Points, parse_metrics, series
+from policy.errors import UserError
+from policy.paths import home
+
+METRICS = "metrics.jsonl"
+FIRST_LINES = 400  # of training, that a first view parses
+PIECE = 2**20  # bytes that are read on at a time
+_EVALUATION = b'"eval/'
+_TAIL = 2**16  # bytes at the end of a file, in which its last line is looked for
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run in the list of runs, without reading more than the end of its file."""
+
+    name: str
+    folder: Path
+    last: dict[str, Any] = field(repr=False)
+    """Its last line; empty before the first."""
+    written: float
+    """When it was last heard of, in seconds since 1970."""
+
+
+def list_runs(folder: Path) -> list[RunSummary]:
+    """The runs of a folder (or the one that it is), last heard of first. Raises UserError if there is
+    no such folder."""
+    folder = home(str(folder))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of runs")
+    found = []
+    for path in [folder / METRICS, *folder.glob(f"*/{METRICS}")]:
+        try:
+            written, last = path.stat().st_mtime, _last_line(path)
+        except FileNotFoundError:  # put aside meanwhile
+            continue
+        found.append(RunSummary(path.parent.name, path.parent, last, written))
+    return sorted(found, key=lambda run: -run.written)
+
+
+def first_view(path: Path, most: int = FIRST_LINES) -> dict[str, Points]:
+    """Name -> points in rising order of steps: of training at most about `most`, not averaged; of
+    evaluations all. Raises UserError for a file that is not there."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            texts = dict(_line_behind(file, size * n // most) for n in range(most))
+            texts |= dict([_line_behind(file, max(0, size - _TAIL), last=True)])
+            texts |= _evaluations(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such metrics file") from None
+    lines = (_parsed(texts[begin], path) for begin in sorted(texts))
+    return series([line for line in lines if line])
+
+
+class MetricsReader:
+    """One `metrics.jsonl`, read a piece at a time. Its curves are those of what was read so far."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._offset = 0
+        self._file_id: int | None = None
+        self._last = b""  # the last line that was read, to know the file again
+        self._columns: dict[str, tuple[array, array]] = {}  # steps, values
+
+    def read_on(self, most: int = PIECE) -> bool:
+        """Read whole lines, of about `most` bytes together. Whether there is more to read at once. A
+        file that is another one than before, or shorter, is read from its beginning.
+
+        Raises UserError for a file that is not there.
+        """
+        try:
+            with self._path.open("rb") as file:
+                if not self._is_known(file):
+                    self._begin_anew()
+                self._file_id = _identity(file)
+                file.seek(self._offset)
+                piece = file.read(most)
+                end = piece.rfind(b"\n") + 1
+                if not end and len(piece) == most:  # a line longer than a piece
+                    piece += file.readline()
+                    end = len(piece) if piece.endswith(b"\n") else 0
+                more = len(piece) == most or bool(file.read(1))
+        except FileNotFoundError:
+            raise UserError(f"{self._path}: no such metrics file") from None
+        lines = piece[:end].split(b"\n")[:-1]
+        for text in lines:
+            if line := _parsed(text, self._path):
+                self._add(line)
+        if lines:
+            self._last = lines[-1] + b"\n"
+        self._offset += end
+        return more and end > 0
+
+    @property
+    def names(self) -> list[str]:
+        """Of all curves."""
+        return list(self._columns)
+
+    def curve(self, name: str) -> Points:
+        """Points in rising order of steps. One curve at a time: as points it takes ten times the memory
+        that it does here."""
+        steps, values = self._columns[name]
+        return list(zip(steps, values, strict=True))
+
+    def _is_known(self, file: BinaryIO) -> bool:
+        """Whether what was read last still stands there."""
+        if not self._offset:
+            return True
+        if _identity(file) != self._file_id:
+            return False
+        file.seek(self._offset - len(self._last))
+        return file.read(len(self._last)) == self._last
+
+    def _add(self, line: dict[str, Any]) -> None:
+        step = line["step"]
+        for name, value in line.items():
+            if name in ("step", "time") or value is None:
+                continue
+            steps, values = self._columns.setdefault(name, (array("q"), array("d")))
+            while steps and steps[-1] >= step:  # an earlier life of the run recorded it
+                steps.pop()
+                values.pop()
+            steps.append(step)
+            values.append(value)
+
+
+def _identity(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_ino
+
+
+def _parsed(text: bytes, path: Path) -> dict[str, Any] | None:
+    if not text.strip():
+        return None
+    try:
+        return parse_metrics(text, str(path))
+    except UserError:
+        return None
+
+
+def _line_behind(file: BinaryIO, offset: int, *, last: bool = False) -> tuple[int, bytes]:
+    """Where the first whole line behind an offset begins (or the `last` one), and the line; b"" where
+    there is none."""
+    file.seek(offset)
+    if offset:
+        file.readline()  # the end of another
+    found = file.tell(), b""
+    while (text := file.readline()).endswith(b"\n"):
+        found = file.tell() - len(text), text
+        if not last:
+            break
+    return found
+
+
+def _evaluations(file: BinaryIO) -> dict[int, bytes]:
+    """Where each line of an evaluation begins, and the line."""
+    found: dict[int, bytes] = {}
+    begin, rest = file.seek(0), b""
+    while piece := file.read(PIECE):
+        piece = rest + piece
+        at = piece.find(_EVALUATION)
+        while at >= 0 and (end := piece.find(b"\n", at)) >= 0:
+            first = piece.rfind(b"\n", 0, at) + 1
+            found[begin + first] = piece[first : end + 1]
+            at = piece.find(_EVALUATION, end)
+        whole = piece.rfind(b"\n") + 1
+        begin, rest = begin + whole, piece[whole:]
+    return found
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL))
+        *lines, _ = file.read().split(b"\n")
+    read = (_parsed(text, path) for text in reversed(lines))
+    return next((line for line in read if line), {})
