@@ -4,9 +4,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from actors.sampler import SamplingConfig
 from actors.vllm.config import VLLMConfig
 from policy.resources import CustomResources, Labels
+
+
+class SamplingConfig(BaseModel):
+    """How a sample is generated. The defaults are T2I-R1's (arXiv 2505.00703)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    guidance: float = Field(5.0, ge=1.0)
+    """Classifier-free guidance weight w: uncond + w * (cond - uncond); 1 draws from cond alone."""
+    temperature: float = Field(1.0, ge=0.0)
+    """Divides the logits of both phases; 0 takes the likeliest token."""
+    max_cot_tokens: int = Field(256, ge=1)
+    """A semantic CoT that has not ended by then is cut: its first tokens are kept."""
 
 
 class ActorsConfig(BaseModel):

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from actors.config import SamplingConfig
 from actors.token_choice import stream_key
 from policy.errors import UserError
 from policy.model import PolicyModel
@@ -19,19 +19,6 @@ from policy.records import Sample, SampleRequest
 from policy.weights import TensorSpec
 
 INVALID_VERSION = -1
-
-
-class SamplingConfig(BaseModel):
-    """How a sample is generated. The defaults are T2I-R1's (arXiv 2505.00703)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    guidance: float = Field(5.0, ge=1.0)
-    """Classifier-free guidance weight w: uncond + w * (cond - uncond); 1 draws from cond alone."""
-    temperature: float = Field(1.0, ge=0.0)
-    """Divides the logits of both phases; 0 takes the likeliest token."""
-    max_cot_tokens: int = Field(256, ge=1)
-    """A semantic CoT that has not ended by then is cut: its first tokens are kept."""
 
 
 class Sampler(ABC):

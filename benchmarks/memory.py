@@ -154,7 +154,7 @@ def measure(variant: str) -> tuple[float, float, float]:
         logps = straightforward(janus, batch)
     else:
         logps = ours(janus, batch, checkpointed=variant.endswith("checkpointed"))
-    loss = bicot_loss(logps, batch.sampled_logps, None, batch.advantages, batch.token_weights)
+    loss = bicot_loss(logps, batch.sampled_logps, None, batch.token_advantages, batch.token_weights)
     value = loss.sum / loss.count
     value.backward()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -67,7 +67,8 @@ class Published:
         logps = teacher_forced(self.janus, batch)
         with torch.no_grad():
             reference = teacher_forced(self.reference, batch)
-        loss = bicot_loss(logps, batch.sampled_logps, reference, batch.advantages, batch.token_weights)
+        seen = batch.sampled_logps, reference, batch.token_advantages, batch.token_weights
+        loss = bicot_loss(logps, *seen)
         (loss.sum / loss.count).backward()
         torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
         self.optimizer.step()

@@ -84,7 +84,7 @@ class Rank:
     def fetch(self, samples, places) -> list[int]:
         return []
 
-    def step(self, samples, places, advantages, micro_batches, ahead) -> dict[str, float]:
+    def step(self, samples, minibatches, settings, micro_batches, ahead) -> dict[str, float]:
         time.sleep(LEARN_S)
         return {"loss": 0.0, "step/skipped": 0.0}
 

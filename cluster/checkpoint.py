@@ -6,11 +6,9 @@
                                      folder without it is no checkpoint
 
 A checkpoint is written under another name while training goes on, and renamed when all of it is there.
-Fingerprints tell the files that a run reads apart from other files at the same paths. After a rollback,
-`truncate_after` cuts the run's JSON lines back to the step of its checkpoint.
+After a rollback, `truncate_after` cuts the run's JSON lines back to the step of its checkpoint.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -21,20 +19,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 from ray.exceptions import RayTaskError
 
-from cluster.config import RunConfig
 from cluster.files import by_step, first_fault
+from cluster.requests import Requested
 from learner.async_checkpoint import ENGINE_FOLDER, file_digest, take_digests, to_universal
 from learner.deepspeed_engine import Resume
-from learner.group import LearnerGroup
+from learner.schedules import Coefficients
 from policy.errors import UserError
-from policy.hub import is_hub_id
 from policy.jsonl import parse_object, read_bytes, read_lines
 from rewards.rewards import RunningStats
+
+if TYPE_CHECKING:
+    from learner.group import LearnerGroup
 
 
 def truncate_after(path: Path, step: int) -> int:
@@ -56,40 +56,8 @@ def _is_until(step: int, line: bytes) -> bool:
     return type(at) is int and at <= step
 
 
-_PEEK = 1 << 20
-"""Bytes read of either end of a file: enough to tell two trainings of one model apart, and quick for
-shards of gigabytes."""
-
-
-def fingerprints(config: RunConfig) -> dict[str, str]:
-    """By the key that names it: the model's files, unless they are the hub's, and the prompts."""
-    found = {"train.prompts": fingerprint(Path(config.train.prompts))}
-    if not is_hub_id(config.policy.path):
-        found["policy.path"] = fingerprint(Path(config.policy.path))
-    if config.policy.templates:
-        found["policy.templates"] = fingerprint(Path(config.policy.templates))
-    return found
-
-
-def fingerprint(path: Path) -> str:
-    """Of a file, or of the files of a folder: their names and sizes, and the ends of each. One that is
-    not there has no fingerprint: who reads it says so better."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if not file.is_file():
-            return ""
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(_PEEK))
-            content.seek(max(0, size - _PEEK))
-            digest.update(content.read(_PEEK))
-    return digest.hexdigest()[:16]
-
-
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 _PART = ".part"
 
 
@@ -104,6 +72,10 @@ class State:
     config: dict[str, Any]
     expert_stats: dict[str, RunningStats] = field(default_factory=dict)
     """Of experts whose scores are normalised by what they were so far."""
+    requested: Requested | None = None
+    """How far the run was in its stream of groups. (Formats before 3 had none: `step` told it.)"""
+    coefficients: Coefficients | None = None
+    """The next step's, some of which are adapted from step to step."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the files that the run reads, by the key that names them."""
     format: int = FORMAT
@@ -145,7 +117,7 @@ class CheckpointManager:
         folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
 
-    def begin(self, learner: LearnerGroup, state: State) -> None:
+    def begin(self, learner: "LearnerGroup", state: State) -> None:
         """Returns when the learner has copied its state to memory. A write that is still under way is
         waited for first."""
         self.wait(learner)
@@ -163,7 +135,7 @@ class CheckpointManager:
         self._state, self.begun = state, state.step
         self._stalled_s = time.perf_counter() - started
 
-    def poll(self, learner: LearnerGroup) -> None:
+    def poll(self, learner: "LearnerGroup") -> None:
         """Finish the checkpoint under way if all of it is written. One that cannot be written is told
         of and given up; those before it stay."""
         if self._state is None:
@@ -178,7 +150,7 @@ class CheckpointManager:
             self._failed(step, error)
         self._state = None
 
-    def wait(self, learner: LearnerGroup, pause: Callable[[], None] = lambda: None) -> None:
+    def wait(self, learner: "LearnerGroup", pause: Callable[[], None] = lambda: None) -> None:
         """Until nothing is under way."""
         while self._state is not None:
             self.poll(learner)
@@ -288,108 +260,3 @@ class _Torn(Exception):
 
 def _name(step: int) -> str:
     return f"step_{step:06d}"
-
-
-MAY_CHANGE = (
-    "name",
-    "runs_dir",
-    "ray",
-    "evaluate",
-    "train.steps",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.show_every",
-    "train.log",
-    "train.wandb",
-    "train.resume",
-    "train.max_skipped_steps",
-    "train.max_learner_restarts",
-    "actors.count",
-    "actors.num_cpus",
-    "actors.num_gpus",
-    "actors.resources",
-    "actors.labels",
-    "actors.sampler",
-    "actors.vllm",
-    "actors.batch_size",
-    "actors.timeout_s",
-    "actors.load_timeout_s",
-    "actors.max_redraws",
-    "learner.ranks",
-    "learner.num_cpus",
-    "learner.num_gpus",
-    "learner.resources",
-    "learner.labels",
-    "learner.micro_batch_tokens",
-    "learner.logprob_chunk_tokens",
-    "learner.gradient_checkpointing",
-    "learner.transport",
-    "learner.bucket_mb",
-    "learner.timeout_s",
-    "rewards.gateway",
-    "rewards.retries",
-    "rewards.timeout_s",
-    "serve",
-)
-"""Settings that say where and how fast, not what is learned. Of an expert only what it is counts."""
-_OF_AN_EXPERT = ("use", "options", "dtype", "weight", "normalize", "on_failure")
-
-
-def where_to_start(config: RunConfig, tell: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint to resume from, which is told; None: there is none, or the earlier run reached its
-    end. One that reached its last step and was killed before its report has that left to do.
-
-    Raises UserError, naming the keys, if the earlier run was of other settings.
-    """
-    if config.train.resume == "never":
-        return None
-    checkpoint = newest(config.folder / "checkpoints", tell)
-    left = config.train.steps - checkpoint.state.step if checkpoint else 0
-    if checkpoint is None or left < 0 or (left == 0 and not _lacks_report(checkpoint)):
-        return None
-    then, now = _leaves(checkpoint.state.config), _leaves(config.model_dump(mode="json"))
-    changed = [
-        key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and affects_training(key)
-    ]
-    now_read = fingerprints(config)
-    other = [
-        key for key, mark in checkpoint.state.fingerprints.items() if now_read.get(key, mark) != mark
-    ]
-    if not changed and other:
-        raise UserError(
-            f"{config.folder} holds a run that stopped at step {checkpoint.state.step}, and the files"
-            f" of {', '.join(other)} are no longer the ones that it read; bring those back, give this"
-            " run another name=..., or train.resume=never to put that one aside"
-        )
-    if changed:
-        listed = ", ".join(f"{key} ({then.get(key)} there, {now.get(key)} here)" for key in changed[:5])
-        raise UserError(
-            f"{config.folder} holds a run that stopped at step {checkpoint.state.step}, of other"
-            f" settings: {listed}; give this run another name=..., or train.resume=never to put that"
-            " one aside"
-        )
-    tell(f"{config.folder} goes on from step {checkpoint.state.step}")
-    return checkpoint
-
-
-def _lacks_report(checkpoint: Checkpoint) -> bool:
-    """Whether the run that ended with this checkpoint was killed before its report, its last work."""
-    run = checkpoint.folder.parent.parent
-    report, written = run / "report.html", (checkpoint.folder / "state.json").stat().st_mtime
-    made = report.exists() and report.stat().st_mtime >= written
-    return (run / "metrics.jsonl").exists() and not made
-
-
-def affects_training(key: str) -> bool:
-    if key.startswith("rewards.experts."):
-        return key.split(".")[3] in _OF_AN_EXPERT
-    return not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for name, branch in tree.items():
-        found |= _leaves(branch, f"{prefix}.{name}" if prefix else name)
-    return found

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -47,10 +48,8 @@ def train(
 ):
     """Train with BiCoT-GRPO and write runs/NAME/."""
     from cluster.config import dump_config, load_config
-    from cluster.placement import placement_table
+    from cluster.placement import placement_table, roles
     from cluster.ray_session import check_kept, tell_store
-    from cluster.run import EXIT_STATUS, Stopped
-    from cluster.train import train as run
     from cluster.validate import validate_run
     from policy.paths import check_writable
 
@@ -60,21 +59,59 @@ def train(
     if dry_run:
         inputs = validate_run(resolved)
         console.print(dump_config(resolved), highlight=False, soft_wrap=True, markup=False)
-        console.print(placement_table(resolved))
+        console.print(placement_table(roles(resolved)))
         tell_store(resolved.ray, inputs.store_need(resolved), console)
         return
+    from cluster.train import train as run
+
+    _to_its_end(lambda: run(resolved, console), resolved.folder)
+
+
+@app.command()
+def sft(
+    config: Annotated[Path, typer.Argument(help="a YAML file, e.g. examples/shapes/sft.yaml")],
+    overrides: Overrides = [],  # noqa: B006
+    dry_run: Annotated[
+        bool, typer.Option(help="print the resolved config and the placement; stop")
+    ] = False,
+):
+    """Fine-tune on worked examples, prompt, semantic CoT and image, and write runs/NAME/."""
+    from cluster.config import dump_config
+    from cluster.placement import placement_table
+    from cluster.ray_session import check_kept
+    from cluster.sft import sft as run
+    from cluster.sft import validate_sft
+    from cluster.sft_config import load_sft_config
+    from policy.paths import check_writable
+
+    resolved = load_sft_config(config, overrides)
+    check_kept(Path(resolved.runs_dir))
+    check_writable(resolved.folder)
+    if dry_run:
+        _, examples, heldout = validate_sft(resolved)
+        console.print(dump_config(resolved), highlight=False, soft_wrap=True, markup=False)
+        console.print(placement_table([resolved.role]))
+        console.print(f"{len(examples)} examples, {len(heldout)} held out", highlight=False)
+        return
+    _to_its_end(lambda: run(resolved, console), resolved.folder)
+
+
+def _to_its_end(run: Callable[[], object], folder: Path) -> None:
+    """A run that may be stopped: exit status 75 says that the same command goes on."""
+    from cluster.run import EXIT_STATUS, Stopped
+
     try:
-        run(resolved, console)
+        run()
     except Stopped as stopped:
         console.print(
-            f"stopped after step {stopped.step}; what was recorded is in {resolved.folder},"
+            f"stopped after step {stopped.step}; what was recorded is in {folder},"
             " and the same command goes on from there",
             highlight=False,
             soft_wrap=True,
         )
         raise typer.Exit(EXIT_STATUS) from None
     except KeyboardInterrupt:
-        console.print(f"stopped; what was recorded is in {resolved.folder}", highlight=False)
+        console.print(f"stopped; what was recorded is in {folder}", highlight=False)
         raise
 
 

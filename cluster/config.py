@@ -10,16 +10,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.config import ActorsConfig
 from cluster.serve_config import ServeConfig
 from cluster.watch.wandb_log import WandbConfig
 from cluster.yaml_text import read_yaml, write_yaml
 from learner.config import LearnerConfig
+from policy.config import PolicyConfig
 from policy.errors import UserError
 from policy.jsonl import read_text
-from policy.model import PolicyConfig
 from policy.paths import UserPath
 from rewards.config import ExpertName, RewardsConfig
 
@@ -45,6 +45,9 @@ class TrainConfig(BaseModel):
     on-policy."""
     filter_equal_groups: bool = True
     """Leave out groups whose rewards are all equal: they have nothing to teach but the KL term."""
+    resample_equal_groups: int = Field(0, ge=0)
+    """At most so many further groups a step, asked for until `groups_per_step` of them teach (DAPO's
+    dynamic sampling)."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -66,6 +69,15 @@ class TrainConfig(BaseModel):
     numbers of a step, for a log collector."""
     wandb: WandbConfig | None = None
     """Weights & Biases gets a copy of all numbers."""
+
+    @model_validator(mode="after")
+    def _resamples_what_is_filtered(self):
+        if self.resample_equal_groups and not self.filter_equal_groups:
+            raise ValueError(
+                "train.resample_equal_groups replaces groups that train.filter_equal_groups leaves out:"
+                " set that to true"
+            )
+        return self
 
 
 class EvaluateConfig(BaseModel):
@@ -113,8 +125,8 @@ class RayConfig(BaseModel):
     role that no node can hold is an error at once."""
 
 
-class RunConfig(BaseModel):
-    """Everything about a run."""
+class NamedRun(BaseModel):
+    """What every run has: a name, a directory, a seed, a model."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -122,10 +134,22 @@ class RunConfig(BaseModel):
     """Names the run and its directory."""
     runs_dir: UserPath = "runs"
     """Where run directories lie; on a cluster, a path that outlives the driver."""
+    algorithm: str | None = None
+    """A preset of the keys below that belong together: `algorithms/NAME.yaml` beside the configuration
+    file, or of the examples. Its keys win over the file's, and lose against `key=value`."""
     seed: int = 0
     """Decides the order of prompts and which tokens are sampled."""
     policy: PolicyConfig
     """The model."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+
+class RunConfig(NamedRun):
+    """Everything about a run."""
+
     actors: ActorsConfig = ActorsConfig()
     """Rollout workers, which generate samples."""
     rewards: RewardsConfig
@@ -141,21 +165,50 @@ class RunConfig(BaseModel):
     ray: RayConfig = RayConfig()
     """Which Ray cluster, and how long to wait for it."""
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs_dir) / self.name
-
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply overrides ("learner.lr=1e-4"), check everything.
 
     Raises UserError: one line that names the file, the key, and the nearest right key.
     """
+    path, tree = read_tree(path)
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("algorithm=")]
+    name = chosen[-1] if chosen else tree.get("algorithm")
+    if name and name != "null":
+        _lay_over(tree, read_preset(str(name), path))
+    return validated(RunConfig, tree, str(path), overrides)
+
+
+def read_tree(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A YAML file of keys and values, with its path. Raises UserError."""
     path = Path(os.path.expanduser(path))
     tree = read_yaml(read_text(path, "configuration file"), str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values")
-    return validated(RunConfig, tree, str(path), overrides)
+    return path, tree
+
+
+def read_preset(name: str, config: Path) -> dict[str, Any]:
+    """The keys that an algorithm sets in a configuration file. Raises UserError."""
+    folders = config.parent / "algorithms", PRESETS
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return read_tree(folder / f"{name}.yaml")[1]
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+    raise UserError(f"algorithm: no preset {name!r}; {hint}")
+
+
+PRESETS = Path(__file__).parents[1] / "examples" / "algorithms"
+
+
+def _lay_over(tree: dict[str, Any], preset: dict[str, Any]) -> None:
+    for key, value in preset.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _lay_over(tree[key], value)
+        else:
+            tree[key] = value
 
 
 def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Sequence[str]) -> M:
@@ -168,7 +221,7 @@ def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Seque
         raise UserError(_explain(error, model, where, overrides)) from None
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: NamedRun) -> str:
     """The resolved configuration as YAML; loading it gives the same configuration."""
     return write_yaml(config.model_dump(mode="json"))
 
@@ -197,7 +250,9 @@ def _explain(
     error: ValidationError, model: type[BaseModel], where: str, overrides: Sequence[str]
 ) -> str:
     """The first fault as one line; unknown keys first, for they often cause the others."""
-    faults = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    # A default that goes with another key is not to be had where that one is wrong: no own fault.
+    all_faults = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+    faults = sorted(all_faults, key=lambda e: e["type"] != "extra_forbidden")
     fault = faults[0]
     key = ".".join(str(part) for part in fault["loc"])
     source = next((f"override {shorten(o)}" for o in overrides if o.partition("=")[0] == key), where)

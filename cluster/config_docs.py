@@ -10,13 +10,14 @@ import ast
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cluster.config import RunConfig
+from cluster.sft_config import SftConfig
 
 INTRODUCTION = """\
 # Configuration
@@ -29,6 +30,13 @@ anything starts. `bicot train CONFIG --dry-run` prints a run's whole configurati
 
 In keys, `NAME` is a name of your choice. `None` in a meaning is YAML's `null`. A key without a default
 is required wherever the mapping that it belongs to is given.
+"""
+OF_SFT = """\
+
+# `bicot sft`
+
+`bicot sft CONFIG` ([sft.md](sft.md)) has these keys; `policy`, `ray`, and of `learner` what is not told
+again, are as above.
 """
 WORDS = {
     "boolean": "true or false",
@@ -43,15 +51,26 @@ BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "m
 
 def page() -> str:
     """The whole page, as Markdown."""
-    return INTRODUCTION + "".join(f"\n{_section(key, model)}" for key, model in models())
+    known = list(models())
+    own = [(key, model) for key, model in models(SftConfig) if (key, model) not in known]
+    parts = [_section(key or "The run", key, model) for key, model in known]
+    titles = {"": "A run of sft", "learner": "learner of sft"}
+    more = [_section(titles.get(key, key), key, model, own=True) for key, model in own]
+    return "\n".join([INTRODUCTION, *parts]) + "\n".join([OF_SFT, *more])
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """What the string literal under each field says, in one line. A field without one is left out."""
+    """What the string literal under each field says, in one line, also of fields that are inherited. A
+    field without one is left out."""
     found: dict[str, str] = {}
-    for base in model.__bases__:  # whose fields are the model's too
-        if issubclass(base, BaseModel) and base is not BaseModel:
-            found |= meanings(base)
+    for one in reversed(model.__mro__):
+        if issubclass(one, BaseModel) and one is not BaseModel:
+            found |= _own_meanings(one)
+    return found
+
+
+def _own_meanings(model: type[BaseModel]) -> dict[str, str]:
+    found: dict[str, str] = {}
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(tree, ast.ClassDef)
     for field, below in zip(tree.body, tree.body[1:], strict=False):
@@ -76,18 +95,20 @@ def models(
             yield from models(inner, f"{prefix}.{name}{_free(field)}".lstrip("."))
 
 
-def _section(key: str, model: type[BaseModel]) -> str:
+def _section(title: str, key: str, model: type[BaseModel], own: bool = False) -> str:
+    """`own`: without what is inherited from the configuration of another command's learner."""
     text = inspect.cleandoc(model.__dict__["__doc__"] or "")
-    title = f"## {key or 'The run'}\n\n" + (f"{text}\n\n" if text else "")
-    return (
-        title + "| key | type | default | meaning |\n|---|---|---|---|\n" + "".join(_rows(key, model))
-    )
+    head = f"## {title}\n\n" + (f"{text}\n\n" if text else "")
+    names = list(model.__annotations__ if own and key else model.model_fields)
+    rows = "".join(_rows(key, model, [name for name in names if name in model.model_fields]))
+    return f"{head}| key | type | default | meaning |\n|---|---|---|---|\n{rows}"
 
 
-def _rows(prefix: str, model: type[BaseModel]) -> Iterator[str]:
+def _rows(prefix: str, model: type[BaseModel], names: Sequence[str]) -> Iterator[str]:
     schema = model.model_json_schema()
     texts = meanings(model)
-    for name, field in model.model_fields.items():
+    for name in names:
+        field = model.model_fields[name]
         key = f"{prefix}.{name}".lstrip(".")
         kind = _kind(schema["properties"][name], key + _free(field))
         cells = (f"`{key}`", kind, _default(field), texts.get(name, ""))
@@ -120,6 +141,8 @@ def _kind(schema: dict[str, Any], key: str) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if field.default_factory is not None:
+        return "the loss's"
     value = field.default
     if isinstance(value, BaseModel):
         return "its defaults"

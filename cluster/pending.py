@@ -1,8 +1,9 @@
 """Groups of samples on their way: being generated, being scored, and what came of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
@@ -103,6 +104,25 @@ class RolloutBatch:
     waited_for_scores_s: float = 0.0
     replaced: int = 0
     """Rollout workers that were lost meanwhile."""
+    resampled: int = 0
+    """Groups that were asked for because too few of the others teach."""
+
+    def add(self, more: "RolloutBatch") -> None:
+        """Further groups of the same step, asked for when these were there."""
+        after = sum(len(batch.groups) for batch in self.pending.batches)
+        self.pending.batches += more.pending.batches
+        self.pending.samples = ray.put(self.pending.sample_refs())
+        self.groups += [replace(group, place=after + group.place) for group in more.groups]
+        self.dropped += [(replace(g, place=after + g.place), why) for g, why in more.dropped]
+        self.stats += more.stats
+        self.left_out = more.left_out | self.left_out
+        self.results += more.results
+        self.generate_s += more.generate_s
+        self.pull_s += more.pull_s
+        self.waited_for_samples_s += more.waited_for_samples_s
+        self.waited_for_scores_s += more.waited_for_scores_s
+        self.replaced += more.replaced
+        self.resampled += sum(len(batch.groups) for batch in more.pending.batches)
 
     @property
     def failures(self) -> list[str]:

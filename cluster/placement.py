@@ -164,19 +164,18 @@ def _on(labels: Mapping[str, str]) -> str:
     return f" on nodes with {named}" if named else ""
 
 
-def placement_table(config: RunConfig) -> Table:
+def placement_table(asked: Sequence[Role]) -> Table:
     """What each role asks for, and the sum."""
     table = Table(title="placement")
     for column in ("role", "processes", "CPUs each", "GPUs each", "placed"):
         side: Literal["left", "right"] = "left" if column in ("role", "placed") else "right"
         table.add_column(column, justify=side, overflow="fold")
     placed = {"SPREAD": "spread over nodes", "PACK": "packed together", "": "by Ray Serve"}
-    asked = roles(config)
     for r in asked:
         where = placed[r.strategy] + "".join(f", on {name} nodes" for name in r.custom)
         where += f",{_on(r.labels)}" if r.labels else ""
         table.add_row(r.name, str(r.count), f"{r.cpus:g}", f"{r.gpus:g}", where)
-    gpus = sum(r.count * r.gpus for r in asked)
+    cpus, gpus = (sum(r.count * getattr(r, kind) for r in asked) for kind in ("cpus", "gpus"))
     table.add_section()
-    table.add_row("sum", str(sum(r.count for r in asked)), f"{total_cpus(config):g}", f"{gpus:g}", "")
+    table.add_row("sum", str(sum(r.count for r in asked)), f"{cpus:g}", f"{gpus:g}", "")
     return table

@@ -15,13 +15,14 @@ from cluster.checkpoint import (
     Checkpoint,
     CheckpointManager,
     State,
-    fingerprints,
     newest,
     truncate_after,
 )
 from cluster.config import RunConfig
+from cluster.fingerprints import fingerprints
 from cluster.ledger import Entry, Ledger, Outcome
 from cluster.pending import RolloutBatch, ScoredGroup
+from cluster.requests import Requested, Requests
 from cluster.validate import Inputs
 from cluster.watch.benchmarks import BenchmarkSlice, benchmark_metrics
 from cluster.watch.console import TrainProgress
@@ -31,6 +32,7 @@ from cluster.watch.reward_warnings import RewardWarnings
 from cluster.watch.wandb_log import WandbLog
 from cluster.workers import Workers
 from learner.group import LearnerGroup
+from learner.schedules import Coefficients
 from policy.errors import UserError, in_one_line
 from policy.records import PublishedWeights
 
@@ -112,9 +114,16 @@ class Run:
     reward_warnings: RewardWarnings = field(default_factory=RewardWarnings)
     step: int = 0
     weights: PublishedWeights | None = None
+    requested: Requested = field(default_factory=Requested)
+    """At the start, or at the checkpoint that the run went back to."""
     skipped: int = 0
     empty: int = 0
     lost_at: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.coefficients = Coefficients.at_start(self.config.learner)
+        self.requests: Requests
+        """The loop's, from its start on."""
 
     @classmethod
     def begin(
@@ -177,6 +186,11 @@ class Run:
         self.step = checkpoint.state.step if checkpoint else 0
         version = checkpoint.state.weights_version if checkpoint else 0
         stats = checkpoint.state.expert_stats if checkpoint else {}
+        self.requested = Requested(self.step * self.config.train.groups_per_step)
+        self.coefficients = Coefficients.at_start(self.config.learner)
+        if checkpoint:  # of format 2 and before, there are none
+            self.requested = checkpoint.state.requested or self.requested
+            self.coefficients = checkpoint.state.coefficients or self.coefficients
         self.workers.rollouts.running = dict(stats)
         self.recorder.close()
         self.ledger.forget_after(self.step)
@@ -213,7 +227,6 @@ class Run:
 
     def log_groups(self, rollout: RolloutBatch, trained: Sequence[ScoredGroup], skipped: bool) -> None:
         """Put the step's groups into the ledger."""
-        first = (self.step - 1) * self.config.train.groups_per_step
         learned = {group.place for group in trained}
         fates: list[tuple[Any, Outcome, str]] = [
             (group, "dropped", why) for group, why in rollout.dropped
@@ -225,7 +238,7 @@ class Run:
             fates.append((group, fate, ""))
         entries = [
             Entry(
-                group=first + each.place,
+                group=each.group.number,
                 step=self.step,
                 prompt_id=each.prompt.id,
                 first_index=each.group.first,
@@ -301,6 +314,8 @@ class Run:
             config=self.config.model_dump(mode="json"),
             fingerprints=self.fingerprints,
             expert_stats=dict(self.workers.rollouts.running),
+            requested=self.requests.so_far(),
+            coefficients=self.coefficients,
         )
         self.checkpoints.begin(self.learner, state)
 

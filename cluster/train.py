@@ -7,35 +7,27 @@ same.
 """
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import ray
-import torch
-from ray import ObjectRef
 from rich.console import Console
 
-from cluster.checkpoint import where_to_start
 from cluster.config import RunConfig
-from cluster.pending import PendingRollout, RolloutBatch, ScoredGroup
 from cluster.placement import total_cpus
 from cluster.ray_session import ray_session
+from cluster.requests import Requests
+from cluster.resume import where_to_start
 from cluster.run import LearnerLost, Run, StopSignal, catch_stop_signals, learner_at_work
+from cluster.update import collect_groups, update
 from cluster.validate import run_folder, validate_run
 from cluster.watch.console import TrainProgress
-from cluster.watch.metrics import rewards_of, rollout_metrics, time_metrics
+from cluster.watch.metrics import rollout_metrics, time_metrics
 from cluster.watch.report import summarize
 from cluster.workers import start_workers
-from learner.advantages import group_advantages
-from learner.group import TrainingGroups
 from policy.lock import run_lock
-from policy.prompts import group_stream
+from policy.prompts import GroupStream
 from policy.records import Prompt
 
 
@@ -82,23 +74,16 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> None:
 
     Raises LearnerLost in the middle of a step, and Stopped between two.
     """
-    config, rollouts, learner = run.config.train, run.workers.rollouts, run.learner
-    done = run.step * config.groups_per_step
-    groups = islice(group_stream(prompts, config.group_size, run.config.seed), done, None)
-    requests: deque[PendingRollout] = deque()
-    requested = run.step
+    config = run.config.train
+    stream = GroupStream(prompts, config.group_size, run.config.seed)
+    run.requests = Requests(run.workers.rollouts, stream, config.groups_per_step, run.requested)
     run.first_evaluation()
     while run.step < config.steps:
         run.step += 1
         started = time.perf_counter()
-        while requested < min(config.steps, run.step + config.max_staleness):
-            next_groups = list(islice(groups, config.groups_per_step))
-            requests.append(rollouts.request(next_groups, run.weights))
-            requested += 1
-        pending = requests.popleft()
-        ahead = learner.prepare(pending.samples)  # while groups are generated and scored
-        rollout = rollouts.collect(pending)
-        kept = filter_zero_variance_groups(run, rollout.groups)
+        while len(run.requests) < min(1 + config.max_staleness, config.steps - run.step + 1):
+            run.requests.ask(run.weights)
+        rollout, kept, ahead = collect_groups(run)
         metrics = rollout_metrics(rollout, run.version, kept)
         learning = publishing = time.perf_counter()
         skipped = False
@@ -117,31 +102,3 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> None:
         if stop.requested and run.step < config.steps:
             run.stop()
     run.finish()
-
-
-def filter_zero_variance_groups(run: Run, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-    """A group whose rewards are all equal has nothing to teach but the KL term, and may be left out."""
-    run.check_staleness(groups)
-    keep_all = not run.config.train.filter_equal_groups
-    return [group for group in groups if keep_all or np.ptp(group.scores.rewards) > 0]
-
-
-def update(
-    run: Run, rollout: RolloutBatch, groups: Sequence[ScoredGroup], ahead: Sequence[ObjectRef]
-) -> dict[str, float]:
-    """One optimizer step on some groups of a rollout, and its metrics. Samples that were lost since
-    they were scored are generated again. `ahead` is what the learner has prepared."""
-    learner, size = run.learner, run.config.train.group_size
-    rewards = torch.from_numpy(rewards_of(groups)).flatten()
-    advantages = group_advantages(rewards, size, scale=run.config.learner.advantage_scale)
-    training = TrainingGroups(
-        rollout.pending.samples,
-        [group.place for group in groups],
-        advantages.numpy().reshape(-1, size),
-        tokens=[group.tokens for group in groups],
-        ahead=ahead,
-    )
-    while lost := learner.fetch(training):
-        run.workers.rollouts.ensure(rollout.pending, lost)
-        training = replace(training, samples=rollout.pending.samples)
-    return ray.get(learner.step(training), timeout=run.config.learner.timeout_s)[0]

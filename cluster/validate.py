@@ -6,7 +6,7 @@ from pathlib import Path
 
 from actors.rollout import choose_sampler
 from cluster.commands.fetch import check_fetched
-from cluster.config import RunConfig, dump_config
+from cluster.config import NamedRun, RunConfig, dump_config
 from cluster.estimate.store_memory import StoreNeed, store_need
 from cluster.ray_session import existing_cluster
 from cluster.watch.benchmarks import BenchmarkSlice
@@ -106,7 +106,7 @@ def too_long(prompt: Prompt, janus: PolicyModel | None, max_cot_tokens: int) -> 
     )
 
 
-def run_folder(config: RunConfig, *, goes_on: bool = False) -> Path:
+def run_folder(config: NamedRun, *, goes_on: bool = False) -> Path:
     """The run directory with its config.yaml: empty but for that, or, if an earlier run `goes_on`, as
     that one left it. An earlier run that does not is kept, as NAME.1, NAME.2, ..."""
     folder = config.folder

@@ -2,15 +2,18 @@
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from cluster.config import RunConfig
-from learner.group import LearnerGroup
 from policy.errors import UserError
 from policy.records import PublishedWeights
+
+if TYPE_CHECKING:
+    from learner.group import LearnerGroup
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ class WeightSync:
     def __init__(
         self,
         config: RunConfig,
-        learner: LearnerGroup,
+        learner: "LearnerGroup",
         handles: Sequence[ActorHandle],
         incarnation: int = 0,
     ):

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import ActorsConfig
 from evaluation.benchmark import Benchmark
+from policy.config import PolicyConfig
 from policy.hub import revision_of
-from policy.model import PolicyConfig
 from policy.paths import UserPath
 from rewards.config import ExpertConfig, ExpertName, RewardsConfig
 

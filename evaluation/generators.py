@@ -25,8 +25,8 @@ from actors.config import ActorsConfig
 from actors.rollout import make_sampler
 from evaluation.benchmark import Item
 from evaluation.config import ApiConfig, BenchConfig, DiffusersConfig
+from policy.config import PolicyConfig
 from policy.errors import UserError, in_one_line
-from policy.model import PolicyConfig
 from policy.prompts import prompt_id
 from policy.records import Prompt, SampleRequest
 from rewards.experts.chat import asked_pause_s, authorization

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from learner.loss_defaults import Aggregation
 from policy.records import Sample
 
 
@@ -23,11 +23,12 @@ class Batch:
     cot_mask: Tensor  # bool [N, Lc]
     image_prompt: Tensor  # int64 [N, P2], left-padded
     image_prompt_mask: Tensor  # bool [N, P2]
-    image: Tensor  # int64 [N, Ti]
+    image: Tensor  # int64 [N, Ti]; a sample without an image has zeros, of weight 0
     sampled_logps: Tensor  # float32 [N, Lc + Ti], as the sampler returned them
     guided_logps: Tensor  # float32 [N, Ti], of the guided distribution that was sampled from
-    advantages: Tensor  # float32 [N]
-    token_weights: Tensor  # float32 [N, Lc + Ti], each token's weight in the mean; 0 is padding
+    advantages: Tensor  # float32 [N, 2], of the semantic CoT and of the image
+    token_weights: Tensor  # float32 [N, Lc + Ti], each token's weight in the step's loss; 0 is padding
+    counts: Tensor  # float32 [N], each sample's share in what the step's loss is divided by
 
     def to(self, device) -> "Batch":
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -35,24 +36,37 @@ class Batch:
     def __len__(self) -> int:
         return len(self.cot)
 
+    @property
+    def token_advantages(self) -> Tensor:
+        """float32 [N, Lc + Ti]: each token's, its CoT's."""
+        widths = self.cot.shape[1], self.image.shape[1]
+        columns = self.advantages.split(1, 1)
+        return torch.cat([c.expand(-1, width) for c, width in zip(columns, widths, strict=True)], 1)
+
 
 def make_batch(
     samples: Sequence[Sample],
-    advantages: Sequence[float],
+    advantages: Sequence[float] | Sequence[Sequence[float]],
     *,
     pad_id: int,
     cot_weight: float = 1.0,
     image_weight: float = 1.0,
+    aggregation: Aggregation = "token_mean",
+    loss_length: float = 1.0,
 ) -> Batch:
-    """Collate samples. `cot_weight` and `image_weight` weigh each token of the two CoTs in the one
-    token mean; both 1 is the paper's loss."""
+    """Collate samples. `advantages`: one a sample, or a pair, one for each of its CoTs. `cot_weight`
+    and `image_weight` weigh each token of the two CoTs; both 1, in a token mean, is the paper's
+    loss."""
     cot_prompt, cot_prompt_mask = _pad([s.cot_prompt_ids for s in samples], pad_id, left=True)
     cot, cot_mask = _pad([s.cot_ids for s in samples], pad_id)
     image_prompt, image_prompt_mask = _pad([s.image_prompt_ids for s in samples], pad_id, left=True)
-    image = _stack([s.image_ids for s in samples])
+    image, image_mask = _pad([s.image_ids for s in samples], 0)
     cot_logps, _ = _pad([s.cot_logps for s in samples], 0.0)
-    image_logps = _stack([s.image_logps for s in samples])
-    guided_logps = _stack([s.image_guided_logps for s in samples])
+    image_logps, _ = _pad([s.image_logps for s in samples], 0.0)
+    guided_logps, _ = _pad([s.image_guided_logps for s in samples], 0.0)
+    by_cot = cot_weight * cot_mask.float(), image_weight * image_mask.float()
+    token_weights, counts = aggregate(*by_cot, aggregation, loss_length)
+    advantage = torch.tensor(advantages, dtype=torch.float32).view(len(samples), -1)
     return Batch(
         cot_prompt=cot_prompt,
         cot_prompt_mask=cot_prompt_mask,
@@ -63,21 +77,40 @@ def make_batch(
         image=image,
         sampled_logps=torch.cat([cot_logps, image_logps], 1),
         guided_logps=guided_logps,
-        advantages=torch.tensor(advantages, dtype=torch.float32),
-        token_weights=torch.cat(
-            [cot_weight * cot_mask.float(), image_weight * torch.ones(image.shape)], 1
-        ),
+        advantages=advantage.expand(-1, 2),
+        token_weights=token_weights,
+        counts=counts,
     )
+
+
+def aggregate(
+    cot: Tensor, image: Tensor, how: Aggregation, length: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Each token's weight in the loss, [N, Lc + Ti], and each sample's share in the divisor, [N]; the
+    loss of a step is the sum of weights * losses over the sum of shares, however a step is cut.
+
+    From each token's weight in its CoT, [N, Lc] and [N, Ti], 0 on padding:
+    `token_mean`: a mean over all tokens of the step (BiCoT-GRPO; DAPO, arXiv 2503.14476).
+    `sample_mean`: over each sample's tokens, then over samples (GRPO, arXiv 2402.03300).
+    `cot_mean`: over each CoT's tokens, then over CoTs, which weigh as one token of theirs does.
+    `constant`: a sample's sum over `length`, then over samples (Dr. GRPO, arXiv 2503.20783).
+    """
+    both = torch.cat([cot, image], 1)
+    if how == "token_mean":
+        return both, both.sum(1)
+    if how == "cot_mean":
+        spans = [(w, (w > 0).sum(1, keepdim=True).clamp(min=1)) for w in (cot, image)]
+        return torch.cat([w / n for w, n in spans], 1), cot.amax(1) + image.amax(1)
+    counted = (both > 0).any(1).to(both.dtype)
+    whole = both.sum(1, keepdim=True) if how == "sample_mean" else torch.full((1, 1), length)
+    return torch.where(both > 0, both / whole, 0.0), counted
 
 
 def empty_like(batch: Batch) -> Batch:
     """A batch of one sample that weighs nothing, so that ranks with less work keep step."""
     first = Batch(**{f.name: getattr(batch, f.name)[:1] for f in fields(batch)})
-    return Batch(**{**vars(first), "token_weights": torch.zeros_like(first.token_weights)})
-
-
-def _stack(rows: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(rows))
+    nothing = {name: torch.zeros_like(getattr(first, name)) for name in ("token_weights", "counts")}
+    return Batch(**{**vars(first), **nothing})
 
 
 def _pad(rows, value, left: bool = False) -> tuple[Tensor, Tensor]:
@@ -116,8 +149,8 @@ def by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
 
 
 def in_parts(rows: Sequence[Row], count: int) -> list[list[Row]]:
-    """Dealt round into exactly `count` micro-batches, or none if there is nothing to deal."""
-    return [list(rows[i::count]) for i in range(count)] if rows else []
+    """Dealt round into `count` micro-batches, or one a row where there are fewer."""
+    return [list(rows[i::count]) for i in range(min(count, len(rows)))]
 
 
 def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:

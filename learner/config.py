@@ -1,20 +1,23 @@
 """What the learner can be told, and DeepSpeed's settings over sensible defaults."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from learner.deepspeed_check import check_deepspeed
 from learner.kernels import check_kernels
-from learner.losses import load_loss
+from learner.loss_defaults import Aggregation, Span, defaults_of
+from policy.config import PolicyConfig
 from policy.errors import UserError
 from policy.jsonl import read_object
-from policy.model import PolicyConfig, meta_model, trunk_of
 from policy.paths import UserPath
 from policy.resources import CustomResources, Labels
+
+if TYPE_CHECKING:  # whoever reads a configuration needs no torch
+    from torch import nn
 
 
 class LoraSettings(BaseModel):
@@ -30,6 +33,15 @@ class LoraSettings(BaseModel):
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
     )
     """Linear modules of the language model, by the last part of their name."""
+
+
+def _own(key: str) -> Callable[[dict[str, Any]], Any]:
+    """The default of a key that goes with the loss."""
+
+    def default(settings: dict[str, Any]) -> Any:
+        return getattr(defaults_of(settings["loss"], settings["gspo_span"]), key)
+
+    return default
 
 
 class LearnerConfig(BaseModel):
@@ -49,7 +61,11 @@ class LearnerConfig(BaseModel):
     """Of the nodes that are meant for the learner."""
 
     lr: float = Field(1e-6, gt=0)
-    """AdamW's learning rate; there is no schedule, unless `deepspeed` has one."""
+    """AdamW's learning rate, where its schedule is highest."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls to 0 over `train.steps`, if it does."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0 before that."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and the second moment."""
     weight_decay: float = Field(0.0, ge=0)
@@ -59,20 +75,57 @@ class LearnerConfig(BaseModel):
 
     loss: str = "grpo"
     """A name in `learner.losses.LOSSES`, or `package.module:function` of your own."""
+    gspo_span: Span = "each"
+    """What has one ratio with `loss: gspo`: each CoT, or both together."""
     kl_coef: float = Field(0.01, ge=0)
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
+    kl_target: float | None = Field(None, gt=0)
+    """The KL divergence a token, of both CoTs' mean, that kl_coef is adapted towards, from step to
+    step. None: kl_coef stays."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of an entropy bonus at each token of both CoTs."""
+    entropy_target: dict[Literal["cot", "image"], PositiveFloat] = {}
+    """The entropy a token, in nats, that each CoT's entropy_coef is adapted towards, from step to step.
+    Not named: it stays."""
     reference: Literal["copy", "sharded", "offload", "none"] | None = None
     """Where the reference model is: a copy on every rank, sharded over the ranks (ZeRO-3), or in host
     memory. None: a copy; nowhere if kl_coef is 0. With `lora` it is the model with its adapters off,
     whatever stands here."""
+    reference_path: UserPath | None = None
+    """Another model as the reference, a folder or a hub id; None: `policy.path`, what training begins
+    with. With `lora` it is a second model."""
     lora: LoraSettings | None = None
     """Train adapters instead of the model."""
-    clip_low: float = Field(0.2, ge=0)
-    """The probability ratio of a token is clipped at 1 - clip_low from below."""
-    clip_high: float = Field(0.2, ge=0)
-    """The probability ratio of a token is clipped at 1 + clip_high from above."""
-    advantage_scale: Literal["std", "none"] = "std"
-    """A reward less its group's mean is divided by the group's standard deviation (std), or kept."""
+    clip_low: float = Field(default_factory=_own("clip_low"), ge=0)
+    """The probability ratio is clipped at 1 - clip_low from below. Not set: the loss's own, for grpo
+    0.2."""
+    clip_high: float = Field(default_factory=_own("clip_high"), ge=0)
+    """The probability ratio is clipped at 1 + clip_high from above. Not set: the loss's own, for grpo
+    0.2."""
+    aggregation: Aggregation = Field(default_factory=_own("aggregation"))
+    """What the loss is a mean over: all tokens of the step; each sample's tokens, then samples; each
+    CoT's tokens, then CoTs; or constant: samples, each one's sum over loss_length. Not set: the loss's
+    own, for grpo token_mean."""
+    loss_length: float = Field(1024.0, gt=0)
+    """What `aggregation: constant` divides a sample's sum by: about the tokens of its two CoTs."""
+    advantages: Literal["group", "gdpo"] = "group"
+    """How rewards become advantages: the mean of all experts compared within a group, or each expert
+    compared on its own (GDPO)."""
+    advantage_scale: Literal["std", "none"] = Field(default_factory=_own("advantage_scale"))
+    """A reward less its group's mean is divided by the group's standard deviation (std), or kept. Not
+    set: the loss's own, for grpo std."""
+    old_logps: Literal["sampler", "learner"] = "sampler"
+    """What the ratio is taken against: the sampler's log-probabilities, or the learner's own before the
+    first update of a batch, which makes it exactly 1 there."""
+    importance: Literal["none", "truncated", "masked"] = "none"
+    """How a token counts whose probability was another at the sampler than at the learner (rounding,
+    staleness): as any, by their ratio up to a cap, or not at all beyond the cap."""
+    importance_cap: float = Field(2.0, gt=1)
+    """The cap, of the ratio and of its inverse."""
+    updates_per_batch: int = Field(1, ge=1)
+    """Times that a step's samples are learned from."""
+    minibatches: int = Field(1, ge=1)
+    """Parts of a step's groups that are an optimizer step each."""
     train_distribution: Literal["conditional", "guided"] = "conditional"
     """Train the conditional distribution (as published), or the guided one that images were sampled
     from."""
@@ -135,12 +188,30 @@ class LearnerConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _targets_have_coefficients(self):
+        if self.reference_path is not None and self.kl_coef == 0:
+            raise ValueError(
+                "learner.kl_coef 0 uses no reference model: set learner.reference_path=null"
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(
+                "learner.kl_target adapts learner.kl_coef, which is 0: set both, or neither"
+            )
+        if self.entropy_target and self.entropy_coef == 0:
+            raise ValueError(
+                "learner.entropy_target adapts learner.entropy_coef, which is 0: set both, or neither"
+            )
+        return self
+
     @property
     def reference_kind(self) -> Literal["copy", "sharded", "offload", "lora-off", "none"]:
         """`reference`, decided."""
         if self.kl_coef == 0:
             return "none"
-        return "lora-off" if self.lora else self.reference or "copy"
+        if self.lora and self.reference_path is None:
+            return "lora-off"
+        return self.reference or "copy"
 
 
 def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
@@ -177,6 +248,9 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
 
     Raises UserError.
     """
+    from learner.losses import load_loss
+    from policy.model import meta_model, trunk_of
+
     load_loss(config.loss)
     if config.ranks > 1 and 0 < config.num_gpus < 1:
         raise UserError(
@@ -185,6 +259,11 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
         )
     settings = deepspeed_settings(config, policy.dtype)
     user = _user_settings(config.deepspeed)
+    if "scheduler" in user and (config.schedule != "constant" or config.warmup_steps):
+        raise UserError(
+            "learner.deepspeed.scheduler: learner.schedule and warmup_steps set the learning rate too;"
+            " leave out one of them"
+        )
     check_deepspeed(user, settings, policy.dtype, on_gpu=config.num_gpus > 0)
     stage = settings["zero_optimization"]["stage"]
     if config.kernels == "compile" and (stage == 3 or config.reference in ("sharded", "offload")):
@@ -193,6 +272,8 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
             " learner.kernels=none, or learner.zero_stage below 3 and learner.reference=copy"
         )
     check_kernels(config.kernels)
+    if config.reference_path is not None:
+        check_reference(policy, config.reference_path)
     model = meta_model(policy)
     if model is None:
         return
@@ -202,7 +283,28 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
         frozen_module(model, name)
 
 
-def frozen_module(model: nn.Module, name: str) -> nn.Module:
+def check_reference(policy: PolicyConfig, path: str) -> None:
+    """Raises UserError for a reference model that is not there, or has other tokens than the policy."""
+    from policy.model import check_policy, meta_model
+
+    other = policy.model_copy(update={"path": path})
+    try:
+        check_policy(other)
+    except UserError as error:
+        raise UserError(f"learner.reference_path: {error}") from None
+    mine, theirs = meta_model(policy), meta_model(other)
+    if mine is None or theirs is None:
+        return  # a hub's, which is not here yet
+    for part, key in (("text_config", "vocab_size"), ("vq_config", "num_embeddings")):
+        here, there = (getattr(getattr(m.config, part), key) for m in (mine, theirs))
+        if here != there:
+            raise UserError(
+                f"learner.reference_path: {path} has {there} tokens ({part}.{key}) where the policy has"
+                f" {here}: a reference must know the same tokens"
+            )
+
+
+def frozen_module(model: "nn.Module", name: str) -> "nn.Module":
     """The module that an entry of `freeze` names, or UserError with the nearest right name."""
     modules = dict(model.named_modules())
     if name not in modules:
@@ -212,8 +314,10 @@ def frozen_module(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def check_targets(trunk: nn.Module, targets: list[str]) -> None:
+def check_targets(trunk: "nn.Module", targets: list[str]) -> None:
     """Raises UserError for a LoRA target that names no linear module of the language model."""
+    from torch import nn
+
     linear = {name for name, m in trunk.named_modules() if isinstance(m, nn.Linear)}
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):

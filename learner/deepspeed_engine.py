@@ -1,6 +1,6 @@
 """DeepSpeed as a learner worker starts it, and the reference model of the KL term.
 
-The reference has the weights that training began with:
+The reference has the weights that training began with, or another model's (`reference_path`):
 
 | `learner.reference` | where its parameters are | costs |
 |---|---|---|
@@ -157,6 +157,8 @@ def load_reference(
     kind = config.reference_kind
     if kind in ("none", "lora-off"):
         return None
+    if config.reference_path is not None:
+        policy = policy.model_copy(update={"path": config.reference_path})
     # A sharded model is cut up on the device; an offloaded one must never be there as a whole.
     janus = load_janus(policy, "cpu" if kind == "offload" else device)
     janus.model.requires_grad_(False)

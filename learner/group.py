@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from learner.batch import deal
 from learner.config import LearnerConfig
 from learner.deepspeed_engine import Resume
+from learner.schedules import Coefficients, StepSettings
 from learner.worker import LearnerWorker
 from policy.errors import UserError, in_one_line
 from policy.model import PolicyConfig
@@ -25,7 +26,7 @@ from policy.weights import BroadcastRendezvous
 class TrainingGroups:
     """Groups to learn from. `samples` refers to a list of references, one a group that was generated,
     to its list[Sample]; `places` are the places in it of those to learn from, and `advantages`, float32
-    [len(places), G], those of their samples."""
+    [len(places), G], those of their samples, or [len(places), G, 2], one for each of their CoTs."""
 
     samples: ObjectRef
     places: Sequence[int]
@@ -35,9 +36,16 @@ class TrainingGroups:
     ahead: Sequence[ObjectRef] = ()
     """What `LearnerGroup.prepare` gave for `samples`."""
 
-    def shares(self, workers: int) -> list[list[int]]:
-        """Which of the groups each worker learns from: so that all get about as many tokens."""
-        return deal(self.tokens or [1] * len(self.places), workers)
+    def shares(self, workers: int, minibatches: int = 1) -> list[list[list[int]]]:
+        """Which of the groups are in which mini-batch, by their numbers alone, and which worker learns
+        from them: so that all get about as many tokens. Of each worker, a list for each mini-batch."""
+        tokens = self.tokens or [1] * len(self.places)
+        shares: list[list[list[int]]] = [[] for _ in range(workers)]
+        for first in range(minibatches):
+            numbers = range(first, len(tokens), minibatches)
+            for share, hand in zip(shares, deal([tokens[n] for n in numbers], workers), strict=True):
+                share.append([numbers[n] for n in hand])
+        return shares
 
     @classmethod
     def of(cls, samples: Sequence[ObjectRef], advantages: np.ndarray) -> "TrainingGroups":
@@ -107,21 +115,38 @@ class LearnerGroup:
         places of those that cannot be had, for the caller to generate them again: nothing was learned
         yet."""
         fetching = [
-            rank.fetch.remote(groups.samples, [groups.places[n] for n in mine])
-            for rank, mine in zip(self.ranks, groups.shares(len(self.ranks)), strict=True)
+            rank.fetch.remote(groups.samples, [groups.places[n] for each in mine for n in each])
+            for rank, mine in zip(self.ranks, self._shares(groups), strict=True)
         ]
         lost = ray.get(fetching, timeout=self.config.timeout_s)
         return sorted(place for places in lost for place in places)
 
-    def step(self, groups: TrainingGroups, micro_batches: int | None = None) -> list[ObjectRef]:
-        """Begin one update, the groups dealt to the workers. One reference a worker: the step is done
-        when all are, and each gives the metrics of the whole step."""
+    def step(
+        self,
+        groups: TrainingGroups,
+        micro_batches: int | None = None,
+        settings: StepSettings | None = None,
+    ) -> list[ObjectRef]:
+        """Begin the updates of one step, the groups dealt to the workers. One reference a worker: the
+        step is done when all are, and each gives the metrics of the whole step. `settings` None: as
+        configured for the first step."""
+        settings = settings or StepSettings(Coefficients.at_start(self.config))
         steps = []
-        for rank, mine in zip(self.ranks, groups.shares(len(self.ranks)), strict=True):
-            places, advantages = [groups.places[n] for n in mine], groups.advantages[mine]
-            work = groups.samples, places, advantages, micro_batches, groups.ahead
+        for rank, mine in zip(self.ranks, self._shares(groups), strict=True):
+            minibatches = [([groups.places[n] for n in each], groups.advantages[each]) for each in mine]
+            work = groups.samples, minibatches, settings, micro_batches, groups.ahead
             steps.append(rank.step.remote(*work))
         return steps
+
+    def _shares(self, groups: TrainingGroups) -> list[list[list[int]]]:
+        return groups.shares(len(self.ranks), self.config.minibatches)
+
+    def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
+        """The metrics of the loss on some groups, of which nothing is learned: a reference to a
+        list[Sample] each."""
+        shares = [samples[n :: len(self.ranks)] for n in range(len(self.ranks))]
+        measuring = [rank.measure.remote(share) for rank, share in zip(self.ranks, shares, strict=True)]
+        return ray.get(measuring, timeout=self.config.timeout_s)[0]
 
     def publish(self, version: int, incarnation: int = 0) -> PublishedWeights:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.

@@ -1,11 +1,12 @@
 """Faster kernels for a trunk, where they are asked for (`learner.kernels`)."""
 
 from importlib.util import find_spec
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from policy.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def check_kernels(kind: str) -> None:
@@ -14,7 +15,7 @@ def check_kernels(kind: str) -> None:
         raise UserError('learner.kernels: liger is not installed: pip install "bicot[liger]"')
 
 
-def use_kernels(trunk: nn.Module, kind: str) -> None:
+def use_kernels(trunk: "nn.Module", kind: str) -> None:
     """Put them into a Llama trunk, in place; names of parameters stay.
 
     `liger`: RMSNorm, SwiGLU and rotary positions as Triton kernels. `compile`: each layer by

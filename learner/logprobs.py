@@ -9,7 +9,8 @@ them. With a frozen head, not even that: what backward needs is one vector a pos
 computes it. Shapes: M positions, D hidden.
 """
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,53 +21,85 @@ from learner.batch import Batch
 from learner.kernels import use_kernels
 from policy.model import PolicyModel, head_logits, trunk_of
 
+Entropy = Literal["none", "measure", "learn"]
+
 
 class TokenLogps(nn.Module):
     """Under ZeRO-3 this module is a leaf (`zero3_leaves`): the head's weights are gathered once for all
     chunks, forward and backward. Ranks may therefore have different numbers of chunks, which gathers
     chunk by chunk do not survive; and so the head's own hooks must not run."""
 
-    def __init__(self, head: nn.Module, *, temperature: float, guidance: float | None, chunk: int):
+    def __init__(
+        self,
+        head: nn.Module,
+        *,
+        temperature: float,
+        guidance: float | None,
+        chunk: int,
+        entropy: Entropy = "none",
+    ):
         """`guidance`: weight of the guided distribution, where it is asked for."""
         super().__init__()
         self.head = head
         self._temperature = temperature
         self._guidance = guidance
         self._chunk = chunk
+        self._entropy = entropy
+
+    @property
+    def measures_entropy(self) -> bool:
+        """In passes that are learned from alone: nobody asks what a reference's is."""
+        return self._entropy != "none" and torch.is_grad_enabled()
 
     def forward(self, hidden: Tensor, ids: Tensor, unconditional: Tensor | None = None) -> Tensor:
         """[M, D], int64 [M] -> float32 [1, M]; with the unconditional row's hidden states, [M, D], also
-        the guided distribution's: [2, M]."""
+        the guided distribution's. Then a row of entropies, if they are measured, of the last of these
+        distributions: [1 to 3, M]."""
         inputs = [x for x in (hidden, ids, unconditional) if x is not None]
+        of_chunk = partial(self._of_chunk, entropy=self.measures_entropy)
         # No position still is one (empty) chunk, so that backward reaches the head on every rank.
         chunks = zip(*(x.split(self._chunk) for x in inputs), strict=True)
-        if unconditional is None and not any(p.requires_grad for p in self.head.parameters()):
-            return torch.cat([_OfFrozenHead.apply(*chunk, self._of_chunk) for chunk in chunks], 1)
-        logps = [
-            checkpoint(self._of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
+        frozen = not any(p.requires_grad for p in self.head.parameters())
+        if frozen and unconditional is None and self._entropy != "learn":
+            return torch.cat([_OfFrozenHead.apply(*chunk, of_chunk) for chunk in chunks], 1)
+        rows = [
+            checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
             for chunk in chunks
         ]
-        return torch.cat(logps, 1)
+        return torch.cat(rows, 1)
 
-    def _of_chunk(self, hidden: Tensor, ids: Tensor, unconditional: Tensor | None = None) -> Tensor:
-        conditional = head_logits(self.head, hidden)
-        logps = [self._gather(conditional, ids)]
+    def _of_chunk(
+        self, hidden: Tensor, ids: Tensor, unconditional: Tensor | None = None, *, entropy: bool
+    ) -> Tensor:
+        logits = head_logits(self.head, hidden)
+        rows = [_gather(self._scaled(logits), ids)]
         if unconditional is not None:
             away = head_logits(self.head, unconditional)
             assert self._guidance is not None
-            logps.append(self._gather(away + self._guidance * (conditional - away), ids))
-        return torch.stack(logps)
+            logits = away + self._guidance * (logits - away)
+            rows.append(_gather(self._scaled(logits), ids))
+        if entropy:
+            with torch.set_grad_enabled(self._entropy == "learn" and torch.is_grad_enabled()):
+                rows.append(_entropy(self._scaled(logits)))
+        return torch.stack(rows)
 
-    def _gather(self, logits: Tensor, ids: Tensor) -> Tensor:
-        if self._temperature != 1:
-            logits = logits / self._temperature
-        # Fused: of everything as wide as the vocabulary, its backward makes the gradient alone.
-        return -F.cross_entropy(logits, ids, reduction="none")
+    def _scaled(self, logits: Tensor) -> Tensor:
+        return logits if self._temperature == 1 else logits / self._temperature
+
+
+def _gather(logits: Tensor, ids: Tensor) -> Tensor:
+    # Fused: of everything as wide as the vocabulary, its backward makes the gradient alone.
+    return -F.cross_entropy(logits, ids, reduction="none")
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """[M, V] -> [M], in nats."""
+    return logits.logsumexp(1) - (logits.softmax(1) * logits).sum(1)
 
 
 class _OfFrozenHead(torch.autograd.Function):
-    """A chunk's log-probabilities [1, M], and their gradients by the hidden states while the logits are
-    there: a position's log-probability depends on its own hidden state alone."""
+    """A chunk's log-probabilities, and their gradients by the hidden states while the logits are there:
+    a position's log-probability depends on its own hidden state alone. No gradient for entropies."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, ids: Tensor, of_chunk) -> Tensor:
@@ -75,7 +108,7 @@ class _OfFrozenHead(torch.autograd.Function):
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
             logps = of_chunk(hidden, ids)
-            (slopes,) = torch.autograd.grad(logps.sum(), hidden)
+            (slopes,) = torch.autograd.grad(logps[0].sum(), hidden)
         ctx.save_for_backward(slopes)
         return logps.detach()
 
@@ -87,12 +120,14 @@ class _OfFrozenHead(torch.autograd.Function):
 
 class Logps(NamedTuple):
     """float32: `cot` [N, Lc] (0 on padding), `image` [N, Ti] of the conditional distribution; `guided`
-    [N, Ti] of the guided one where it was asked for. A tuple, because DeepSpeed's hooks look for
-    tensors in tuples."""
+    [N, Ti] of the guided one where it was asked for. Entropies, where they are measured, are those of
+    the distribution that is trained. A tuple, because DeepSpeed's hooks look for tensors in tuples."""
 
     cot: Tensor
     image: Tensor
     guided: Tensor | None = None
+    cot_entropy: Tensor | None = None
+    image_entropy: Tensor | None = None
 
 
 class JanusLogps(nn.Module):
@@ -106,9 +141,11 @@ class JanusLogps(nn.Module):
         guidance: float | None = None,
         chunk_tokens: int = 512,
         kernels: str = "none",
+        entropy: Entropy = "none",
     ):
         """`guidance`: the sampler's weight, to also compute the guided distribution; else None.
-        `chunk_tokens`: positions whose logits exist at one time. `kernels`: the trunk's."""
+        `chunk_tokens`: positions whose logits exist at one time. `kernels`: the trunk's. `entropy`:
+        whether it is computed too, and whether gradients go through it ("learn")."""
         super().__init__()
         # First, so that parameters keep the names they have in transformers, after "model.".
         self.model = janus.model
@@ -116,6 +153,7 @@ class JanusLogps(nn.Module):
             "temperature": temperature or 1.0,
             "guidance": guidance,
             "chunk": chunk_tokens,
+            "entropy": entropy,
         }
         self.text = TokenLogps(janus.text_head, **options)
         self.image = TokenLogps(janus.image_head, **options)
@@ -137,21 +175,26 @@ class JanusLogps(nn.Module):
             layer.training = True
 
     def forward(self, batch: Batch) -> Logps:
-        cot = self._cot_logps(batch)
+        cot, cot_entropy = self._cot_logps(batch)
         prompts = [batch.image_prompt]
         if self._guided:
             prompts.append(self._unconditional(batch))
         conditional, *unconditional = (self._image_hidden(batch, p).flatten(0, 1) for p in prompts)
-        image = self.image(conditional, batch.image.flatten(), *unconditional)
-        return Logps(cot, *(logps.view_as(batch.image) for logps in image))
+        rows = self.image(conditional, batch.image.flatten(), *unconditional)
+        image, *others = (row.view_as(batch.image) for row in rows)
+        image_entropy = others.pop() if self.image.measures_entropy else None
+        guided = others.pop() if others else None
+        return Logps(cot, image, guided, cot_entropy, image_entropy)
 
-    def _cot_logps(self, batch: Batch) -> Tensor:
+    def _cot_logps(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The log-probabilities [N, Lc], and if they are measured, the entropies."""
         ids = torch.cat([batch.cot_prompt, batch.cot], 1)
         mask = torch.cat([batch.cot_prompt_mask, batch.cot_mask], 1)
         hidden = self._hidden(self._janus.embed_text(ids), mask, start=batch.cot_prompt.shape[1])
         real = batch.cot_mask
-        logps = self.text(hidden[real], batch.cot[real])
-        return logps.new_zeros(real.shape).masked_scatter(real, logps)
+        rows = self.text(hidden[real], batch.cot[real])
+        logps, *entropy = (row.new_zeros(real.shape).masked_scatter(real, row) for row in rows)
+        return logps, entropy[0] if entropy else None
 
     def _image_hidden(self, batch: Batch, prompt: Tensor) -> Tensor:
         embedded = torch.cat([self._janus.embed_text(prompt), self._janus.embed_image(batch.image)], 1)

@@ -6,18 +6,21 @@ off is the reference, and no second model is needed. Samplers know nothing of ad
 published is the merged matrix W + s B A.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from learner.config import LoraSettings, check_targets
 from policy.model import PolicyModel
 from policy.weights import TensorSpec
+
+if TYPE_CHECKING:  # takes a while to import, and without adapters nobody needs it
+    from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
 
@@ -27,6 +30,8 @@ def add_adapters(janus: PolicyModel, settings: LoraSettings) -> None:
 
     Raises UserError if a target is not there or is not a linear module.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     trunk = janus.trunk
     check_targets(trunk, settings.target_modules)
     janus.model.requires_grad_(False)
@@ -43,8 +48,12 @@ def add_adapters(janus: PolicyModel, settings: LoraSettings) -> None:
         layer.to(layer.weight.device, layer.weight.dtype)
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+def lora_layers(model: nn.Module) -> dict[str, "LoraLayer"]:
     """The adapted modules by the names that they have without adapters."""
+    if "peft" not in sys.modules:  # then nothing was adapted
+        return {}
+    from peft.tuners.lora import LoraLayer
+
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
 
 
@@ -65,13 +74,13 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.set_scale(ADAPTER, 1.0)
 
 
-def parts(layer: LoraLayer) -> list[Tensor]:
+def parts(layer: "LoraLayer") -> list[Tensor]:
     """W, A, B: what `merge` needs gathered."""
     return [layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
 
 
 @torch.no_grad()
-def merge(layer: LoraLayer) -> Tensor:
+def merge(layer: "LoraLayer") -> Tensor:
     """W + s B A, computed in float32 and rounded once."""
     weight, a, b = parts(layer)
     return (weight.float() + layer.scaling[ADAPTER] * (b.float() @ a.float())).to(weight.dtype)

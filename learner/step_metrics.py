@@ -17,11 +17,11 @@ class StepMetrics:
         self.sums: dict[str, Tensor] = {}  # [sum, count] each
         self.largest: dict[str, Tensor] = {}
 
-    def add(self, loss: LossResult, weight: Tensor) -> None:
-        """`weight`: the sum of the batch's token weights."""
-        self._add("loss", loss.sum.detach(), weight)
-        for name, (total, count) in loss.metrics.items():
-            self._add(name, total, count)
+    def add(self, loss: LossResult, count: Tensor) -> None:
+        """`count`: the batch's share in what the loss is divided by."""
+        self._add("loss", loss.sum.detach(), count)
+        for name, (total, weight) in loss.metrics.items():
+            self._add(name, total, weight)
 
     def add_mean(self, name: str, values: Tensor, weights: Tensor) -> None:
         self._add(name, (values * weights).sum(), weights.sum())
@@ -31,15 +31,16 @@ class StepMetrics:
         self.largest[name] = torch.maximum(self.largest.get(name, largest), largest)
 
     @torch.no_grad()
-    def add_gaps(self, inputs: LossInputs, batch: Batch, config: LearnerConfig) -> None:
-        """How far the learner's log-probabilities are from the sampler's, before the step: what is left
-        on-policy is rounding, which bfloat16 has more of. And how far guidance takes an image."""
+    def add_gaps(self, inputs: LossInputs, before: Tensor, batch: Batch, config: LearnerConfig) -> None:
+        """How far the learner's log-probabilities `before` the first update, [N, T], are from the
+        sampler's: what is left on-policy is rounding, which bfloat16 has more of. And how far guidance
+        takes an image."""
         phase_weights = {"cot": config.cot_weight, "image": config.image_weight}
         for phase, here in inputs.columns.items():
             if phase_weights[phase] == 0:
                 continue
             weights = inputs.token_weights[:, here]
-            moved = torch.where(weights > 0, (inputs.logps - inputs.sampled_logps)[:, here], 0.0)
+            moved = torch.where(weights > 0, (before - inputs.sampled_logps)[:, here], 0.0)
             ratio = moved.exp()
             beyond = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
             self.add_mean(f"sampler_gap/{phase}", moved.abs(), weights)
@@ -54,15 +55,15 @@ class StepMetrics:
         self.sums[name] = self.sums.get(name, torch.zeros(2, device=self.device)) + pair
 
     def reduce(self) -> dict[str, float]:
-        """Means and maxima over all ranks; `loss` is the mean over all tokens, those of its parts
-        (`loss/...`) together where the loss tells them."""
+        """Means and maxima over all ranks; `loss` is the sum of its parts (`loss/...`), where the loss
+        tells them, over the count of all samples."""
         names = sorted(self.sums)
         table = torch.stack([self.sums[name] for name in names])
         dist.all_reduce(table)
         sums = dict(zip(names, table.tolist(), strict=True))
         parts = [pair for name, pair in sums.items() if name.startswith("loss/")]
         if parts:
-            sums["loss"] = [sum(column) for column in zip(*parts, strict=True)]
+            sums["loss"] = [sum(total for total, _ in parts), sums["loss"][1]]
         means = {name: total / max(count, 1e-8) for name, (total, count) in sums.items()}
         return means | self._reduce_largest()
 

@@ -10,20 +10,19 @@ stays there. Sampler and learner call the same function.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
+from policy.config import PolicyConfig
 from policy.errors import UserError
 from policy.hub import folder_here, is_hub_id, model_folder
 from policy.janus_checkpoint import open_checkpoint, open_texts
-from policy.paths import UserPath
 from policy.prompts import Templates, load_templates, plain_conversation
 
 
@@ -66,22 +65,6 @@ class _Product(torch.autograd.Function):
         return of_hidden, of_weight
 
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class PolicyConfig(BaseModel):
-    """Which model is trained, and how it is prompted."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    path: UserPath
-    """A directory or a hub id, of a Janus in transformers layout or in the original one."""
-    templates: UserPath | None = None
-    """Folder with system.txt, semantic_cot.txt and image.txt; None: the ones in policy/templates."""
-    dtype: Dtype = "float32"
-    """Of the weights, when sampling and when training."""
-
-
 class PolicyModel(Protocol):
     """What sampling and learning need of a family of models; Janus is the one there is.
 
@@ -104,18 +87,24 @@ class PolicyModel(Protocol):
     @property
     def image_tokens(self) -> int: ...
     @property
+    def codebook_size(self) -> int: ...
+    @property
+    def image_side(self) -> int: ...
+    @property
     def max_positions(self) -> int: ...
 
     def cot_prompt_ids(self, prompt: str) -> list[int]: ...
     def image_prompt_ids(self, prompt: str, cot: str) -> list[int]: ...
     def plain_prompt_ids(self, prompt: str) -> list[int]: ...
     def unconditional_ids(self, image_prompt_ids: list[int]) -> list[int]: ...
+    def cot_ids(self, cot: str) -> list[int]: ...
     def cot_text(self, cot_ids: list[int]) -> str: ...
     def embed_text(self, ids: Tensor) -> Tensor: ...
     def embed_image(self, ids: Tensor) -> Tensor: ...
     def text_logits(self, hidden: Tensor) -> Tensor: ...
     def image_logits(self, hidden: Tensor) -> Tensor: ...
     def decode_images(self, ids: Tensor, batch: int = 8) -> np.ndarray: ...
+    def encode_images(self, pixels: Tensor) -> Tensor: ...
 
 
 def trunk_of(model: JanusForConditionalGeneration) -> Any:
@@ -173,6 +162,17 @@ class Janus:
         return self.model.config.vq_config.num_patches**2
 
     @property
+    def codebook_size(self) -> int:
+        """Vi: image token ids are below it."""
+        return self.model.config.vq_config.num_embeddings
+
+    @property
+    def image_side(self) -> int:
+        """Height and width of an image, in pixels: the encoder halves it between its levels."""
+        vq = self.model.config.vq_config
+        return vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
+
+    @property
     def max_positions(self) -> int:
         return self.model.config.text_config.max_position_embeddings
 
@@ -192,6 +192,11 @@ class Janus:
         """The row that guidance pushes away from: every token but the first and the last is padding,
         as in the published model's own sampling. It is as long as its conditional row."""
         return [image_prompt_ids[0], *[self.pad_id] * (len(image_prompt_ids) - 2), image_prompt_ids[-1]]
+
+    def cot_ids(self, cot: str) -> list[int]:
+        """What the model would have written, its end token too. A space stands between "Assistant:" and
+        the answer, as in the published model's own conversations."""
+        return [*self.tokenizer(f" {cot.strip()}", add_special_tokens=False).input_ids, self.eos_id]
 
     def cot_text(self, cot_ids: list[int]) -> str:
         return self.tokenizer.decode(cot_ids, skip_special_tokens=True)

@@ -19,7 +19,7 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -145,18 +145,23 @@ def named_prompt(row: dict[str, Any], where: str) -> Prompt:
         ) from None
 
 
-def group_stream(prompts: Sequence[Prompt], group_size: int, seed: int) -> Iterator[Group]:
-    """Groups in the order of training: endless, shuffled anew each round, the same for the same seed.
+class GroupStream:
+    """Groups in the order of training, by their number: endless, shuffled anew each round, the same for
+    the same seed.
 
     Every prompt comes once a round. Sample indices go on from round to round: no sample comes twice.
     """
-    rounds = 0
-    while True:
-        order = list(prompts)
-        random.Random(f"{seed}/{rounds}").shuffle(order)
-        for prompt in order:
-            yield Group(prompt, group_size, first=rounds * group_size)
-        rounds += 1
+
+    def __init__(self, prompts: Sequence[Prompt], group_size: int, seed: int):
+        self._prompts, self._size, self._seed = prompts, group_size, seed
+        self._round, self._order = -1, list(prompts)
+
+    def __getitem__(self, number: int) -> Group:
+        rounds, place = divmod(number, len(self._prompts))
+        if rounds != self._round:
+            self._round, self._order = rounds, list(self._prompts)
+            random.Random(f"{self._seed}/{rounds}").shuffle(self._order)
+        return Group(self._order[place], self._size, rounds * self._size, number)
 
 
 DEFAULT_FOLDER = Path(__file__).parent / "templates"

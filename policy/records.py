@@ -59,11 +59,13 @@ class SampleRequest:
 @dataclass(frozen=True)
 class Group:
     """A request for `size` samples of one prompt, which are compared with each other; from index
-    `first` on. Iterates over their SampleRequests."""
+    `first` on. `number` is its place in the run's stream of groups, if it is learned from. Iterates
+    over their SampleRequests."""
 
     prompt: Prompt
     size: int
     first: int = 0
+    number: int = -1
 
     def __iter__(self) -> Iterator[SampleRequest]:
         return (SampleRequest(self.prompt, self.first + n) for n in range(self.size))
@@ -121,7 +123,8 @@ class Scores:
     prompt. `rewards` is float32 [N], the ensemble's weighted mean of what applies. `passed` is bool
     [N]: every expert that applies reached its pass threshold. For people to look at:
     `explanation[n][e]` is a line (counts, answers), "" where there is nothing, and `boxes[n][e]` what
-    the expert found where.
+    the expert found where. `rewards_by_cot`, float32 [N, 2], is what the semantic CoT and the image
+    each answer for, NaN where nothing; None: both for `rewards`.
     """
 
     sample_ids: tuple[str, ...]
@@ -131,6 +134,7 @@ class Scores:
     passed: np.ndarray = field(repr=False)
     explanation: tuple[tuple[str, ...], ...] = field(repr=False, default=())
     boxes: tuple[tuple[tuple[Box, ...], ...], ...] = field(repr=False, default=())
+    rewards_by_cot: np.ndarray | None = field(repr=False, default=None)
 
     def part(self, begin: int, end: int) -> "Scores":
         """Those of some of the samples, which follow each other."""
@@ -143,6 +147,7 @@ class Scores:
             self.passed[rows],
             self.explanation[rows],
             self.boxes[rows],
+            None if self.rewards_by_cot is None else self.rewards_by_cot[rows],
         )
 
 

@@ -71,6 +71,9 @@ class ExpertConfig(_Strict):
     """Handed to a constructor that takes `dtype`; None: its own default."""
     weight: float = Field(1.0, ge=0)
     """Its share in the reward; 0: it is asked and shown, but never counts."""
+    credits: Literal["both", "cot", "image"] = "both"
+    """Which chain of thought answers for its score, and learns from it: both, the semantic CoT alone,
+    or the image alone."""
     normalize: Literal["none", "running"] | RangeConfig = "none"
     """How a score enters the reward: as it is; less the mean and over the standard deviation of all
     of the expert's scores in the run so far; or with a fixed range as 0 to 1."""
@@ -203,6 +206,16 @@ class RewardsConfig(_Strict):
         if not any(entry.weight > 0 for entry in experts.values()):
             raise ValueError("at least one expert with a weight above 0 is needed")
         return experts
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each expert."""
+        return {name: entry.weight for name, entry in self.experts.items()}
+
+    @property
+    def credits(self) -> dict[str, str]:
+        """Which CoT answers for each expert: both, cot or image."""
+        return {name: entry.credits for name, entry in self.experts.items()}
 
     @property
     def longest_answer_s(self) -> float:

@@ -27,8 +27,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class RunningStats:
-    """Of all scores so far: how many, their mean, the sum of squared
-    distances from it
+    """Of all scores so far: how many, their mean, the sum of squared distances from it
     (Welford)."""
 
     count: int = 0
@@ -84,9 +83,11 @@ def weighted_mean(
     weights: Mapping[str, float],
     pass_thresholds: Mapping[str, float],
     scales: Mapping[str, Scale] | None = None,
+    credits: Mapping[str, str] | None = None,
 ) -> Scores:
     """Rewards: the weighted mean over the experts that apply and weigh more than 0, each score on its
-    scale (default: its own).
+    scale (default: its own). A CoT's own reward is that over the experts that it answers for
+    (`credits`: both, cot or image; default: both).
 
     A sample has passed if each of those experts gave it its pass threshold or more. Raises ValueError
     for a sample that no such expert applies to, or if an expert scored another number of samples.
@@ -106,9 +107,13 @@ def weighted_mean(
     if not (some := counts.any(1)).all():
         bad = sample_ids[int(some.argmin())]
         raise ValueError(f"sample {bad}: no expert with a weight above 0 applies")
-    share = np.where(counts, weight, 0.0)
-    share /= share.max(1, keepdims=True)
-    rewards = (share * np.where(counts, (values - offset) / span, 0.0)).sum(1) / share.sum(1)
+    scaled = (values - offset) / span
+    rewards = _mean(scaled, counts, weight)
+    by_cot = None
+    credited = [(credits or {}).get(name, "both") for name in names]
+    if set(credited) != {"both"}:
+        own = [counts & [c in ("both", cot) for c in credited] for cot in ("cot", "image")]
+        by_cot = np.stack([_mean(scaled, mine, weight) for mine in own], axis=1).astype(np.float32)
     passed: Any = np.where(counts, values >= mark, True).all(1)
     lines = [by_expert[name].explanation or ("",) * len(sample_ids) for name in names]
     boxes = [by_expert[name].boxes or ((),) * len(sample_ids) for name in names]
@@ -120,7 +125,17 @@ def weighted_mean(
         passed=passed,
         explanation=tuple(zip(*lines, strict=True)),
         boxes=tuple(zip(*boxes, strict=True)),
+        rewards_by_cot=by_cot,
     )
+
+
+def _mean(scaled: np.ndarray, counts: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Of the scores that count, weighted, float [N, E] -> [N]; NaN where none does."""
+    share = np.where(counts, weight, 0.0)
+    some = counts.any(1)
+    share[some] /= share[some].max(1, keepdims=True)
+    total = (share * np.where(counts, scaled, 0.0)).sum(1)
+    return np.divide(total, share.sum(1), out=np.full(len(total), np.nan), where=some)
 
 
 @dataclass(frozen=True)
@@ -181,7 +196,8 @@ def _scores(
         name: scale_of(config.experts[name], running.get(name, RunningStats())) for name in by_expert
     }
     ids = [sample_id for group in groups for sample_id in group.sample_ids]
-    whole = weighted_mean(ids, by_expert, weights, marks, scales)
+    credits = {name: config.experts[name].credits for name in by_expert}
+    whole = weighted_mean(ids, by_expert, weights, marks, scales, credits)
     ends = np.cumsum([len(group.sample_ids) for group in groups]).tolist()
     return [whole.part(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
 

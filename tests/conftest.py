@@ -33,17 +33,38 @@ settings.register_profile(
 settings.load_profile("busy")
 
 
+LONGEST_FIRST = (
+    "test_faults",
+    "test_train",
+    "test_slurm",
+    "test_gpu_benchmark",
+    "test_job",
+    "test_cli",
+    "test_group",
+    "test_checkpoint",
+    "test_benchmarks",
+    "test_bench_command",
+    "test_geneval_end_to_end",
+    "test_serving",
+    "test_rollouts",
+    "test_ahead",
+    "test_full_disk",
+    "test_vllm_rollout",
+    "test_weight_sync",
+    "test_scaling",
+)
+"""Files of tests that take a minute and more, the longest first."""
 KINDS = {"ray", "serve", "deepspeed", "vllm", "e2e", "slurm"}
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Every test without a kind is a unit test. Files with slow tests come first: the short ones fill
+    """Every test without a kind is a unit test. Files that take long come first: the short ones fill
     the gaps that they leave at the end."""
     for item in items:
         if not KINDS & {mark.name for mark in item.iter_markers()}:
             item.add_marker("unit")
-    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow_files)
+    place = {name: n for n, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +114,16 @@ def local_ray():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Nothing may start a Ray or connect to one. (Another test's may be there.)"""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("this started Ray")
+
+    monkeypatch.setattr(ray, "init", refuse)
 
 
 def shared_file(name: str) -> Path:

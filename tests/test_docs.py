@@ -8,6 +8,7 @@ import pytest
 
 from cluster.config import RunConfig
 from cluster.config_docs import meanings, models, page
+from cluster.sft_config import SftConfig
 from policy.prompts import parse_prompt
 from tests.conftest import ROOT
 
@@ -53,7 +54,8 @@ def test_no_part_of_the_configuration_is_left_out():
 
 
 def test_every_configuration_key_has_a_meaning():
-    told = {key: set(model.model_fields) - set(meanings(model)) for key, model in models()}
+    every = [*models(), *models(SftConfig)]
+    told = {key: set(model.model_fields) - set(meanings(model)) for key, model in every}
     assert not any(told.values()), told
 
 

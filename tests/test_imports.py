@@ -1,6 +1,8 @@
 """Imports run one way: studio -> cluster -> evaluation -> actors, learner, rewards -> policy."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,60 @@ def test_imports_run_one_way(package):
         found = imported_packages(path)
         assert found & OURS <= MAY_IMPORT[package], path
         assert not found & FORBIDDEN_LIBRARIES.get(package, set()), path
+
+
+HEAVY = {
+    "torch", "transformers", "ray", "ray.serve", "deepspeed", "vllm", "peft", "scipy", "matplotlib",
+    "tensorboard", "numpy",
+}  # fmt: skip
+
+
+def imported_by(code: str) -> set[str]:
+    """The heavy ones among the modules that a process of its own has imported by its end."""
+    told = f"{code}\nimport sys; print(*({HEAVY!r} & sys.modules.keys()))"
+    command = [sys.executable, "-c", told]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+RUN = """
+import sys
+from cluster.cli import main
+sys.argv = ["bicot", *{!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "allowed"),
+    [
+        (RUN.format(["--help"]), set()),
+        (RUN.format(["train", "--help"]), set()),
+        ("import cluster.config, evaluation.config", set()),
+        ("import rewards.client", {"ray", "ray.serve", "numpy"}),
+        ("import rewards.replica, examples.shapes.experts", {"ray", "ray.serve", "numpy", "scipy"}),
+        ("import rewards.gateway", {"ray", "ray.serve", "numpy"}),
+        # transformers imports scipy where it is installed.
+        ("import actors.rollout", {"ray", "numpy", "torch", "transformers", "scipy"}),
+        ("import learner.worker", {"ray", "numpy", "torch", "transformers", "scipy"}),
+        (
+            RUN.format(["train", "examples/shapes/train.yaml", "--dry-run"]),
+            {"ray", "numpy", "torch", "transformers", "scipy"},
+        ),
+    ],
+    ids=[
+        "help", "a command's help", "configuration", "reward worker", "replica", "gateway",
+        "rollout worker", "learner worker", "dry run",
+    ],
+)  # fmt: skip
+def test_a_process_imports_what_it_needs(code, allowed):
+    """Half of a role's start is imports."""
+    assert imported_by(code) <= allowed
 
 
 def test_no_file_is_long():

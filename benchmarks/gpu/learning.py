@@ -17,6 +17,7 @@ from benchmarks.gpu.plain_ray import Reference, plain_ray
 from benchmarks.gpu.setting import DEVICE, ON_GPU, Setting
 from learner.config import LearnerConfig
 from learner.memory import rank_bytes
+from learner.schedules import Coefficients, StepSettings
 from policy.model import load_janus
 from policy.weights import unpack
 
@@ -49,9 +50,10 @@ def learn(setting: Setting, figures: Figures, case: str) -> None:
     )
     references = [Reference(group) for group in samples]
     metrics = {}
+    at_start = StepSettings(Coefficients.at_start(rank.config))
 
     def step() -> None:
-        metrics.update(rank.step(references, range(len(samples)), advantages))
+        metrics.update(rank.step(references, [(range(len(samples)), advantages)], at_start))
 
     step()
     fresh_memory()

@@ -10,14 +10,18 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.checkpoint import newest
-from cluster.config import load_config
+from cluster.config import load_config, read_tree
 from cluster.ledger import OUTCOMES, faults, read_ledger
+from cluster.sft_config import load_sft_config
 from cluster.watch.curves import read_metrics
 from policy.convert import KEPT, appearing, convert
 from policy.errors import UserError
 
 _STATE = {"state.json", "zero_to_fp32.py", "zero_to_torch.py"}
 """In a checkpoint: what is no part of the model."""
+_OF_TRAINING = ("reward/mean", "reward/strict_accuracy", "staleness/max")
+_OF_SFT = ("loss/cot", "loss/image")
+_LOST = ("groups/dropped", "actors/replaced", "step/skipped")
 
 
 def show_ledger(folder: Path, console: Console) -> bool:
@@ -55,9 +59,10 @@ def show_status(folder: Path, console: Console) -> None:
     lines, unreadable = read_metrics(folder / "metrics.jsonl")
     for wrong in unreadable[:20]:
         warn(wrong)
-    config = load_config(folder / "config.yaml")
+    last_step = _steps_of(folder / "config.yaml")
     steps = [line for line in lines if line.get("time/step") is not None]
-    evaluations = [line for line in lines if line.get("eval/reward") is not None]
+    evaluated = "eval/reward" if any("eval/reward" in line for line in lines) else "eval/loss"
+    evaluations = [line for line in lines if line.get(evaluated) is not None]
     table = Table(title=str(folder), show_header=False)
     table.add_column()
     table.add_column()
@@ -65,21 +70,27 @@ def show_status(folder: Path, console: Console) -> None:
         last, recent = steps[-1], steps[-20:]
         pace = sum(line["time/step"] for line in recent) / len(recent)
         age = time.time() - (folder / "metrics.jsonl").stat().st_mtime
-        table.add_row("step", f"{last['step']} of {config.train.steps}")
+        table.add_row("step", f"{last['step']} of {last_step}")
         table.add_row("last heard of", f"{age:.0f} s ago, a step takes {pace:.1f} s")
-        if last["step"] < config.train.steps:
-            table.add_row("left", f"{pace * (config.train.steps - last['step']) / 60:.0f} min")
-        for name in ("reward/mean", "reward/strict_accuracy", "staleness/max"):
+        if last["step"] < last_step:
+            table.add_row("left", f"{pace * (last_step - last['step']) / 60:.0f} min")
+        for name in _OF_SFT if "epoch" in last else _OF_TRAINING:
             values = [line[name] for line in recent if line.get(name) is not None]
             if values:
                 table.add_row(f"{name}, {len(values)} steps", f"{sum(values) / len(values):.3f}")
-        for name in ("groups/dropped", "actors/replaced", "step/skipped"):
+        for name in _LOST if "epoch" not in last else _LOST[-1:]:
             table.add_row(name, f"{sum(line.get(name) or 0 for line in steps):.0f} in all")
     for line in evaluations[:1] + evaluations[1:][-1:]:
-        table.add_row(f"eval/reward at step {line['step']}", f"{line['eval/reward']:.3f}")
+        table.add_row(f"{evaluated} at step {line['step']}", f"{line[evaluated]:.3f}")
     checkpoint = newest(folder / "checkpoints", warn, read_all=False)
     table.add_row("checkpoint", str(checkpoint.folder) if checkpoint else "none yet")
     console.print(table)
+
+
+def _steps_of(path: Path) -> int:
+    """How many steps a run of either kind is to have, by its configuration."""
+    _, tree = read_tree(path)
+    return load_sft_config(path).sft.steps if "sft" in tree else load_config(path).train.steps
 
 
 def export(

@@ -10,22 +10,23 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.benchmarks import application_prefix, bench_configs, judges_by_benchmark, plain
 from cluster.config import RunConfig
-from cluster.rollouts import RolloutManager
 from evaluation.benchmark import Benchmark, Item, load_benchmark, some_of
 from evaluation.compare import number
 from evaluation.config import BenchConfig
 from evaluation.generators import Drawn
-from evaluation.pipeline import Pipeline, Progress
 from evaluation.result import read_result, score, what_differs
 from evaluation.run_folder import RunFolder, identity
 from policy.errors import UserError
 from policy.prompts import prompt_id
 from policy.records import Group, Prompt, PublishedWeights, Sample
 from rewards.config import RewardsConfig
+
+if TYPE_CHECKING:
+    from cluster.rollouts import RolloutManager
 
 Result = dict[str, Any]
 """What evaluation.result.score makes."""
@@ -61,7 +62,7 @@ class BenchmarkSlice:
     def images(self) -> int:
         return len(self.items) * self.benchmark.images_per_prompt
 
-    def draw(self, rollouts: RolloutManager, weights: PublishedWeights | None) -> list[list[Sample]]:
+    def draw(self, rollouts: "RolloutManager", weights: PublishedWeights | None) -> list[list[Sample]]:
         """Samples of every prompt: those that `bicot bench` would draw with these weights and the
         run's seed. Raises as rollouts do."""
         prompts = [Prompt(prompt_id(item.text), item.text, item.task) for item in self.items]
@@ -71,6 +72,8 @@ class BenchmarkSlice:
     def score(self, drawn: Sequence[Sequence[Sample]], run: Path, step: int, version: int) -> Result:
         """Keep what was drawn at a step with a version of the weights, have it judged, and score it. An
         image that a judge gives no reply on is counted apart."""
+        from evaluation.pipeline import Pipeline, Progress  # and Ray Serve, which no check needs
+
         out = run / "samples" / f"bench_{plain(self.name)}_{step:06d}"
         if out.exists():  # of an earlier life of the run, which went back since
             shutil.rmtree(out)

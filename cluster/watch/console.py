@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +20,9 @@ class TrainProgress:
     """Use as a context manager. In a terminal: a bar with step, reward, strict accuracy and time left;
     elsewhere (a job's log): a line a step with the same, or with `as_json` a JSON object a line, with
     an `event` (step, evaluation, benchmark, message) and for the first three all of their numbers."""
+
+    shown: Mapping[str, str] = {"reward": "reward/mean", "strict": "reward/strict_accuracy"}
+    """Of a step's numbers, by what they are called here."""
 
     def __init__(self, console: Console, steps: int, done: int = 0, as_json: bool = False):
         self.console = console
@@ -37,7 +41,7 @@ class TrainProgress:
         )
         self.task = self.bar.add_task("training", total=steps, completed=done, numbers="")
 
-    def __enter__(self) -> "TrainProgress":
+    def __enter__(self) -> Self:
         self.bar.start()
         return self
 
@@ -51,9 +55,8 @@ class TrainProgress:
         failures: Sequence[str] = (),
         warnings: Sequence[str] = (),
     ) -> None:
-        shown = {"reward": "reward/mean", "strict": "reward/strict_accuracy"}
         numbers = "  ".join(
-            f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics
+            f"{label} {metrics[name]:.3f}" for label, name in self.shown.items() if name in metrics
         )
         self.bar.update(self.task, completed=step, numbers=numbers)
         if self.as_json:
@@ -110,6 +113,20 @@ class TrainProgress:
 
     def _print(self, text: str) -> None:
         self.console.print(visible(text), soft_wrap=True, highlight=False, markup=False)
+
+
+class SftProgress(TrainProgress):
+    """The same of supervised fine-tuning, whose numbers are losses."""
+
+    shown = {"loss": "loss", "cot": "loss/cot", "image": "loss/image"}
+
+    def heldout(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The loss on held-out examples."""
+        if self.as_json:
+            self._event("evaluation", step=step, **metrics)
+            return
+        text = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
+        self.say(f"held-out examples at step {step}: {text}")
 
 
 def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table:

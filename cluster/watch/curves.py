@@ -102,6 +102,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("KL to the reference", ("kl/cot", "kl/image")),
     ("Clip fraction", ("clip_fraction/cot", "clip_fraction/image")),
     ("Loss", ("loss", "loss/cot", "loss/image")),
+    ("Held-out loss", ("eval/loss", "eval/loss/cot", "eval/loss/image")),
     ("Gradient norm", ("grad_norm",)),
     ("Learning rate", ("lr",)),
     ("Guidance gap", ("guidance_gap",)),

@@ -10,20 +10,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from cluster.config import EvaluateConfig
 from cluster.files import by_step
-from cluster.rollouts import RolloutManager
 from policy.errors import UserError
 from policy.imports import load_named
 from policy.jsonl import parse_object, read_bytes
 from policy.paths import write_whole
 from policy.prompts import parse_prompt
 from policy.records import Box, Group, Prompt, PublishedWeights, Sample, Scores
+
+if TYPE_CHECKING:
+    from cluster.rollouts import RolloutManager
 
 RESERVED = ("reward", "strict_accuracy", "cot_accuracy", "diversity", "cot_tokens")
 """Names under `eval/` that no expert may have."""
@@ -234,7 +236,7 @@ class Evaluator:
         return cls(prompts, config.samples_per_prompt, load_cot_checker(config.cot_checker))
 
     def __call__(
-        self, rollouts: RolloutManager, weights: PublishedWeights | None, step: int
+        self, rollouts: "RolloutManager", weights: PublishedWeights | None, step: int
     ) -> tuple[Evaluation, list[str]]:
         """The evaluation, and what was left out because an expert failed, with reasons: prompts, or the
         expert itself. Raises NothingScored if that was everything."""

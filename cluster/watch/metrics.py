@@ -23,6 +23,7 @@ def rollout_metrics(
         **sampling_metrics(rollout, version),
         **expert_metrics(rollout),
         "groups/filtered": float(len(rollout.groups) - len(kept)),
+        "groups/resampled": float(rollout.resampled),
     }
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -183,6 +182,8 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> lis
 def reward_curve(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw training reward, and reward and accuracies of the evaluations, from the lines of
     `metrics.jsonl` (`curves.read_metrics`) into a picture; its format is the path's suffix."""
+    import matplotlib.figure  # takes a while, and a run draws this once
+
     curves = series(metrics)
     figure = matplotlib.figure.Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.add_subplot()

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 from PIL.Image import Image
 from ray.util.metrics import Gauge
-from torch.utils.tensorboard import SummaryWriter
 
 from cluster.files import KeepGoing, Lines
 from cluster.watch.best_worst import best_worst
@@ -25,6 +25,9 @@ from cluster.watch.evaluation import Evaluation, save_evaluation
 from cluster.watch.plots import grid
 from cluster.watch.wandb_log import WandbLog
 from policy.records import Prompt, Sample
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 ROOM = 2**20  # bytes free, below which nothing more is drawn
@@ -73,7 +76,7 @@ class Recorder:
         line: dict[str, float | None] = {"step": step, "time": round(time.monotonic() - self._began, 3)}
         self._lines.add([line | {name: finite.get(name) for name in values}])
 
-        def scalars(board: SummaryWriter) -> None:
+        def scalars(board: "SummaryWriter") -> None:
             for name, value in finite.items():
                 board.add_scalar(name, value, step)
 
@@ -115,7 +118,7 @@ class Recorder:
     def close(self) -> None:
         self._lines.close()
         if self._board:
-            self._to_board(SummaryWriter.close)
+            self._to_board(lambda board: board.close())
 
     def _show(self, tag: str, picture: Image, rows: list[tuple[str, str, float]], step: int) -> None:
         self._picture(tag, picture, step)
@@ -130,9 +133,13 @@ class Recorder:
             with self._keep_going("wandb"):
                 self._wandb.picture(step, tag, picture)
 
-    def _to_board(self, write: Callable[[SummaryWriter], None], purge_step: int | None = None) -> None:
+    def _to_board(
+        self, write: Callable[["SummaryWriter"], None], purge_step: int | None = None
+    ) -> None:
         """Have TensorBoard's writer write. The thread of one that met a full disk is dead: it is left
         alone, and another is opened when there is room."""
+        from torch.utils.tensorboard import SummaryWriter
+
         with self._keep_going("tensorboard/"):
             if shutil.disk_usage(self.folder).free < ROOM:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

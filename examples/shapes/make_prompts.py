@@ -1,7 +1,8 @@
 """Write the prompt files of the shapes world: `python -m examples.shapes.make_prompts`.
 
-`train.jsonl` and `heldout.jsonl` are disjoint, split by a hash of the text. Of the kinds that have many
-prompts only some are taken, by the order of the same hash, so that no kind drowns the others.
+`train.jsonl` and `heldout.jsonl` are disjoint: plain prompts are split by a hash of the text, riddles
+by the facts that they put together. Of the kinds that have many prompts only some are taken, by the
+order of the same hash, so that no kind drowns the others. One prompt in four is a riddle.
 """
 
 import hashlib
@@ -9,12 +10,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from examples.shapes.riddles import some_riddles
 from examples.shapes.world import all_prompts, is_held_out
 from policy.records import Prompt
 
 HERE = Path(__file__).parent / "prompts"
-TRAIN = {"single": 14, "count": 41, "two": 90, "mixed": 90, "spatial": 165}
-HELD_OUT = {"single": 4, "count": 13, "two": 32, "mixed": 32, "spatial": 55}
+TRAIN = {"single": 14, "count": 34, "two": 66, "mixed": 66, "spatial": 120, "riddle": 100}
+HELD_OUT = {"single": 4, "count": 13, "two": 23, "mixed": 23, "spatial": 45, "riddle": 36}
 
 
 def row(prompt: Prompt) -> dict:
@@ -28,7 +30,7 @@ def choose(held_out: bool, counts: dict[str, int]) -> list[Prompt]:
         mine = [p for p in prompts if is_held_out(p) == held_out]
         mine.sort(key=lambda p: hashlib.sha256(p.text.encode()).digest()[1:])
         chosen += mine[: counts[kind]]
-    return chosen
+    return chosen + some_riddles(counts["riddle"], held_out)
 
 
 def main() -> None:

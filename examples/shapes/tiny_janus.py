@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from examples.shapes.experts import COLORS, SHAPES
+from examples.shapes.riddles import descriptions
 from examples.shapes.world import COLUMNS, NUMBERS, RELATIONS, ROWS, SIZE
 
 PATCH = 4
@@ -26,7 +27,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     plurals = [f"{shape}s" for shape in SHAPES]
     relations = chain.from_iterable(r.split() for r in RELATIONS)
     words = ["User", "Assistant", "plan", "a", "and", *NUMBERS, *COLORS, *SHAPES, *plurals]
-    vocabulary = dict.fromkeys([*SPECIAL, *PUNCTUATION, *words, *relations, *ROWS, *COLUMNS])
+    facts = " ".join(
+        str(described) for held_out in (False, True) for described in descriptions(held_out)
+    )
+    known = [*SPECIAL, *PUNCTUATION, *words, *relations, *ROWS, *COLUMNS, *facts.split()]
+    vocabulary = dict.fromkeys(known)
     tokenizer = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
     )

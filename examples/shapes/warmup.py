@@ -1,26 +1,32 @@
-"""Make the checkpoint that `make train` starts from: `python -m examples.shapes.warmup`.
+"""What the shapes world's cold start begins with: `python -m examples.shapes.warmup`, then
+`bicot sft examples/shapes/sft.yaml`.
 
-Supervised, from scratch, about ten minutes on one CPU core. The teacher is sloppy on purpose: the
-plans it shows have mistakes, and its images follow the plan it shows, with mistakes of their own.
-So the model learns what a plan is and how to draw one, and leaves to reinforcement learning which
-plans and images are right. Only prompts of the training split are used.
+Writes a Janus and worked examples into runs/shapes_start. From them `bicot sft` makes the checkpoint
+that ships with the project, from which `make train` starts.
 
-1. The VQ autoencoder. All images are made of 73 different patches, so the code of every patch is
-   known: one a patch, and for the ground one a place, which tells the trunk where it is. Encoder
-   and decoder learn them.
-2. The trunk and both heads, on (prompt -> plan) and (prompt, plan -> image).
+1. The model: a random trunk, and a VQ autoencoder that is trained here, in a minute. All images are
+   made of 73 different patches, so the code of every patch is known: one a patch, and for the ground
+   one a place, which tells the trunk where it is. Encoder and decoder learn them.
+2. The examples: prompts of the training split, each with a plan and an image. The teacher is sloppy on
+   purpose: its plans have mistakes, and name the wrong thing more often where a riddle must be
+   understood; its images follow the plan, with mistakes of their own. So the model learns what a plan
+   is and how to draw one, and leaves to reinforcement learning which plans and images are right. Some
+   images come without a plan, so that the model can also draw without thinking.
 """
 
 import argparse
+import json
 import random
-import time
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from examples.shapes.riddles import riddle
 from examples.shapes.tiny_janus import GRID, PATCH, build_janus, build_tokenizer
 from examples.shapes.world import (
     OBJECTS,
@@ -33,14 +39,9 @@ from examples.shapes.world import (
     plan_text,
     render,
 )
-from learner.batch import make_batch
-from learner.logprobs import JanusLogps
-from policy.model import Janus
-from policy.prompts import load_templates
-from policy.records import Sample
 
-HERE = Path(__file__).parent
-KINDS = {"single": 0.1, "count": 0.2, "two": 0.2, "mixed": 0.2, "spatial": 0.3}
+KINDS = {"single": 0.07, "count": 0.14, "two": 0.14, "mixed": 0.14, "spatial": 0.21, "riddle": 0.3}
+HELD_OUT = 256  # examples of held-out prompts, for the loss on them
 
 
 # --- 1. the autoencoder --------------------------------------------------------------------------
@@ -107,87 +108,50 @@ def train_autoencoder(vq, codes: Codes, steps: int, rng: random.Random, batch: i
         vq.quantize.embedding.weight.copy_(F.normalize(vq.quantize.embedding.weight, dim=-1))
 
 
-# --- 2. the trunk --------------------------------------------------------------------------------
+# --- 2. the examples -----------------------------------------------------------------------------
+
+
+@cache
+def plain_prompts(held_out: bool) -> dict[str, list[Prompt]]:
+    """Of one split, by kind."""
+    return {
+        kind: [prompt for prompt in prompts if is_held_out(prompt) == held_out]
+        for kind, prompts in all_prompts().items()
+    }
+
+
+def random_prompt(held_out: bool, rng: random.Random) -> Prompt:
+    """Of one split; each kind as often as `KINDS` says."""
+    (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+    if kind == "riddle":
+        return riddle(held_out, rng)
+    return rng.choice(plain_prompts(held_out)[kind])
 
 
 def lesson(
-    janus: Janus, prompt: Prompt, codes: Codes, plan_errors: float, image_errors: float, rng
-) -> Sample:
-    """One worked example as a sample: a prompt, a sloppy plan, and a sloppy image of that plan."""
-    plan = corrupt(make_plan(prompt, rng), plan_errors, rng)
-    text = plan_text(plan)
-    cot = [*janus.tokenizer(text, add_special_tokens=False).input_ids, janus.eos_id]
-    image = render(corrupt(plan, image_errors, rng))
-    ids = codes(image[None])[0].numpy()
-    nothing = np.zeros(0, np.float32)
-    return Sample(
-        prompt_id=prompt.id,
-        index=0,
-        seed=0,
-        weights_version=0,
-        cot_prompt_ids=np.array(janus.cot_prompt_ids(prompt.text)),
-        cot_ids=np.array(cot),
-        cot_text=text,
-        image_prompt_ids=np.array(janus.image_prompt_ids(prompt.text, text)),
-        image_ids=ids,
-        cot_logps=np.zeros(len(cot), np.float32),
-        image_logps=np.zeros(len(ids), np.float32),
-        image_guided_logps=nothing,
-        image=image,
-        finish_reason="stop",
-    )
-
-
-def unconditional(janus: Janus, sample: Sample) -> Sample:
-    ids = janus.unconditional_ids(sample.image_prompt_ids.tolist())
-    return Sample(**{**vars(sample), "image_prompt_ids": np.array(ids)})
-
-
-def train_trunk(janus: Janus, codes: Codes, args, rng: random.Random) -> None:
-    model = janus.model
-    for part in (model.model.vqmodel, model.model.vision_model, model.model.aligner):
-        part.requires_grad_(False)
-    with torch.no_grad():
-        model.model.generation_embeddings.weight.normal_(0, 1)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, args.lr, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.08)
-    logps = JanusLogps(janus)
-    train = {k: [p for p in v if not is_held_out(p)] for k, v in all_prompts().items()}
-    kinds, shares = list(KINDS), list(KINDS.values())
-    started = time.monotonic()
-    for step in range(args.steps):
-        prompts = [rng.choice(train[kind]) for kind in rng.choices(kinds, shares, k=args.batch)]
-        samples = [lesson(janus, p, codes, args.plan_errors, args.image_errors, rng) for p in prompts]
-        samples = [unconditional(janus, s) if rng.random() < args.dropout else s for s in samples]
-        batch = make_batch(samples, [0.0] * len(samples), pad_id=janus.pad_id)
-        out = logps(batch)
-        text_loss = -(out.cot * batch.cot_mask).sum() / batch.cot_mask.sum()
-        image_loss = -out.image.mean()
-        optimizer.zero_grad()
-        (text_loss + image_loss).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step + 1 == args.steps:
-            took = time.monotonic() - started
-            print(
-                f"trunk {step:5d}  plan {text_loss:.3f}  image {image_loss:.3f}  {took:.0f} s",
-                flush=True,
-            )
+    prompt: Prompt, codes: Codes, args: argparse.Namespace, rng: random.Random
+) -> dict[str, Any]:
+    """A row for `bicot sft`: a prompt, a sloppy plan, and a sloppy image of that plan; now and then the
+    image alone."""
+    names = args.fact_errors if prompt.task_type == "riddle" else None
+    plan = corrupt(make_plan(prompt, rng), args.plan_errors, rng, names)
+    image = render(corrupt(plan, args.image_errors, rng))
+    row: dict[str, Any] = {"prompt": prompt.text}
+    if rng.random() >= args.no_plan:
+        row["cot"] = plan_text(plan)
+    return row | {"image_ids": codes(image[None])[0].tolist()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default=str(HERE / "checkpoint"))
+    parser.add_argument("--out", type=Path, default=Path("runs/shapes_start"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vq-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lessons", type=int, default=40_000)
     parser.add_argument("--plan-errors", type=float, default=0.18)
+    parser.add_argument("--fact-errors", type=float, default=0.35, help="of a riddle's names")
     parser.add_argument("--image-errors", type=float, default=0.13)
-    parser.add_argument("--dropout", type=float, default=0.1, help="of the caption, for guidance")
+    parser.add_argument("--no-plan", type=float, default=0.15, help="share of images without a plan")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -195,13 +159,19 @@ def main() -> None:
     rng = random.Random(args.seed)
     codes = Codes()
     tokenizer = build_tokenizer()
-    janus = Janus(build_janus(tokenizer), tokenizer, load_templates(HERE / "templates"))
-    print(f"{codes.count} codes, {sum(p.numel() for p in janus.model.parameters()):,} parameters")
-    train_autoencoder(janus.model.model.vqmodel, codes, args.vq_steps, rng)
-    train_trunk(janus, codes, args, rng)
-    janus.model.eval().save_pretrained(args.out)
+    model = build_janus(tokenizer)
+    print(f"{codes.count} codes, {sum(p.numel() for p in model.parameters()):,} parameters")
+    train_autoencoder(model.model.vqmodel, codes, args.vq_steps, rng)
+    with torch.no_grad():
+        model.model.generation_embeddings.weight.normal_(0, 1)
+    model.eval().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    print(f"saved to {args.out}; look at it: bicot evaluate examples/shapes/train.yaml")
+    for name, held_out, count in (("lessons", False, args.lessons), ("heldout", True, HELD_OUT)):
+        prompts = (random_prompt(held_out, rng) for _ in range(count))
+        with (args.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for prompt in prompts:
+                file.write(json.dumps(lesson(prompt, codes, args, rng)) + "\n")
+    print(f"{args.out} is written; go on with: bicot sft examples/shapes/sft.yaml")
 
 
 if __name__ == "__main__":

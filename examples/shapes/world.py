@@ -40,7 +40,10 @@ Plan = list[Placed]
 # --- prompts -------------------------------------------------------------------------------------
 
 
-def _prompt(text: str, task_type: str, counts: dict[str, int], spatial=None) -> Prompt:
+def make_prompt(
+    text: str, task_type: str, counts: dict[str, int], spatial: SpatialInfo | None = None
+) -> Prompt:
+    """A prompt that asks for so many of each object ("red circle"), and perhaps for a relation."""
     return Prompt(
         id=prompt_id(text),
         text=text,
@@ -53,7 +56,7 @@ def _prompt(text: str, task_type: str, counts: dict[str, int], spatial=None) -> 
 
 
 def all_prompts() -> dict[str, list[Prompt]]:
-    """Every prompt of the world by kind: one object, a count, two objects, both, a relation."""
+    """Every plain prompt of the world by kind: one object, a count, two objects, both, a relation."""
     pairs = [
         (a, b)
         for a, b in product(OBJECTS, OBJECTS)
@@ -61,20 +64,20 @@ def all_prompts() -> dict[str, list[Prompt]]:
     ]
     some = [(word, num) for word, num in NUMBERS.items() if num < 4]
     return {
-        "single": [_prompt(f"a {a}", "color", {a: 1}) for a in OBJECTS],
+        "single": [make_prompt(f"a {a}", "color", {a: 1}) for a in OBJECTS],
         "count": [
-            _prompt(f"{word} {a}s", "numeracy", {a: num})
+            make_prompt(f"{word} {a}s", "numeracy", {a: num})
             for a in OBJECTS
             for word, num in NUMBERS.items()
         ],
-        "two": [_prompt(f"a {a} and a {b}", "complex", {a: 1, b: 1}) for a, b in pairs],
+        "two": [make_prompt(f"a {a} and a {b}", "complex", {a: 1, b: 1}) for a, b in pairs],
         "mixed": [
-            _prompt(f"{word} {a}s and a {b}", "numeracy", {a: num, b: 1})
+            make_prompt(f"{word} {a}s and a {b}", "numeracy", {a: num, b: 1})
             for a, b in pairs
             for word, num in some
         ],
         "spatial": [
-            _prompt(f"a {a} {where} a {b}", "spatial", {a: 1, b: 1}, SpatialInfo(a, b, where))
+            make_prompt(f"a {a} {where} a {b}", "spatial", {a: 1, b: 1}, SpatialInfo(a, b, where))
             for a, b in pairs
             for where in RELATIONS
         ],
@@ -82,7 +85,7 @@ def all_prompts() -> dict[str, list[Prompt]]:
 
 
 def is_held_out(prompt: Prompt) -> bool:
-    """One prompt in five, by a hash of its text: never seen in warm-up or training."""
+    """One plain prompt in five, by a hash of its text: never seen in warm-up or training."""
     return hashlib.sha256(prompt.text.encode()).digest()[0] < 51
 
 
@@ -109,16 +112,17 @@ def make_plan(prompt: Prompt, rng: random.Random) -> Plan:
             return plan
 
 
-def corrupt(plan: Plan, rate: float, rng: random.Random) -> Plan:
-    """A plan with mistakes: each colour, shape and place is redrawn with probability `rate`, and an
-    object is lost or added with that probability."""
+def corrupt(plan: Plan, rate: float, rng: random.Random, names: float | None = None) -> Plan:
+    """A plan with mistakes: each place is redrawn with probability `rate`, each colour and shape with
+    probability `names` (None: `rate`), and an object is lost or added with probability `rate`."""
+    names = rate if names is None else names
     wrong = []
     for placed in plan:
         color, shape = placed.name.split()
         row, column = placed.row, placed.column
-        if rng.random() < rate:
+        if rng.random() < names:
             color = rng.choice(list(COLORS))
-        if rng.random() < rate:
+        if rng.random() < names:
             shape = rng.choice(SHAPES)
         if rng.random() < rate:
             row, column = rng.randrange(3), rng.randrange(3)

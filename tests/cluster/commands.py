@@ -1,13 +1,18 @@
 """Run `bicot` as a user does: a process of its own, in the repository, with nothing set."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import pytest
+
+from cluster import cli
 from tests.conftest import ROOT
 
 TRAIN = "examples/shapes/train.yaml"
@@ -22,6 +27,20 @@ def bicot(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster", *map(str, arguments)]
     options = {"env": environment(), **options}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, **options)
+
+
+def bicot_here(*arguments: object) -> tuple[int, str]:
+    """The same in this process, for commands that start no Ray: exit status and what it says. A fault
+    of the program is raised."""
+    told = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["bicot", *map(str, arguments)])
+        patch.setattr(sys, "excepthook", sys.excepthook)  # put back at the end, as the next is
+        patch.setattr(sys, "path", sys.path[:])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return ended.value.code or 0, told.getvalue()
 
 
 def obey_ctrl_c() -> None:

@@ -42,6 +42,7 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 KillWait=10
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=4 RealMemory=2000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=4 RealMemory=2000
 PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP

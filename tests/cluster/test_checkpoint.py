@@ -18,14 +18,14 @@ from cluster.checkpoint import (
     FORMAT,
     CheckpointManager,
     State,
-    fingerprints,
     newest,
     truncate_after,
-    where_to_start,
 )
 from cluster.config import load_config
 from cluster.files import by_step
+from cluster.fingerprints import fingerprints
 from cluster.ledger import Entry, Ledger, faults, read_ledger
+from cluster.resume import where_to_start
 from learner.async_checkpoint import Writer, take_digests
 from policy.errors import UserError
 from policy.lock import run_lock

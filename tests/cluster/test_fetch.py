@@ -21,7 +21,7 @@ from cluster.validate import validate_run
 from evaluation.data import RELEASES, PublishedFile, Release
 from policy.errors import UserError
 from policy.prompts import load_templates, read_prompts
-from tests.cluster.commands import bicot
+from tests.cluster.commands import bicot_here
 from tests.conftest import ROOT
 
 ROWS = [
@@ -264,9 +264,8 @@ def test_a_recipe_says_what_to_fetch(recipe, tmp_path, monkeypatch):
     check_fetched(None, "data/t2i_r1/mine.jsonl", "data/other/train.jsonl")
 
 
-@pytest.mark.e2e
 def test_a_dry_run_says_what_to_fetch():
     missing = "train.prompts=nowhere/t2i_r1/train.jsonl"
-    done = bicot("train", "examples/shapes/train.yaml", "--dry-run", missing)
-    assert done.returncode == 2
-    assert "`bicot fetch t2i_r1 --out nowhere/t2i_r1`" in done.stdout
+    status, told = bicot_here("train", "examples/shapes/train.yaml", "--dry-run", missing)
+    assert status == 2
+    assert "`bicot fetch t2i_r1 --out nowhere/t2i_r1`" in told

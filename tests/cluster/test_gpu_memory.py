@@ -15,11 +15,12 @@ from learner.batch import make_batch
 from learner.config import LearnerConfig
 from learner.logprobs import JanusLogps
 from learner.memory import activation_bytes, rank_bytes, sizes, step_bytes
+from learner.schedules import Coefficients, StepSettings
 from learner.worker import LearnerWorker
 from policy.errors import UserError
 from policy.model import Janus, PolicyConfig
 from tests.conftest import ROOT, SHAPES
-from tests.learner.test_group import ADVANTAGES, scored
+from tests.learner.ranks import ADVANTAGES, scored
 
 pytestmark = pytest.mark.deepspeed
 
@@ -74,7 +75,8 @@ def test_a_real_engine_holds_what_was_foretold(policy_config, samples, stage, dt
     ray.get([r.setup.remote(policy, config, 1.0, 2.0, where) for r in ranks])
     groups = scored(samples, ADVANTAGES)
     shares = [(list(groups.places[n::2]), groups.advantages[n::2]) for n in range(2)]
-    ray.get([r.step.remote(groups.samples, *s) for r, s in zip(ranks, shares, strict=True)])
+    at_start = StepSettings(Coefficients.at_start(config))
+    ray.get([r.step.remote(groups.samples, [s], at_start) for r, s in zip(ranks, shares, strict=True)])
     held = ray.get(ranks[0].weigh.remote(stage))
     for rank in ranks:
         ray.kill(rank)

@@ -78,14 +78,25 @@ class Scorer:
         return found
 
 
-@pytest.fixture
-def rollouts(local_ray):
-    """Two workers and four groups, which make batches of two, two, and so on, of different sizes."""
-    config = load_config(ROOT / TRAIN, ["actors.num_cpus=0.1", "actors.count=2", "actors.batch_size=3"])
+def two_workers():
+    return load_config(ROOT / TRAIN, ["actors.num_cpus=0.1", "actors.count=2", "actors.batch_size=3"])
+
+
+@pytest.fixture(scope="module")
+def workers(local_ray):
+    config = two_workers()
     place = reserve(roles(config)[0], config.ray)
-    scorer = ray.remote(num_cpus=0)(Scorer).remote()
-    yield RolloutManager(config, RolloutWorkers.placed(config, place), lambda: scorer)
+    yield RolloutWorkers.placed(config, place)
     remove_placement_group(place)
+
+
+@pytest.fixture
+def rollouts(workers):
+    """A manager of two workers that are well; those that the test before it lost were replaced."""
+    workers.wait_for_loading(range(2))
+    workers.replaced = 0
+    scorer = ray.remote(num_cpus=0)(Scorer).remote()
+    return RolloutManager(two_workers(), workers, lambda: scorer)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def sync_run(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("sync")
     held_out = a_few("heldout.jsonl", tmp / "heldout.jsonl", every=14)
     overrides = ["train.steps=4", "evaluate.every=2", f"evaluate.prompts={held_out}", f"runs_dir={tmp}"]
-    overrides += ["evaluate.benchmarks=[shapes]", "evaluate.benchmark_prompts=4"]
+    overrides += ["evaluate.benchmarks=[shapes]", "evaluate.benchmark_prompts=5"]
     done = bicot("train", TRAIN, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     return done, tmp / "shapes", overrides
@@ -109,7 +109,7 @@ def test_the_checkpoint_is_a_model_that_has_learned_where_it_may(sync_run):
     assert not any(name.startswith(frozen) for name in changed)
 
 
-TASKS = {"color", "numeracy", "complex", "spatial"}
+TASKS = {"color", "numeracy", "complex", "spatial", "riddle"}
 
 
 def test_a_benchmark_is_scored_before_the_first_step_and_after_the_last(sync_run, capsys):
@@ -119,7 +119,7 @@ def test_a_benchmark_is_scored_before_the_first_step_and_after_the_last(sync_run
     assert [line["step"] for line in lines] == [0, 2, 4]
     for line in lines:
         kept = folder / "samples" / f"bench_shapes_{line['step']:06d}"
-        assert len(list((kept / "images").glob("*.png"))) == 16
+        assert len(list((kept / "images").glob("*.png"))) == 20
         written = read_result(kept)
         app(["bench", "score", str(kept), "--no-judge"], standalone_mode=False)
         result = read_result(kept)
@@ -135,7 +135,7 @@ def test_a_benchmark_is_scored_before_the_first_step_and_after_the_last(sync_run
             image = np.asarray(Image.open(kept / "images" / f"{row['item']}_{row['index']}.png"))
             assert judge.replies([image], [{"prompt": item.facts}]) == [row["reply"]]
     report = (folder / "report.html").read_text()
-    assert "shapes, 4 of" in report and "Benchmark: shapes" in report
+    assert "shapes, 5 of" in report and "Benchmark: shapes" in report
 
 
 def test_a_benchmark_gets_the_images_that_its_command_draws(sync_run):
@@ -173,7 +173,7 @@ def test_generating_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropp
         "rewards.experts.moody.options.word=blue",
         "rewards.experts.moody.on_failure=leave_out",
         "evaluate.benchmarks=[shapes]",
-        "evaluate.benchmark_prompts=4",
+        "evaluate.benchmark_prompts=5",
         "evaluate.judges.eyes.use=tests.evaluation.toy:MoodyEyes",
         "evaluate.judges.eyes.options.word=and",
     )
@@ -181,11 +181,11 @@ def test_generating_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropp
     looks = [line for line in read_lines(tmp_path / "shapes") if "bench/shapes/unjudged" in line]
     assert [line["step"] for line in looks] == [0, 5]
     lost = [task for task in TASKS if f"bench/shapes/{task}" not in looks[0]]
-    assert 0 < len(lost) < 4
+    assert 0 < len(lost) < 5
     for line in looks:
         assert line["bench/shapes/unjudged"] == 4 * len(lost)
         assert all(f"bench/shapes/{task}" not in line for task in lost)
-    assert f"{4 * len(lost)} of 16 images not judged" in done.stdout
+    assert f"{4 * len(lost)} of 20 images not judged" in done.stdout
     assert "expert eyes failed 3 times, at last with: OSError: blind to and" in done.stdout
     steps = [line for line in read_lines(tmp_path / "shapes") if "loss" in line]
     assert [line["staleness/max"] for line in steps] == [0, 1, 1, 1, 1]
@@ -365,3 +365,35 @@ def test_ray_that_cannot_start_is_told_in_one_line(tmp_path, name, value, compla
     assert complaint in done.stdout.splitlines()[-1]
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_many_updates_asks_for_more_groups_and_goes_on_where_it_stopped(tmp_path):
+    """DAPO's preset, generating ahead: groups whose rewards are equal are replaced, by bounds; every
+    group of the stream is accounted for, over a checkpoint as well."""
+    overrides = ["algorithm=dapo", "train.max_staleness=1", "train.group_size=2", "seed=3"]
+    overrides += ["train.groups_per_step=4", "train.resample_equal_groups=3", "train.save_every=1"]
+    overrides += ["learner.schedule=linear", "learner.advantages=gdpo", f"runs_dir={tmp_path}"]
+    overrides += ["rewards.experts.relation.credits=cot", "learner.importance=truncated"]
+    held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=40)
+    overrides += [f"evaluate.prompts={held_out}", "ray.dashboard=false"]
+    for steps in (2, 4):
+        done = bicot("train", TRAIN, *overrides, f"train.steps={steps}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        if steps == 2:
+            (tmp_path / "shapes" / "report.html").unlink()  # as if it had been killed there
+    assert "goes on from step 2" in done.stdout
+    entries = read_ledger(tmp_path / "shapes")
+    assert not faults(entries)
+    per_step = [sum(entry.step == step for entry in entries) for step in (1, 2, 3, 4)]
+    assert all(4 <= count <= 7 for count in per_step)
+    assert any(count > 4 for count in per_step)
+    steps = [line for line in read_lines(tmp_path / "shapes") if "loss" in line]
+    for line, count in zip(steps, per_step, strict=True):
+        assert line["step/updates"] == 2
+        assert line["groups/filtered"] == sum(
+            entry.step == line["step"] and entry.outcome == "filtered" for entry in entries
+        )
+        assert line["groups/resampled"] == count - 4
+        assert line["entropy/cot"] > 0
+        assert line["staleness/max"] <= 1
+    assert [line["lr"] for line in steps[2:]] == pytest.approx([1e-4, 5e-5])

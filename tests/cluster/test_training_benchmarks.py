@@ -35,7 +35,13 @@ def config_of(*overrides):
 def test_a_slice_holds_prompts_of_every_task_and_a_run_without_benchmarks_none():
     assert validate_run(config_of()).benchmarks == []
     shapes, toy = BenchmarkSlice.all_of(config_of(BOTH, "evaluate.benchmark_prompts=6", "seed=7"))
-    assert {item.task for item in shapes.items} == {"color", "numeracy", "complex", "spatial"}
+    assert {item.task for item in shapes.items} == {
+        "color",
+        "numeracy",
+        "complex",
+        "spatial",
+        "riddle",
+    }
     assert [len(look.items) for look in (shapes, toy)] == [6, 4]
     assert (shapes.images, toy.images, shapes.config.seed) == (24, 8, 7)
 
@@ -51,7 +57,7 @@ def test_judges_take_room_beside_the_experts_and_only_where_there_is_training():
         *(f"expert {name}" for name in config.rewards.experts),
     ]
     console = Console(file=io.StringIO(), width=200)
-    console.print(placement_table(config))
+    console.print(placement_table(roles(config)))
     assert "judge shapes.eyes" in console.file.getvalue()
 
 

@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_and_draws_nothing_twice(run):
     assert len({(row["item"], row["index"]) for row in rows(out / "replies.jsonl")}) == 32
     result = json.loads((out / "result.json").read_text())
     assert result["asked"]["prompts"] == 8 and result["asked"]["images"] == 32
-    assert set(result["tasks"]) == {"color", "numeracy", "complex", "spatial"}
+    assert set(result["tasks"]) == {"color", "numeracy", "complex", "spatial", "riddle"}
     assert not any(result["gaps"].values())
     assert f"{result['overall']:.4f}" in done.stdout and str(out / "result.json") in done.stdout
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from examples.shapes import make_prompts
 from examples.shapes.experts import CountExpert, ObjectsExpert, RelationExpert, detect
+from examples.shapes.riddles import some_riddles
 from examples.shapes.tiny_janus import build_tokenizer
 from examples.shapes.warmup import Codes
 from examples.shapes.world import (
@@ -27,7 +28,8 @@ from policy.prompts import read_prompts
 from tests.conftest import SHAPES
 
 EXPERTS = [ObjectsExpert(), CountExpert(), RelationExpert()]
-PROMPTS = [prompt for prompts in all_prompts().values() for prompt in prompts]
+PLAIN = [prompt for prompts in all_prompts().values() for prompt in prompts]
+PROMPTS = [*PLAIN, *some_riddles(300, held_out=False), *some_riddles(300, held_out=True)]
 cells = st.lists(st.sampled_from(list(product(range(3), range(3)))), unique=True, max_size=9)
 
 
@@ -91,7 +93,9 @@ def test_the_prompt_files_are_what_the_generator_writes_and_are_disjoint():
     assert held_out == make_prompts.choose(True, make_prompts.HELD_OUT)
     assert len(held_out) >= 128
     assert not {p.text for p in train} & {p.text for p in held_out}
-    assert all(is_held_out(p) for p in held_out)
+    plain = [p for p in held_out if p.task_type != "riddle"]
+    assert all(is_held_out(p) for p in plain)
+    assert len(plain) == 3 * (len(held_out) - len(plain))  # one in four is a riddle
 
 
 def test_the_tokenizer_knows_every_word_of_the_world():

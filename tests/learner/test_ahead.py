@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from learner.group import LearnerGroup
-from tests.learner.test_group import ADVANTAGES, groups, scored, settings, start  # noqa: F401 (fixtures)
+from tests.learner.ranks import ADVANTAGES, scored
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 LORA = {"rank": 4, "target_modules": ["q_proj", "down_proj"]}
@@ -16,7 +16,7 @@ def break_reference(learner: LearnerGroup) -> None:
     """From here on a rank that asks its reference fails."""
 
     def fail(rank):
-        rank._reference_logps = None
+        rank.trainer.reference_logps = None
 
     ray.get([rank.__ray_call__.remote(fail) for rank in learner.ranks])
 
@@ -36,7 +36,7 @@ def break_reference(learner: LearnerGroup) -> None:
     ],
     ids=["copy", "sharded", "lora off"],
 )
-def test_prepared_steps_are_the_same(start, groups, how):  # noqa: F811
+def test_prepared_steps_are_the_same(start, groups, how):
     """Three of four groups are learned from, each step preparing all: the fourth was dropped."""
     some = replace(groups, places=[3, 0, 1], advantages=ADVANTAGES[[3, 0, 1]])
     plain, ahead = start(**how), start(**how)
@@ -52,7 +52,7 @@ def test_prepared_steps_are_the_same(start, groups, how):  # noqa: F811
     ray.get(ahead.step(replace(some, ahead=prepared)))
 
 
-def test_a_group_that_was_drawn_again_is_another(samples, start, groups):  # noqa: F811
+def test_a_group_that_was_drawn_again_is_another(samples, start, groups):
     """One group is another object than was prepared, and with other samples: the step does as if
     nothing were there, on all ranks alike."""
     learner, other = (start(ranks=2, reference="sharded") for _ in range(2))
@@ -63,7 +63,7 @@ def test_a_group_that_was_drawn_again_is_another(samples, start, groups):  # noq
 
 
 @pytest.mark.parametrize("reference", ["copy", "sharded"])
-def test_a_group_that_is_lost_holds_nothing_up(samples, start, groups, reference):  # noqa: F811
+def test_a_group_that_is_lost_holds_nothing_up(samples, start, groups, reference):
     """One of the groups raises where its samples should be, and is drawn again."""
 
     @ray.remote
@@ -78,11 +78,11 @@ def test_a_group_that_is_lost_holds_nothing_up(samples, start, groups, reference
     assert ray.get(learner.step(replace(groups, ahead=prepared)))[0]["step/skipped"] == 0
 
 
-def test_without_a_reference_nothing_is_prepared(start, groups):  # noqa: F811
+def test_without_a_reference_nothing_is_prepared(start, groups):
     assert start(kl_coef=0).prepare(groups.samples) == []
 
 
-def test_a_rank_that_dies_over_it_fails_the_step(start, groups):  # noqa: F811
+def test_a_rank_that_dies_over_it_fails_the_step(start, groups):
     learner = start(ranks=1)
     prepared = learner.prepare(groups.samples)
     ray.kill(learner.ranks[0])

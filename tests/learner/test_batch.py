@@ -21,7 +21,11 @@ def test_prompts_are_padded_left_and_cots_right(samples):
         assert weights[:split].tolist() == [3.0 * m for m in batch.cot_mask[n].tolist()]
         assert set(weights[split:].tolist()) == {0.5}
         np.testing.assert_array_equal(batch.sampled_logps[n, split:], sample.image_logps)
-    assert batch.advantages.tolist() == list(range(len(samples)))
+    assert batch.advantages.tolist() == [[n, n] for n in range(len(samples))]
+    pairs = [(n, -n) for n in range(len(samples))]
+    of_both = make_batch(samples, pairs, pad_id=0).token_advantages
+    assert (of_both[:, :split] == batch.advantages[:, :1]).all()
+    assert (of_both[:, split:] == -batch.advantages[:, :1]).all()
 
 
 def test_an_empty_batch_weighs_nothing(samples):

@@ -11,21 +11,20 @@ import torch
 
 from learner.async_checkpoint import to_universal
 from learner.deepspeed_engine import Resume
-from learner.worker import LearnerWorker
 from policy.errors import UserError
 from policy.model import load_janus
-from tests.learner.test_group import groups, save, settings, start, weights_of  # noqa: F401 (fixtures)
+from tests.learner.ranks import save, weights_of
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 
 
-def steps(learner, groups, count):  # noqa: F811
+def steps(learner, groups, count):
     return [ray.get(learner.step(groups))[0]["loss"] for _ in range(count)]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_going_on_is_bit_exact(groups, start, tmp_path, stage, policy_config):  # noqa: F811
-    first = start(ranks=2, zero_stage=stage)
+def test_going_on_is_bit_exact(groups, start, tmp_path, stage, policy_config):
+    first = start(ranks=2, zero_stage=stage, fresh=True)
     steps(first, groups, 2)
     first.begin_save(str(tmp_path))
     at_save = weights_of(first)
@@ -33,9 +32,10 @@ def test_going_on_is_bit_exact(groups, start, tmp_path, stage, policy_config):  
     while first.saved() is None:
         time.sleep(0.05)
     wanted = weights_of(first)
-    first.stop()
+    start.stop(first)
 
-    second = start(ranks=2, zero_stage=stage, resume=Resume(str(tmp_path)))
+    resume = Resume(str(tmp_path))
+    second = start(ranks=2, zero_stage=stage, fresh=True, resume=resume)
     assert steps(second, groups, 2) == losses
     found = weights_of(second)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -44,13 +44,13 @@ def test_going_on_is_bit_exact(groups, start, tmp_path, stage, policy_config):  
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_another_number_of_ranks_goes_on_alike(groups, start, tmp_path, stage):  # noqa: F811
+def test_another_number_of_ranks_goes_on_alike(groups, start, tmp_path, stage):
     first = start(ranks=2, zero_stage=stage)
     steps(first, groups, 2)
     save(first, tmp_path)
     losses = steps(first, groups, 2)
     wanted = weights_of(first)
-    first.stop()
+    start.stop(first)
 
     to_universal(tmp_path)
     second = start(ranks=1, zero_stage=stage, resume=Resume(str(tmp_path), universal=True))
@@ -70,8 +70,8 @@ class Harmful:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_config):  # noqa: F811
+@pytest.mark.parametrize("stage", [2, 3])
+def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_config):
     """Whichever file is another's: at a resume, in the converter, at a resume with another number of
     ranks, and where the checkpoint is a model."""
     first = start(ranks=1, zero_stage=stage)
@@ -79,17 +79,10 @@ def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_c
     sound, planted, mark = tmp_path / "sound", tmp_path / "planted", tmp_path / "executed"
     sound.mkdir()
     save(first, sound)
-    first.stop()
+    start.stop(first)
 
     def go_on(universal=False):
-        rank = ray.remote(LearnerWorker).options(num_cpus=0).remote(0, 1)
-        try:
-            where = ray.get(rank.rendezvous.remote(True))
-            resume = Resume(str(planted), universal)
-            config = settings(ranks=1, zero_stage=stage)
-            ray.get(rank.setup.remote(policy_config, config, 1.0, 2.0, where, resume))
-        finally:
-            ray.kill(rank)
+        start(ranks=1, zero_stage=stage, resume=Resume(str(planted), universal))
 
     def refused(files, then):
         shutil.copytree(sound, planted)
@@ -120,7 +113,7 @@ def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_c
         refused(files, lambda: load_janus(as_model))
 
 
-def test_a_write_that_fails_is_told(groups, start, tmp_path):  # noqa: F811
+def test_a_write_that_fails_is_told(groups, start, tmp_path):
     learner = start(ranks=1)
     (tmp_path / "model.safetensors").mkdir()  # no file can have that name now
     with pytest.raises(ray.exceptions.RayTaskError):

@@ -4,6 +4,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
+from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from learner.config import LearnerConfig, check_learner, deepspeed_settings
 from learner.losses import LOSSES, load_loss
 from policy.errors import UserError
@@ -51,6 +52,7 @@ def test_a_bad_deepspeed_file_is_named(tmp_path):
             {"reference": "sharded", "kl_coef": 0},
             "learner.reference is sharded: set learner.reference=null",
         ),
+        ({"reference_path": "other", "kl_coef": 0}, "uses no reference model"),
         ({"lora": {"rank": 0}}, "greater than or equal to 1"),
         ({"lora": {"target_modules": []}}, "at least 1 item"),
     ],
@@ -65,6 +67,7 @@ def test_the_reference_follows_from_beta_and_lora():
     assert LearnerConfig(reference="sharded").reference_kind == "sharded"
     assert LearnerConfig(lora={}).reference_kind == "lora-off"
     assert LearnerConfig(lora={}, reference="sharded").reference_kind == "lora-off"
+    assert LearnerConfig(lora={}, reference_path="other").reference_kind == "copy"
     assert LearnerConfig(lora={}, kl_coef=0).reference_kind == "none"
     assert LearnerConfig(kl_coef=0, reference="none").reference_kind == "none"
 
@@ -73,6 +76,28 @@ def test_ranks_that_would_share_a_gpu_are_refused(policy_config):
     with pytest.raises(UserError, match=r"learner.num_gpus 0\.5: NCCL wants a GPU of its own"):
         check_learner(LearnerConfig(ranks=2, num_gpus=0.5), policy_config)
     check_learner(LearnerConfig(ranks=1, num_gpus=0.5), policy_config)
+
+
+def test_a_reference_of_other_tokens_is_refused(policy_config, tmp_path):
+    tokenizer = build_tokenizer()
+    build_janus(tokenizer, hidden=64, layers=2, codes=64).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"reference_path: .* tokens \(vq_config\.num_embeddings\) where"
+    ):
+        check_learner(LearnerConfig(reference_path=str(tmp_path)), policy_config)
+    with pytest.raises(UserError, match=r"learner\.reference_path: .*no such"):
+        check_learner(LearnerConfig(reference_path=str(tmp_path / "nothing")), policy_config)
+    check_learner(LearnerConfig(reference_path=policy_config.path), policy_config)
+
+
+def test_two_schedules_are_refused(policy_config):
+    theirs = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 3}}}
+    check_learner(LearnerConfig(deepspeed=theirs), policy_config)
+    with pytest.raises(
+        UserError, match=r"learner\.schedule and warmup_steps set the learning rate too"
+    ):
+        check_learner(LearnerConfig(deepspeed=theirs, schedule="cosine"), policy_config)
 
 
 def test_a_loss_is_found_by_its_name_or_as_a_function_of_ones_own():

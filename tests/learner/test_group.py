@@ -11,71 +11,22 @@ import ray
 import torch
 
 from learner.batch import make_batch
-from learner.config import LearnerConfig
-from learner.group import LearnerGroup, TrainingGroups
+from learner.group import LearnerGroup
 from learner.logprobs import JanusLogps
 from learner.losses import bicot_loss
 from policy.errors import UserError
 from policy.model import load_janus
-from policy.weights import unpack
+from tests.learner.ranks import (
+    ADVANTAGES,
+    FREEZE,
+    five_steps,
+    save,
+    scored,
+    settings,
+    weights_of,
+)
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
-FREEZE = ["model.vision_model", "model.aligner", "model.vqmodel"]
-ADVANTAGES = np.array([1.0, -1.0, 0.5, -0.5, 0.2, -0.2, -1.0, 1.0], np.float32).reshape(4, 2)
-
-
-def settings(**changes):
-    values = {"lr": 2e-4, "num_cpus": 0.5, "freeze": FREEZE, "timeout_s": 60, "bucket_mb": 0.1}
-    # Else ZeRO-3 never cuts up parameters as small as these, and no gather is tested.
-    values["deepspeed"] = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-    return LearnerConfig(**(values | changes))
-
-
-def scored(samples, advantages):
-    """Groups of two, in the object store."""
-    refs = [ray.put(samples[n : n + 2]) for n in range(0, len(samples), 2)]
-    return TrainingGroups.of(refs, advantages)
-
-
-@pytest.fixture
-def groups(samples):
-    return scored(samples, ADVANTAGES)
-
-
-@pytest.fixture
-def start(policy_config):
-    started = []
-
-    def begin(resume=None, **changes):
-        config = settings(**changes)
-        learner = LearnerGroup.start(
-            policy_config, config, temperature=1.0, guidance=2.0, resume=resume
-        )
-        started.append(learner)
-        return learner
-
-    yield begin
-    for learner in started:
-        learner.stop()
-
-
-def weights_of(learner, version=1):
-    published = learner.publish(version)
-    assert published.version == version
-    manifest, *buckets = ray.get(ray.get(published.parts))
-    assert len(buckets) > 1
-    return dict(unpack(manifest, buckets))
-
-
-def save(learner, folder):
-    learner.begin_save(str(folder))
-    while learner.saved() is None:
-        time.sleep(0.05)
-
-
-def five_steps(learner, groups, micro_batches):
-    metrics = [ray.get(learner.step(groups, micro_batches))[0] for _ in range(5)]
-    return metrics, weights_of(learner)
 
 
 def plain_training(policy_config, samples, config):
@@ -103,7 +54,7 @@ def plain_training(policy_config, samples, config):
             torch.cat([new.cot, new.image], 1),
             batch.sampled_logps,
             torch.cat([ref.cot, ref.image], 1),
-            batch.advantages,
+            batch.token_advantages,
             batch.token_weights,
             beta=config.kl_coef,
         )
@@ -129,7 +80,7 @@ def test_ranks_and_micro_batches_change_nothing(policy_config, samples, groups, 
         assert trained.keys() == plain.keys()
         for name, tensor in trained.items():
             torch.testing.assert_close(tensor, plain[name], atol=1e-5, rtol=0)
-        learner.stop()
+        start.stop(learner)
 
 
 def test_a_rank_without_work_keeps_step(groups, start):
@@ -204,9 +155,10 @@ def test_the_gap_to_the_sampler_is_measured(groups, start):
         assert second[f"sampler_gap_beyond_clip/{phase}"] > 0
 
 
-def test_ranks_that_cannot_start_say_why_in_one_line(start):
+def test_ranks_that_cannot_start_say_why_in_one_line(policy_config):
+    config = settings(deepspeed={"optimizer": {"type": "Nonsense", "params": {"lr": 1e-4}}})
     with pytest.raises(UserError, match=r"^the learner does not start: .*Nonsense") as told:
-        start(ranks=1, deepspeed={"optimizer": {"type": "Nonsense", "params": {"lr": 1e-4}}})
+        LearnerGroup.start(policy_config, config, temperature=1.0, guidance=2.0)
     assert "\n" not in str(told.value)
 
 
@@ -255,7 +207,7 @@ class Holder:
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_loss_that_is_not_finite_skips_the_step(samples, groups, start, stage):
-    learner, other = (start(ranks=1, zero_stage=stage) for _ in range(2))
+    learner, other = (start(ranks=1, zero_stage=stage, fresh=True) for _ in range(2))
     before = weights_of(learner)
     bad = scored(samples[:2], np.array([[np.nan, 1.0]], np.float32))
     assert ray.get(learner.step(bad))[0]["step/skipped"] == 1
@@ -289,9 +241,10 @@ def test_deepspeeds_own_scheduler_and_optimizer_are_used(groups, start):
     assert rates[0] < rates[-1] == pytest.approx(3e-4)
 
 
-def test_bfloat16_trains(samples, policy_config, groups):
+def test_bfloat16_trains(policy_config, groups):
+    """In processes of its own, as a run's learner has them."""
     config = policy_config.model_copy(update={"dtype": "bfloat16"})
-    learner = LearnerGroup.start(config, settings(ranks=1), temperature=1.0, guidance=2.0)
+    learner = LearnerGroup.start(config, settings(ranks=2), temperature=1.0, guidance=2.0)
     losses = [ray.get(learner.step(groups))[0]["loss"] for _ in range(3)]
     trained = weights_of(learner)
     learner.stop()

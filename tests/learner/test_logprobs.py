@@ -70,6 +70,36 @@ def test_any_chunk_size_gives_the_plain_values_and_gradients(
         torch.testing.assert_close(mine, plain, atol=1e-6 * scale, rtol=1e-6)
 
 
+@pytest.mark.parametrize("guidance", [None, 3.0])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("entropy", ["measure", "learn"])
+def test_entropies_are_those_of_the_last_distribution(guidance, frozen, entropy):
+    """With gradients through them only if they are learned from; none are measured for a reference."""
+    torch.manual_seed(1)
+    head = image_head(8, 30)
+    head.requires_grad_(not frozen)
+    ids = torch.randint(30, (11,))
+    rows = [torch.randn(11, 8).requires_grad_() for _ in range(1 if guidance is None else 2)]
+    away = rows[1] if guidance else None
+    ours = TokenLogps(head, temperature=0.7, guidance=guidance, chunk=4, entropy=entropy)
+    logits = head(rows[0])
+    if guidance:
+        logits = head(away) + guidance * (logits - head(away))
+    wanted = torch.distributions.Categorical(logits=logits / 0.7).entropy()
+    found = ours(rows[0], ids, away)
+    torch.testing.assert_close(found[-1], wanted, atol=1e-5, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(found[-1].sum(), rows[0], allow_unused=True)
+    if entropy == "learn":
+        (plain,) = torch.autograd.grad(wanted.sum(), rows[0])
+        torch.testing.assert_close(gradient, plain, atol=1e-5, rtol=1e-4)
+    else:
+        assert gradient is None or (gradient == 0).all()
+    logps = plain_logps(head, rows[0], ids, 0.7, guidance, away)
+    torch.testing.assert_close(found[:-1], logps, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert len(ours(rows[0], ids, away)) == len(logps)
+
+
 @pytest.mark.parametrize("guidance", [None, 2.0])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_chunks_and_checkpointed_layers_change_nothing(policy_config, samples, guidance, dtype):

@@ -8,14 +8,13 @@ import torch
 from actors.torch_sampler import TorchSampler
 from learner.batch import make_batch
 from learner.config import LoraSettings
-from learner.group import LearnerGroup
 from learner.logprobs import JanusLogps
 from learner.lora import adapters_off, add_adapters, exports, lora_layers
 from policy.errors import UserError
 from policy.model import load_janus
 from policy.records import SampleRequest
 from policy.weights import unpack
-from tests.learner.test_group import ADVANTAGES, save, scored, settings
+from tests.learner.ranks import save, scored
 
 pytestmark = pytest.mark.deepspeed
 
@@ -72,11 +71,9 @@ def test_a_target_that_cannot_be_adapted_is_named(janus, target):
         add_adapters(janus, LoraSettings(target_modules=["q_proj", target]))
 
 
-def train(policy, samples, folder, **changes):
-    """Three steps; metrics, published weights, and the first metrics of a step on fresh samples."""
-    groups = scored(samples, ADVANTAGES)
-    config = settings(lora=LORA, lr=5e-2, **changes)
-    learner = LearnerGroup.start(policy, config, temperature=1.0, guidance=2.0)
+def train(start, groups, folder, **changes):
+    """Three steps; the learner, metrics, and published weights."""
+    learner = start(lora=LORA, lr=5e-2, **changes)
     metrics = [ray.get(learner.step(groups))[0] for _ in range(3)]
     published = learner.publish(1)
     manifest, *buckets = ray.get(ray.get(published.parts))
@@ -85,9 +82,8 @@ def train(policy, samples, folder, **changes):
     return learner, metrics, tensors
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_samplers_and_files_get_merged_weights_at_every_stage(
-    policy_config, samples, prompts, sampling, tmp_path
+    policy_config, start, groups, prompts, sampling, tmp_path
 ):
     before = load_janus(policy_config).model.state_dict()
     results = []
@@ -97,9 +93,7 @@ def test_samplers_and_files_get_merged_weights_at_every_stage(
         (2, 3, {"gradient_checkpointing": True, "logprob_chunk_tokens": 7}),
     ):
         folder = tmp_path / f"saved{stage}"
-        learner, metrics, tensors = train(
-            policy_config, samples, folder, ranks=ranks, zero_stage=stage, **extra
-        )
+        learner, metrics, tensors = train(start, groups, folder, ranks=ranks, zero_stage=stage, **extra)
         assert metrics[0]["kl/cot"] == metrics[0]["kl/image"] == 0
         assert metrics[2]["kl/image"] > 1e-4
         results.append(tensors)
@@ -117,7 +111,7 @@ def test_samplers_and_files_get_merged_weights_at_every_stage(
         )
         again = scored(fresh, np.array([[1, -1]] * 2, np.float32))
         then = ray.get(learner.step(again))[0]
-        learner.stop()
+        start.stop(learner)
         assert then["ratio/cot"] == pytest.approx(1, abs=1e-5)
         assert then["ratio/image"] == pytest.approx(1, abs=1e-5)
         drawn = float(np.mean([s.image_logps.mean() for s in fresh]))
@@ -130,11 +124,10 @@ def test_samplers_and_files_get_merged_weights_at_every_stage(
             torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=0)
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_adapters_train_in_bfloat16(policy_config, samples, tmp_path):
+def test_adapters_train_in_bfloat16(policy_config, start, groups, tmp_path):
     policy = policy_config.model_copy(update={"dtype": "bfloat16"})
-    learner, metrics, tensors = train(policy, samples, tmp_path / "saved", ranks=2, zero_stage=3)
-    learner.stop()
+    saved = tmp_path / "saved"
+    _, metrics, tensors = train(start, groups, saved, policy=policy, ranks=2, zero_stage=3)
     assert np.isfinite([m["loss"] for m in metrics]).all()
     assert metrics[0]["kl/image"] == 0
     assert metrics[2]["kl/image"] > 1e-4

@@ -4,7 +4,7 @@ import pytest
 import ray
 import torch
 
-from tests.learner.test_group import five_steps, groups, start  # noqa: F401 (fixtures)
+from tests.learner.ranks import five_steps
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.usefixtures("local_ray")]
 
@@ -15,7 +15,7 @@ def fused(rank) -> bool:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_an_offloaded_optimizer_takes_the_same_steps(start, groups, stage):  # noqa: F811
+def test_an_offloaded_optimizer_takes_the_same_steps(start, groups, stage):
     zero = {"stage3_param_persistence_threshold": 0}
     offloaded = {"zero_optimization": {**zero, "offload_optimizer": {"device": "cpu"}}}
     results = []
@@ -24,7 +24,7 @@ def test_an_offloaded_optimizer_takes_the_same_steps(start, groups, stage):  # n
         assert all(ray.get([rank.__ray_call__.remote(fused) for rank in learner.ranks]))
         metrics, weights = five_steps(learner, groups, None)
         results.append(([m["loss"] for m in metrics], weights))
-        learner.stop()
+        start.stop(learner)
     (wanted, plain), (found, there) = results
     assert found == pytest.approx(wanted, abs=1e-5)
     for name, tensor in plain.items():

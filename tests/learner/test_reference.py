@@ -7,25 +7,20 @@ import torch
 
 from learner.batch import make_batch
 from learner.deepspeed_engine import offload
-from learner.group import LearnerGroup
 from learner.logprobs import JanusLogps
 from policy.model import load_janus
-from tests.learner.test_group import ADVANTAGES, scored, settings
 
 pytestmark = pytest.mark.deepspeed
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-4)])
-@pytest.mark.usefixtures("local_ray")
-def test_every_kind_of_reference_gives_the_same_kl(policy_config, samples, dtype, tolerance):
-    groups = scored(samples, ADVANTAGES)
+def test_every_kind_of_reference_gives_the_same_kl(policy_config, groups, start, dtype, tolerance):
     policy = policy_config.model_copy(update={"dtype": dtype})
 
     def some_steps(reference, ranks, stage):
-        config = settings(reference=reference, ranks=ranks, zero_stage=stage)
-        learner = LearnerGroup.start(policy, config, temperature=1.0, guidance=2.0)
+        learner = start(policy=policy, reference=reference, ranks=ranks, zero_stage=stage)
         metrics = [ray.get(learner.step(groups))[0] for _ in range(4)]
-        learner.stop()
+        start.stop(learner)
         return np.array([[m["kl/cot"], m["kl/image"], m["loss"]] for m in metrics])
 
     copied = some_steps("copy", 1, 1)

@@ -1,0 +1,174 @@
+"""A run of `bicot sft` in progress: where it stands, what it leaves behind, how it stops, and how it
+goes back to a checkpoint."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import ray
+from ray.util.placement_group import PlacementGroup
+
+from cluster.checkpoint import Checkpoint, CheckpointManager, State, newest, truncate_after
+from cluster.run import LearnerLost, Stopped, learner_at_work
+from cluster.sft_config import SftConfig
+from cluster.watch.console import SftProgress
+from cluster.watch.recorder import Recorder
+from cluster.watch.wandb_log import WandbLog
+from learner.group import LearnerGroup
+from policy.errors import UserError
+from policy.records import Sample
+
+_RECORDED = ("loss", "step/skipped", "grad_norm", "lr", "epoch", "time/", "throughput/")
+"""What a step's metrics begin with that mean something here. (The learner also compares its
+log-probabilities with a sampler's, which there is none of.)"""
+
+
+def start_learner(
+    config: SftConfig, place: PlacementGroup, checkpoint: Checkpoint | None
+) -> LearnerGroup:
+    """The learner as a checkpoint has it, or as the model is. Raises UserError if it does not start."""
+    return LearnerGroup.start(
+        config.policy,
+        config.learner,
+        temperature=1.0,
+        guidance=1.0,
+        placement=place,
+        resume=checkpoint.resume(config.learner.ranks) if checkpoint else None,
+    )
+
+
+@dataclass
+class SftRun:
+    """What the loop works with."""
+
+    config: SftConfig
+    place: PlacementGroup
+    learner: LearnerGroup
+    progress: SftProgress
+    recorder: Recorder
+    checkpoints: CheckpointManager
+    fingerprints: dict[str, str]
+    wandb: WandbLog | None = None
+    step: int = 0
+    skipped: int = 0
+    lost_at: list[int] = field(default_factory=list)
+
+    @classmethod
+    def begin(
+        cls,
+        config: SftConfig,
+        place: PlacementGroup,
+        learner: LearnerGroup,
+        progress: SftProgress,
+        fingerprints: dict[str, str],
+        start: Checkpoint | None,
+    ) -> "SftRun":
+        """In a run directory that is new, or at the checkpoint that the learner was started from."""
+        wandb = None
+        if config.sft.wandb:
+            wandb = WandbLog(config.sft.wandb, config.folder, config.model_dump(mode="json"))
+        recorder = Recorder(config.folder, wandb=wandb, tell=progress.say)
+        folder, keep = config.folder / "checkpoints", config.sft.keep_checkpoints
+        checkpoints = CheckpointManager(folder, keep, progress.say)
+        run = cls(config, place, learner, progress, recorder, checkpoints, fingerprints, wandb)
+        if start:
+            run.restore(start)
+        return run
+
+    # --- going back ---
+
+    def rollback(self, lost: LearnerLost) -> None:
+        """Rebuild the learner from the newest checkpoint, and continue from its step. Raises `lost`
+        again after `sft.max_learner_restarts` losses at the same step."""
+        self.lost_at.append(self.step)
+        if self.lost_at.count(self.step) > self.config.sft.max_learner_restarts:
+            raise lost
+        self.checkpoints.abandon()
+        self.learner.stop()
+        checkpoint = newest(self.checkpoints.folder, self.progress.say)
+        with learner_at_work():
+            self.learner = start_learner(self.config, self.place, checkpoint)
+        self.restore(checkpoint)
+        self.progress.say(
+            f"the learner was lost in step {self.lost_at[-1]} ({lost}); it was built again from step"
+            f" {self.step}"
+        )
+
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Restore step and records from a checkpoint that the learner has loaded; None: the start."""
+        self.step, self.skipped = (checkpoint.state.step if checkpoint else 0), 0
+        self.recorder.close()
+        truncate_after(self.config.folder / "metrics.jsonl", self.step)
+        self.recorder = Recorder(self.config.folder, self.step + 1, self.wandb, self.progress.say)
+
+    # --- a step's end ---
+
+    def finish_step(self, metrics: Mapping[str, float], heldout: Sequence[Sample]) -> None:
+        """Record a step, and do what is due after it. Raises UserError after too many skipped steps in
+        a row."""
+        recorded = {name: value for name, value in metrics.items() if name.startswith(_RECORDED)}
+        recorded["learner/restarts"] = float(len(self.lost_at))
+        recorded |= self.checkpoints.metrics()
+        self.recorder.step(self.step, recorded)
+        self.progress.step(self.step, recorded)
+        self.check_skipped(bool(metrics["step/skipped"]))
+        settings, last = self.config.sft, self.step == self.config.sft.steps
+        if last or self.step % settings.save_every == 0:
+            with learner_at_work():
+                self.save()
+        if last or self.step % settings.evaluate_every == 0:
+            self.evaluate(heldout)
+        with learner_at_work():
+            self.checkpoints.poll(self.learner)
+
+    def check_skipped(self, skipped: bool) -> None:
+        """Count steps in a row that changed nothing. Raises UserError when there are too many."""
+        self.skipped = self.skipped + 1 if skipped else 0
+        if self.skipped >= self.config.sft.max_skipped_steps:
+            raise UserError(
+                f"the gradient was not finite in {self.skipped} steps in a row, up to step {self.step};"
+                f" the last good checkpoint is in {self.checkpoints.folder}"
+            )
+
+    def evaluate(self, heldout: Sequence[Sample]) -> None:
+        """The loss on held-out examples, if there are any."""
+        if not heldout:
+            return
+        size = self.config.sft.batch_size
+        refs = [ray.put(list(heldout[n : n + size])) for n in range(0, len(heldout), size)]
+        with learner_at_work():
+            measured = self.learner.measure(refs)
+        metrics = {f"eval/{name}": x for name, x in measured.items() if name.startswith("loss")}
+        self.recorder.step(self.step, metrics)
+        self.progress.heldout(self.step, metrics)
+
+    # --- checkpoints ---
+
+    def save(self) -> None:
+        """Begin a checkpoint of where the run stands."""
+        state = State(
+            step=self.step,
+            weights_version=self.step,
+            ranks=self.config.learner.ranks,
+            config=self.config.model_dump(mode="json"),
+            fingerprints=self.fingerprints,
+        )
+        self.checkpoints.begin(self.learner, state)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        with learner_at_work():
+            self.checkpoints.wait(self.learner, pause=lambda: time.sleep(0.05))
+
+    def stop(self) -> None:
+        """Leave a checkpoint of this step, and raise Stopped."""
+        with learner_at_work():
+            if self.checkpoints.begun != self.step:
+                self.save()
+        self.finish()
+        raise Stopped(self.step)
+
+    def close(self) -> None:
+        self.recorder.close()
+        if self.wandb:
+            self.wandb.close()

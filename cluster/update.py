@@ -1,0 +1,73 @@
+"""From scored groups to an update: which of them teach, their advantages, one step of the learner."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import ray
+from ray import ObjectRef
+
+from cluster.pending import RolloutBatch, ScoredGroup
+from cluster.run import Run
+from learner.advantages import bicot_advantages, teaches
+from learner.group import TrainingGroups
+from learner.schedules import StepSettings
+
+
+def collect_groups(run: Run) -> tuple[RolloutBatch, list[ScoredGroup], list[ObjectRef]]:
+    """The groups of a step, those of them to learn from, and what the learner prepares meanwhile. Where
+    too few teach, further ones are asked for: at most `train.resample_equal_groups` (the dynamic
+    sampling of DAPO, arXiv 2503.14476, section 3.2)."""
+    config, rollouts = run.config.train, run.workers.rollouts
+    pending = run.requests.take()
+    ahead = run.learner.prepare(pending.samples)  # while groups are generated and scored
+    rollout = rollouts.collect(pending)
+    kept = teaching_groups(run, rollout.groups)
+    left = config.resample_equal_groups
+    while (missing := min(config.groups_per_step - len(kept), left)) > 0:
+        left -= missing
+        more = run.requests.more(missing, run.weights)
+        ahead += run.learner.prepare(more.samples)
+        rollout.add(rollouts.collect(more))
+        kept = teaching_groups(run, rollout.groups)
+    return rollout, kept, ahead
+
+
+def teaching_groups(run: Run, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+    """A group whose rewards are all equal has nothing to teach but the KL term, and may be left out."""
+    run.check_staleness(groups)
+    if not run.config.train.filter_equal_groups:
+        return list(groups)
+    weights, how = run.config.rewards.weights, run.config.learner.advantages
+    return [group for group in groups if teaches(group.scores, weights, how)]
+
+
+def update(
+    run: Run, rollout: RolloutBatch, groups: Sequence[ScoredGroup], ahead: Sequence[ObjectRef]
+) -> dict[str, float]:
+    """The updates of one step on some groups of a rollout, and their metrics. Samples that were lost
+    since they were scored are generated again. `ahead` is what the learner has prepared."""
+    config, rewards = run.config.learner, run.config.rewards
+    advantages = bicot_advantages(
+        [group.scores for group in groups],
+        rewards.weights,
+        rewards.credits,
+        how=config.advantages,
+        scale=config.advantage_scale,
+    )
+    training = TrainingGroups(
+        rollout.pending.samples,
+        [group.place for group in groups],
+        advantages,
+        tokens=[group.tokens for group in groups],
+        ahead=ahead,
+    )
+    while lost := run.learner.fetch(training):
+        run.workers.rollouts.ensure(rollout.pending, lost)
+        training = replace(training, samples=rollout.pending.samples)
+    steps = run.config.train.steps
+    settings = StepSettings.of(config, run.coefficients, run.step - 1, steps)
+    metrics = ray.get(run.learner.step(training, settings=settings), timeout=config.timeout_s)[0]
+    metrics |= run.coefficients.metrics(config)  # those that it was made with
+    if not metrics["step/skipped"]:
+        run.coefficients = run.coefficients.after(metrics, config)
+    return metrics
