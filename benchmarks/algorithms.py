@@ -51,6 +51,8 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     "what is trained": {
         "semantic CoT only": ["learner.image_weight=0"],
         "image only": ["learner.cot_weight=0"],
+        "image only, guided": ["learner.cot_weight=0", "learner.train_distribution=guided"],
+        "both, guided": ["learner.train_distribution=guided"],
     },
 }
 COLUMNS = {
