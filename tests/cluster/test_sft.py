@@ -106,7 +106,7 @@ def test_the_run_directory_is_one_that_the_commands_read(whole, capsys):
     assert f"{STEPS} of {STEPS}" in shown and "loss/cot" in shown and "eval/loss at step 0" in shown
 
 
-def test_the_checkpoint_draws_with_and_without_training_settings(whole, tmp_path):
+def test_the_checkpoint_thinks_and_draws(whole, tmp_path):
     checkpoint = whole[0] / f"checkpoints/step_{STEPS:06d}"
     arguments = ["generate", TRAIN, "a red circle", "--policy", str(checkpoint)]
     app([*arguments, "--samples", "1", "--out", str(tmp_path)], standalone_mode=False)
@@ -115,6 +115,7 @@ def test_the_checkpoint_draws_with_and_without_training_settings(whole, tmp_path
     assert np.asarray(Image.open(tmp_path / row["image"])).shape == (24, 24, 3)
 
 
+@pytest.mark.timeout(600)
 def test_a_run_that_loses_a_rank_and_is_stopped_ends_as_a_whole_one(config, whole):
     """Killed in step 5 or soon after, asked to stop some steps later, and given again."""
     folder, log = config.parent / "broken", config.parent / "broken.log"
