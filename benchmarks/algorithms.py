@@ -92,7 +92,7 @@ def train(job: Job, steps: int) -> None:
     every = [f"{key}={steps}" for key in ("train.steps", "evaluate.every", "train.save_every")]
     where = [f"name={job.run.name}", f"runs_dir={job.folder}", f"seed={job.seed}"]
     command = [sys.executable, "-m", "cluster", "train", CONFIG, *small, *every, *where, *job.keys]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=steps * 60 + 600)
     print(f"{job.run.name}: exit status {done.returncode}", flush=True)
     if done.returncode:
         print(done.stdout[-2000:], done.stderr[-2000:], flush=True)

@@ -85,7 +85,7 @@ def ray_session(
 
 def start_ray(address: str | None, options: Mapping[str, Any], timeout_s: float) -> Any:
     """Connect, or start a cluster, and return Ray's context; a node that is slow to start is started
-    again until `timeout_s` is over. Raises UserError with what Ray says and what that may depend on."""
+    again until `timeout_s` is over. Raises UserError with what Ray says, and what it may depend on."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:

@@ -172,9 +172,18 @@ class SpeedModel:
 
     @property
     def passes(self) -> int:
-        """Forward, backward (twice a forward; with LoRA once), recomputed forward, reference."""
+        """Forward, backward (twice a forward; with LoRA once) and recomputed forward, of each round of
+        updates; the reference and the learner's own old log-probabilities once."""
         learner = self.config.learner
-        return 1 + (1 if learner.lora else 2) + learner.gradient_checkpointing + (learner.kl_coef > 0)
+        rounds = learner.updates_per_batch
+        several = rounds * learner.minibatches > 1
+        before = (learner.kl_coef > 0) + (several and learner.old_logps == "learner")
+        return rounds * (1 + (1 if learner.lora else 2) + learner.gradient_checkpointing) + before
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of a step."""
+        return self.config.learner.updates_per_batch * self.config.learner.minibatches
 
     @property
     def sample_tokens(self) -> float:
@@ -192,9 +201,11 @@ class SpeedModel:
         flops = 2 * samples * self.passes * (self.trunk * self.sample_tokens + heads)
         micro_batches = math.ceil(samples * self.sample_tokens / learner.micro_batch_tokens)
         stage, whole = learner.zero_stage, size.total * self.width
-        sent: float = size.trained * self.width * (1 + (micro_batches if stage >= 2 else 1))
+        rounds, updates = learner.updates_per_batch, self.updates
+        gathers = rounds * micro_batches if stage >= 2 else updates
+        sent: float = size.trained * self.width * (updates + gathers)
         if stage == 3:
-            sent += micro_batches * whole * (2 + learner.gradient_checkpointing)
+            sent += rounds * micro_batches * whole * (2 + learner.gradient_checkpointing)
         if learner.reference_kind == "sharded":
             sent += micro_batches * whole
         sent *= (ranks - 1) / ranks
@@ -203,7 +214,8 @@ class SpeedModel:
             "compute": flops / (device.flops * factor["learner_flops"]),
             "ZeRO": sent / (device.link_bytes_s * factor["collective_link"]),
             "reference from host": lent / factor["host_link_bytes_s"] if learner.num_gpus else 0.0,
-            "optimizer": size.trained
+            "optimizer": updates
+            * size.trained
             * ADAM_BYTES
             / (ranks if stage else 1)
             / (device.memory_bytes_s * factor["decode_bandwidth"]),

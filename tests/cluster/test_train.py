@@ -26,6 +26,7 @@ from tests.cluster.commands import TRAIN, a_few, bicot, environment
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
+QUIETLY = ("train", TRAIN, "ray.dashboard=false")
 
 
 def read_lines(folder):
@@ -158,9 +159,7 @@ def test_generating_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropp
     without = [line for line in held_out.read_text().splitlines() if "yellow" not in line]
     held_out.write_text("\n".join(without) + "\n")
     done = bicot(
-        "train",
-        TRAIN,
-        "ray.dashboard=false",
+        *QUIETLY,
         "train.steps=5",
         "train.max_staleness=1",
         "train.groups_per_step=8",
@@ -216,13 +215,7 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = bicot(
-            "train",
-            TRAIN,
-            f"runs_dir={tmp_path}/runs",
-            "ray.dashboard=false",
-            f"rewards.gateway.port={port}",
-        )
+        done = bicot(*QUIETLY, f"runs_dir={tmp_path}/runs", f"rewards.gateway.port={port}")
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1 is in use" in done.stdout
     assert not (tmp_path / "runs").exists()
@@ -234,9 +227,7 @@ def test_vllm_trains_as_the_torch_sampler_does(sync_run, tmp_path):
     """Two steps with broadcast weights; the samples are token for token those of the other run."""
     _, folder, _ = sync_run
     done = bicot(
-        "train",
-        TRAIN,
-        "ray.dashboard=false",
+        *QUIETLY,
         "train.steps=2",
         "actors.sampler=vllm",
         "actors.vllm.kv_cache_mb=16",
@@ -258,9 +249,7 @@ def test_gradients_that_are_not_finite_stop_the_run_with_what_was_good(sync_run,
     overflows in every later one."""
     _, folder, _ = sync_run
     done = bicot(
-        "train",
-        TRAIN,
-        "ray.dashboard=false",
+        *QUIETLY,
         "train.steps=9",
         "train.save_every=1",
         "train.max_skipped_steps=2",
@@ -291,9 +280,7 @@ def test_a_run_that_learns_nothing_stops_and_says_why(sync_run, tmp_path):
     held_out = folder.parent / "heldout.jsonl"
     enough = len(held_out.read_text().splitlines())
     done = bicot(
-        "train",
-        TRAIN,
-        "ray.dashboard=false",
+        *QUIETLY,
         "train.steps=9",
         "train.groups_per_step=2",
         "train.max_empty_steps=4",
@@ -317,9 +304,7 @@ def test_a_run_that_learns_nothing_stops_and_says_why(sync_run, tmp_path):
 
 def test_a_run_whose_experts_give_no_score_says_what_they_said(tmp_path):
     done = bicot(
-        "train",
-        TRAIN,
-        "ray.dashboard=false",
+        *QUIETLY,
         "learner.ranks=1",
         "actors.count=1",
         "rewards.retries=0",
@@ -348,7 +333,7 @@ def test_a_run_whose_experts_give_no_score_says_what_they_said(tmp_path):
     ],
 )
 def test_a_role_that_cannot_start_is_told_in_one_line(tmp_path, overrides, complaint):
-    done = bicot("train", TRAIN, f"runs_dir={tmp_path}/runs", "ray.dashboard=false", *overrides)
+    done = bicot(*QUIETLY, f"runs_dir={tmp_path}/runs", *overrides)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith(f"error: {complaint}")
     assert "Traceback" not in done.stdout + done.stderr
