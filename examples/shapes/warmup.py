@@ -1,8 +1,8 @@
 """What the shapes world's cold start begins with: `python -m examples.shapes.warmup`, then
 `bicot sft examples/shapes/sft.yaml`.
 
-Writes a Janus and worked examples into runs/shapes_start. From them `bicot sft` makes the checkpoint
-that ships with the project, from which `make train` starts.
+Writes a Janus and worked examples into runs/shapes_start. From them `bicot sft` makes a checkpoint like
+the one that ships with the project, from which `make train` starts.
 
 1. The model: a random trunk, and a VQ autoencoder that is trained here, in a minute. All images are
    made of 73 different patches, so the code of every patch is known: one a patch, and for the ground
