@@ -4,10 +4,10 @@ checkpoint.
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -86,6 +86,25 @@ def learner_at_work():
         if isinstance(getattr(error, "cause", None), UserError):
             raise
         raise LearnerLost(_in_short(error)) from error
+
+
+class RollsBack(Protocol):
+    """A run that can go back to its newest checkpoint."""
+
+    def rollback(self, lost: LearnerLost) -> None: ...
+
+
+def train_with_recovery(run: RollsBack, loop: Callable[[StopSignal], None]) -> None:
+    """The loop, again from the newest checkpoint whenever the learner is lost."""
+    lost = None
+    with catch_stop_signals() as stop:
+        while True:
+            try:
+                if lost:
+                    run.rollback(lost)
+                return loop(stop)
+            except LearnerLost as error:
+                lost = error
 
 
 def _in_short(error: Exception) -> str:
