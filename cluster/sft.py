@@ -21,8 +21,8 @@ from cluster.files import KeepGoing
 from cluster.fingerprints import fingerprint, policy_fingerprints
 from cluster.placement import check_room, reserve
 from cluster.ray_session import existing_cluster, ray_session
+from cluster.recovery import StopSignal, learner_at_work, train_with_recovery
 from cluster.resume import resume_point
-from cluster.run import StopSignal, learner_at_work, train_with_recovery
 from cluster.sft_config import SftConfig
 from cluster.sft_rows import Example, Lessons, read_examples
 from cluster.sft_run import SftRun, start_learner

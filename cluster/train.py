@@ -17,9 +17,10 @@ from rich.console import Console
 from cluster.config import RunConfig
 from cluster.placement import total_cpus
 from cluster.ray_session import ray_session
+from cluster.recovery import StopSignal, learner_at_work, train_with_recovery
 from cluster.requests import Requests
 from cluster.resume import where_to_start
-from cluster.run import Run, StopSignal, learner_at_work, train_with_recovery
+from cluster.run import Run
 from cluster.update import collect_groups, update
 from cluster.validate import run_folder, validate_run
 from cluster.watch.console import TrainProgress
