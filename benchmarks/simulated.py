@@ -19,9 +19,10 @@ from cluster.checkpoint import CheckpointManager
 from cluster.config import RunConfig, load_config
 from cluster.ledger import Ledger
 from cluster.ray_session import WORKER_ENV
+from cluster.recovery import StopSignal
 from cluster.rollout_workers import RolloutWorkers
 from cluster.rollouts import RolloutManager
-from cluster.run import Run, StopSignal
+from cluster.run import Run
 from cluster.train import train_loop
 from cluster.watch.console import TrainProgress
 from cluster.watch.evaluation import Evaluation, ScoredSample

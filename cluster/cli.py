@@ -98,7 +98,7 @@ def sft(
 
 def _to_its_end(run: Callable[[], object], folder: Path) -> None:
     """A run that may be stopped: exit status 75 says that the same command goes on."""
-    from cluster.run import EXIT_STATUS, Stopped
+    from cluster.recovery import EXIT_STATUS, Stopped
 
     try:
         run()

@@ -2,14 +2,10 @@
 checkpoint.
 """
 
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.checkpoint import (
     Checkpoint,
@@ -22,6 +18,7 @@ from cluster.config import RunConfig
 from cluster.fingerprints import fingerprints
 from cluster.ledger import Entry, Ledger, Outcome
 from cluster.pending import RolloutBatch, ScoredGroup
+from cluster.recovery import LearnerLost, Stopped, learner_at_work
 from cluster.requests import Requested, Requests
 from cluster.validate import Inputs
 from cluster.watch.benchmarks import BenchmarkSlice, benchmark_metrics
@@ -37,63 +34,6 @@ from policy.errors import UserError, in_one_line
 from policy.records import PublishedWeights
 
 _EMPTY_STEPS_TOLD = 3
-EXIT_STATUS = 75
-"""EX_TEMPFAIL of sysexits.h: the same command, given again, goes on."""
-
-
-class Stopped(Exception):
-    """The run stopped as it was asked to, after it had saved a checkpoint of `step`."""
-
-    def __init__(self, step: int):
-        super().__init__(step)
-        self.step = step
-
-
-class StopSignal:
-    requested = False
-
-
-@contextmanager
-def catch_stop_signals() -> Iterator[StopSignal]:
-    """Inside, SIGTERM (`ray job stop`, Kubernetes) and SIGUSR1 (Slurm) are requests. A second SIGTERM
-    ends the command at once, as Ctrl-C does."""
-    stop = StopSignal()
-
-    def ask(signum, frame) -> None:
-        if stop.requested and signum == signal.SIGTERM:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    before = {which: signal.signal(which, ask) for which in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield stop
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
-
-
-class LearnerLost(Exception):
-    """A rank died, hangs, or failed in a way that leaves the others waiting."""
-
-
-@contextmanager
-def learner_at_work():
-    """What a lost learner looks like from outside becomes LearnerLost. A UserError is raised again
-    unchanged."""
-    try:
-        yield
-    except (RayActorError, GetTimeoutError, RayTaskError) as error:
-        if isinstance(getattr(error, "cause", None), UserError):
-            raise
-        raise LearnerLost(_in_short(error)) from error
-
-
-def _in_short(error: Exception) -> str:
-    if isinstance(error, RayActorError):
-        return "a rank died"
-    if isinstance(error, GetTimeoutError):
-        return "no answer in learner.timeout_s"
-    return in_one_line(error)[:300]
 
 
 @dataclass

@@ -21,8 +21,8 @@ from cluster.files import KeepGoing
 from cluster.fingerprints import fingerprint, policy_fingerprints
 from cluster.placement import check_room, reserve
 from cluster.ray_session import existing_cluster, ray_session
+from cluster.recovery import StopSignal, learner_at_work, train_with_recovery
 from cluster.resume import resume_point
-from cluster.run import LearnerLost, StopSignal, catch_stop_signals, learner_at_work
 from cluster.sft_config import SftConfig
 from cluster.sft_rows import Example, Lessons, read_examples
 from cluster.sft_run import SftRun, start_learner
@@ -62,7 +62,7 @@ def sft(config: SftConfig, console: Console) -> Path:
                 with SftProgress(console, config.sft.steps, done, as_json) as progress:
                     begin = SftRun.begin(config, place, learner, progress, marks, start)
                     with closing(begin) as run:
-                        train_with_recovery(run, lessons, heldout)
+                        train_with_recovery(run, partial(train_loop, run, lessons, heldout))
         with KeepGoing(tell)("report.html"):
             tell(str(write_report(config.folder, tell)))
     return config.folder
@@ -100,19 +100,6 @@ def learner_place(config: SftConfig, console: Console) -> Iterator[PlacementGrou
         finally:
             if existing_cluster(config.ray):  # our own ends with us, all at once
                 remove_placement_group(place)
-
-
-def train_with_recovery(run: SftRun, lessons: Lessons, heldout: Sequence[Sample]) -> None:
-    """`train_loop`, again from the newest checkpoint whenever the learner is lost."""
-    lost = None
-    with catch_stop_signals() as stop:
-        while True:
-            try:
-                if lost:
-                    run.rollback(lost)
-                return train_loop(run, lessons, heldout, stop)
-            except LearnerLost as error:
-                lost = error
 
 
 def train_loop(run: SftRun, lessons: Lessons, heldout: Sequence[Sample], stop: StopSignal) -> None:

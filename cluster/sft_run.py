@@ -9,7 +9,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from cluster.checkpoint import Checkpoint, CheckpointManager, State, newest, truncate_after
-from cluster.run import LearnerLost, Stopped, learner_at_work
+from cluster.recovery import LearnerLost, Stopped, learner_at_work
 from cluster.sft_config import SftConfig
 from cluster.watch.console import SftProgress
 from cluster.watch.recorder import Recorder

@@ -17,9 +17,10 @@ from rich.console import Console
 from cluster.config import RunConfig
 from cluster.placement import total_cpus
 from cluster.ray_session import ray_session
+from cluster.recovery import StopSignal, learner_at_work, train_with_recovery
 from cluster.requests import Requests
 from cluster.resume import where_to_start
-from cluster.run import LearnerLost, Run, StopSignal, catch_stop_signals, learner_at_work
+from cluster.run import Run
 from cluster.update import collect_groups, update
 from cluster.validate import run_folder, validate_run
 from cluster.watch.console import TrainProgress
@@ -51,22 +52,9 @@ def train(config: RunConfig, console: Console) -> Path:
             ):
                 run_folder(config, goes_on=start is not None)
                 with closing(Run.begin(config, workers, progress, inputs, start)) as run:
-                    train_with_recovery(run, inputs.prompts)
+                    train_with_recovery(run, partial(train_loop, run, inputs.prompts))
         summarize(config.folder, console)
     return config.folder
-
-
-def train_with_recovery(run: Run, prompts: Sequence[Prompt]) -> None:
-    """`train_loop`, again from the newest checkpoint whenever the learner is lost."""
-    lost = None
-    with catch_stop_signals() as stop:
-        while True:
-            try:
-                if lost:
-                    run.rollback(lost)
-                return train_loop(run, prompts, stop)
-            except LearnerLost as error:
-                lost = error
 
 
 def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> None:
