@@ -134,7 +134,9 @@ def evaluate(
 @app.command()
 def generate(
     config: ConfigFile,
-    prompts: Annotated[list[str], typer.Argument(help="sentences, or one file of prompts (.jsonl)")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="sentences, or one file of prompts (.txt, .jsonl)")
+    ],
     policy: Policy = None,
     out: Annotated[Path, typer.Option(help="folder for CoTs, PNGs and the grid", parser=home)] = Path(
         "generated"
@@ -142,8 +144,9 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, help="images a prompt")] = 4,
     seed: Annotated[int | None, typer.Option(help="instead of the configured one")] = None,
 ):
-    """Think, then draw: semantic CoTs and images for prompts. Needs no experts and no Ray."""
-    from cluster.commands.sampling import generate as run
+    """Think, then draw: semantic CoTs and images for prompts. Needs no experts and no Ray. Given again,
+    the same command draws what is missing."""
+    from cluster.commands.generate import generate as run
     from cluster.config import load_config
 
     overrides = [f"seed={seed}"] if seed is not None else []
