@@ -249,11 +249,21 @@ def export(
     to: Annotated[
         Literal["transformers", "original"], typer.Option(help="the layout to write")
     ] = "transformers",
+    card: Annotated[
+        bool, typer.Option("--card", help="a model card, README.md, with results and pictures")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="upload it to the Hugging Face hub; HF_TOKEN signs in"),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="a repository that --push makes is for everybody to see")
+    ] = False,
 ):
     """Write the model of a run's newest checkpoint."""
-    from cluster.commands.runs import export as write
+    from cluster.commands.export import export as write
 
-    write(run, target, to, console)
+    write(run, target, to, console, card=card, push=push, public=public)
 
 
 @app.command()
