@@ -51,6 +51,8 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     "what is trained": {
         "semantic CoT only": ["learner.image_weight=0"],
         "image only": ["learner.cot_weight=0"],
+        "image only, guided": ["learner.cot_weight=0", "learner.train_distribution=guided"],
+        "both, guided": ["learner.train_distribution=guided"],
     },
 }
 COLUMNS = {
@@ -86,11 +88,11 @@ def train(job: Job, steps: int) -> None:
     """One run, unless it is there. One worker of each role, so that two runs share two cores."""
     if scores(job.run):
         return
-    small = ["learner.ranks=1", "actors.count=1", "ray.dashboard=false", "ray.object_store_mb=128"]
+    small = ["learner.ranks=1", "actors.count=1", "ray.dashboard=false"]
     every = [f"{key}={steps}" for key in ("train.steps", "evaluate.every", "train.save_every")]
     where = [f"name={job.run.name}", f"runs_dir={job.folder}", f"seed={job.seed}"]
     command = [sys.executable, "-m", "cluster", "train", CONFIG, *small, *every, *where, *job.keys]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=steps * 60 + 600)
     print(f"{job.run.name}: exit status {done.returncode}", flush=True)
     if done.returncode:
         print(done.stdout[-2000:], done.stderr[-2000:], flush=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.worker import BaseContext
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 from rich.console import Console
@@ -84,9 +83,9 @@ def ray_session(
         signal.signal(signal.SIGTERM, previous)
 
 
-def start_ray(address: str | None, options: Mapping[str, Any], timeout_s: float) -> BaseContext:
-    """Connect, or start a cluster; a node that is slow to start is started again until `timeout_s` is
-    over. Raises UserError with what Ray says, and with what it may depend on."""
+def start_ray(address: str | None, options: Mapping[str, Any], timeout_s: float) -> Any:
+    """Connect, or start a cluster, and return Ray's context; a node that is slow to start is started
+    again until `timeout_s` is over. Raises UserError with what Ray says, and what it may depend on."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:

@@ -14,13 +14,17 @@ from policy.paths import UserPath
 
 
 class SftLearnerConfig(LearnerConfig):
-    """The learner of training, whose keys mean the same; those of rewards and of a reference model are
-    not looked at."""
+    """The learner of training. Its keys mean the same, with the steps of `sft`; what has to do with
+    rewards, ratios, entropy or a reference model is not looked at."""
 
     loss: str = "learner.sft:sft_loss"
     """A name in `learner.losses.LOSSES`, or `package.module:function` of your own."""
     kl_coef: float = Field(0.0, ge=0, le=0)
     """There is no reference model."""
+    updates_per_batch: int = Field(1, ge=1, le=1)
+    """A step learns from its examples once."""
+    minibatches: int = Field(1, ge=1, le=1)
+    """A step is one update."""
     train_distribution: Literal["conditional"] = "conditional"
     """Worked examples are not sampled with guidance."""
 

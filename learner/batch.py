@@ -23,7 +23,7 @@ class Batch:
     cot_mask: Tensor  # bool [N, Lc]
     image_prompt: Tensor  # int64 [N, P2], left-padded
     image_prompt_mask: Tensor  # bool [N, P2]
-    image: Tensor  # int64 [N, Ti]; a sample without an image has zeros, of weight 0
+    image: Tensor  # int64 [N, Ti]; of a sample without an image zeros, of weight 0
     sampled_logps: Tensor  # float32 [N, Lc + Ti], as the sampler returned them
     guided_logps: Tensor  # float32 [N, Ti], of the guided distribution that was sampled from
     advantages: Tensor  # float32 [N, 2], of the semantic CoT and of the image
@@ -114,8 +114,8 @@ def empty_like(batch: Batch) -> Batch:
 
 
 def _pad(rows, value, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Padded [N, longest] and where it holds real entries, bool."""
-    width = max(len(row) for row in rows)
+    """Padded [N, longest], at least one column, and where it holds real entries, bool."""
+    width = max(1, *(len(row) for row in rows))
     tensors = [torch.tensor(row) for row in rows]  # copies: Ray's arrays are read-only
     padded = tensors[0].new_full((len(rows), width), value)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)

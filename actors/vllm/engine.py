@@ -12,7 +12,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.sampler import Progress
 from actors.vllm.config import VLLMConfig
-from actors.vllm.guided_sampling import Drawn, PairedRow, Plan
+from actors.vllm.guided_sampling import PairedRow, PhaseConfig, PhaseTokens
 from actors.vllm.launch import engine_config, executor_class
 from actors.vllm.scheduler import blocks
 from policy.errors import UserError
@@ -23,7 +23,7 @@ _BUCKET_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Request:
-    """An order for one sample's tokens in one phase."""
+    """A request for one sample's tokens in one phase."""
 
     prompt: list[int]
     negative: list[int] | None
@@ -49,17 +49,17 @@ class Engine:
             log_stats=False,
             multiprocess_mode=False,
         )
-        self._plan: Plan | None = None
+        self._phase: PhaseConfig | None = None
         self._output_kind = RequestOutputKind.FINAL_ONLY
         self._rows: dict[str, int] = {}  # unfinished requests, and whose sample each is
         self._tokens: dict[int, list[int]] = {}  # what vLLM says it sampled, by finished sample
         self._so_far: dict[int, list[int]] = {}  # the same of all samples, where each step is told
 
     def run(
-        self, plan: Plan, requests: Sequence[Request], on_progress: Progress | None = None
-    ) -> list[Drawn]:
-        """Draw all requests, one Drawn each, in their order. All or nothing."""
-        self.submit(plan, requests, each_step=on_progress is not None)
+        self, config: PhaseConfig, requests: Sequence[Request], on_progress: Progress | None = None
+    ) -> list[PhaseTokens]:
+        """Sample all requests, one PhaseTokens each, in their order. All or nothing."""
+        self.submit(config, requests, each_step=on_progress is not None)
         try:
             while self._rows:
                 self.step()
@@ -68,28 +68,30 @@ class Engine:
         except BaseException:
             self.abandon()
             raise
-        drawn = self.collect()
-        return [drawn[n] for n in range(len(requests))]
+        sampled = self.collect()
+        return [sampled[n] for n in range(len(requests))]
 
     # --- run, in pieces ---
 
-    def submit(self, plan: Plan, requests: Sequence[Request], *, each_step: bool = False) -> None:
-        """Hand requests to vLLM; their sample is their number. One plan at a time. `each_step`: vLLM
+    def submit(
+        self, config: PhaseConfig, requests: Sequence[Request], *, each_step: bool = False
+    ) -> None:
+        """Hand requests to vLLM; their sample is their number. One phase at a time. `each_step`: vLLM
         tells in every step what it sampled, and not at the end alone."""
         if self.busy:
-            raise RuntimeError("a batch is still being drawn")
+            raise RuntimeError("a batch is still being sampled")
         for request in requests:
-            self._check_fits(request, plan.max_tokens)
-        self._plan = plan
+            self._check_fits(request, config.max_tokens)
+        self._phase = config
         self._tokens, self._so_far = {}, {}
         self._output_kind = RequestOutputKind.CUMULATIVE if each_step else RequestOutputKind.FINAL_ONLY
-        self._on_workers("begin_plan", plan)
+        self._on_workers("begin_phase", config)
         for sample, request in enumerate(requests):
             if request.negative is None:
-                self._add(PairedRow(sample, "alone", plan.phase, request.key), request.prompt)
+                self._add(PairedRow(sample, "alone", config.phase, request.key), request.prompt)
             else:
-                self._add(PairedRow(sample, "cond", plan.phase, request.key), request.prompt)
-                self._add(PairedRow(sample, "uncond", plan.phase, request.key), request.negative)
+                self._add(PairedRow(sample, "cond", config.phase, request.key), request.prompt)
+                self._add(PairedRow(sample, "uncond", config.phase, request.key), request.negative)
 
     def step(self) -> None:
         """One forward pass over whatever runs together."""
@@ -115,30 +117,30 @@ class Engine:
         # The step after a broken one is under way, and as broken: its error is not the next batch's.
         if steps := self._engine.engine_core.engine_core.batch_queue:
             steps.clear()
-        self._on_workers("take_drawn")
+        self._on_workers("take_tokens")
         self._engine.reset_prefix_cache()
 
-    def collect(self) -> dict[int, Drawn]:
-        """What was drawn for every sample that finished."""
-        assert self._plan is not None
-        journal = self._on_workers("take_drawn")
+    def collect(self) -> dict[int, PhaseTokens]:
+        """What was sampled for every sample that finished."""
+        assert self._phase is not None
+        journal = self._on_workers("take_tokens")
         offset = self._first_id
         found = {}
         for sample, tokens in self._tokens.items():
-            drawn, length = journal[sample], len(tokens)
-            if [t + offset for t in drawn.tokens[:length]] != tokens:
-                raise RuntimeError(f"vLLM sampled other tokens than were drawn for sample {sample}")
-            # With asynchronous scheduling a row is drawn once more before its end is seen.
-            columns = (drawn.tokens, drawn.logps, drawn.guided_logps)
-            found[sample] = Drawn(*(column[:length] for column in columns))
+            sampled, length = journal[sample], len(tokens)
+            if [t + offset for t in sampled.tokens[:length]] != tokens:
+                raise RuntimeError(f"vLLM reports other tokens than were sampled for sample {sample}")
+            # With asynchronous scheduling a row is sampled once more before its end is seen.
+            columns = (sampled.tokens, sampled.logps, sampled.guided_logps)
+            found[sample] = PhaseTokens(*(column[:length] for column in columns))
         return found
 
     @property
     def _first_id(self) -> int:
-        """What vLLM's ids of this plan's phase begin at."""
-        assert self._plan is not None
+        """What vLLM's ids of this phase begin at."""
+        assert self._phase is not None
         text = self._config.model_config.hf_config.text_vocabulary
-        return text if self._plan.phase == "image" else 0
+        return text if self._phase.phase == "image" else 0
 
     def _drawn_so_far(self, sample: int) -> list[int]:
         return [token - self._first_id for token in self._so_far.get(sample, [])]
@@ -153,7 +155,7 @@ class Engine:
         """Replace parameters by transformers' names, between batches. What vLLM has no use for is
         passed over; `complete` insists that nothing of its own is left out."""
         if self.busy:
-            raise RuntimeError("weights cannot change while a batch is being drawn")
+            raise RuntimeError("weights cannot change while a batch is being sampled")
         apart = self._config.parallel_config.world_size > 1
         buckets = _buckets(named) if apart else (named,)
         missing = set.intersection(*(self._on_workers("replace_parameters", b) for b in buckets))
@@ -165,21 +167,21 @@ class Engine:
 
     # --- helpers ---
 
-    def _add(self, lane: PairedRow, prompt: list[int]) -> None:
-        assert self._plan is not None
-        name = f"{lane.sample}-{lane.role}"
-        stop = self._plan.stop_id
+    def _add(self, paired_row: PairedRow, prompt: list[int]) -> None:
+        assert self._phase is not None
+        name = f"{paired_row.sample}-{paired_row.role}"
+        stop = self._phase.stop_id
         params = SamplingParams(
             temperature=0.0,  # the PairSampler draws; vLLM only takes the likeliest
-            max_tokens=self._plan.max_tokens,
+            max_tokens=self._phase.max_tokens,
             stop_token_ids=None if stop is None else [stop],
             ignore_eos=True,
             detokenize=False,
             output_kind=self._output_kind,
-            extra_args=lane.extra_args(),
+            extra_args=paired_row.extra_args(),
         )
         self._engine.add_request(name, {"prompt_token_ids": prompt}, params)
-        self._rows[name] = lane.sample
+        self._rows[name] = paired_row.sample
 
     def _check_fits(self, request: Request, new: int) -> None:
         rows = 1 if request.negative is None else 2

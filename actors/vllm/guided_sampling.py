@@ -31,7 +31,7 @@ from actors.token_choice import choose_tokens
 
 Phase = Literal["cot", "image"]
 
-_KEY = "lane"
+_KEY = "paired_row"
 
 
 class LockstepError(RuntimeError):
@@ -55,20 +55,20 @@ class PairedRow:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PhaseConfig:
     """What all rows of one call have in common."""
 
     phase: Phase
     temperature: float
     guidance: float
-    """Weight of a pair's guidance; a lane that is alone knows none."""
+    """Weight of a pair's guidance; a row that is alone knows none."""
     max_tokens: int
     stop_id: int | None = None
     """The token that ends a row; None: a row ends at `max_tokens` only."""
 
 
 def paired_row_of(params) -> PairedRow | None:
-    """The lane in a request's `SamplingParams`; None for vLLM's own warm-up requests."""
+    """The PairedRow in a request's `SamplingParams`; None for vLLM's own warm-up requests."""
     return ((params and params.extra_args) or {}).get(_KEY)
 
 
@@ -91,20 +91,29 @@ class Layout:
     partner_rows: Tensor
 
     @classmethod
-    def of(cls, lanes: Sequence[PairedRow | None], plan: Plan, device: torch.device) -> "Layout":
-        """lanes: [R], None for a row that is not ours. Raises LockstepError if a partner is missing."""
+    def of(
+        cls, paired_rows: Sequence[PairedRow | None], config: PhaseConfig, device: torch.device
+    ) -> "Layout":
+        """`paired_rows` [R], None for a row that is not ours. Raises LockstepError if a partner is
+        missing."""
         lead: dict[int, int] = {}
         partner: dict[int, int] = {}
-        for row, lane in enumerate(lanes):
-            if lane is None:
+        for row, paired_row in enumerate(paired_rows):
+            if paired_row is None:
                 continue
-            if lane.phase != plan.phase:
-                raise LockstepError(f"a row of the {lane.phase} phase in a batch of {plan.phase} rows")
-            rows = partner if lane.role == "uncond" else lead
-            if lane.sample in rows:
-                raise LockstepError(f"sample {lane.sample} has two rows of one role")
-            rows[lane.sample] = row
-        paired = {s for s, row in lead.items() if (lane := lanes[row]) and lane.role == "cond"}
+            if paired_row.phase != config.phase:
+                raise LockstepError(
+                    f"a row of the {paired_row.phase} phase in a batch of {config.phase} rows"
+                )
+            rows = partner if paired_row.role == "uncond" else lead
+            if paired_row.sample in rows:
+                raise LockstepError(f"sample {paired_row.sample} has two rows of one role")
+            rows[paired_row.sample] = row
+        paired = {
+            s
+            for s, row in lead.items()
+            if (paired_row := paired_rows[row]) and paired_row.role == "cond"
+        }
         if broken := sorted(paired ^ set(partner)):
             raise LockstepError(f"only one row of a pair is in the batch: samples {broken[:8]}")
         if paired and len(paired) != len(lead):
@@ -115,14 +124,14 @@ class Layout:
             samples=tuple(lead),
             lead=leads,
             partner=pairs,
-            keys=to_device([lanes[row].key for row in leads], device),
+            keys=to_device([paired_rows[row].key for row in leads], device),
             lead_rows=to_device(leads, device),
             partner_rows=to_device(pairs, device),
         )
 
 
 @dataclass
-class Drawn:
+class PhaseTokens:
     """The tokens of one sample in order, as their phase counts them, and their log-probabilities."""
 
     tokens: list[int] = field(default_factory=list)
@@ -131,24 +140,24 @@ class Drawn:
 
 
 class PairSampler:
-    """Draws for one worker. `plan` must be set before rows arrive; `take` empties the journal."""
+    """Samples for one worker. `config` must be set before rows arrive; `take` empties the journal."""
 
     def __init__(self, text_vocabulary: int):
-        self.plan: Plan | None = None
+        self.config: PhaseConfig | None = None
         self._text_vocabulary = text_vocabulary
         self._journal: list[tuple[tuple[int, ...], Tensor, Tensor, Tensor]] = []
 
-    def layout(self, lanes: Sequence[PairedRow | None], device: torch.device) -> Layout:
-        if self.plan is None:
-            raise RuntimeError("rows arrived before the plan for them")
-        return Layout.of(lanes, self.plan, device)
+    def layout(self, paired_rows: Sequence[PairedRow | None], device: torch.device) -> Layout:
+        if self.config is None:
+            raise RuntimeError("rows arrived before the phase for them")
+        return Layout.of(paired_rows, self.config, device)
 
     def draw(self, logits: Tensor, layout: Layout, positions: np.ndarray) -> None:
         """Choose every sample's next token and write the choice into the logits.
 
-        logits: float32 [R, Vt + Vi]. positions: int [R], how many tokens each row has drawn before.
+        logits: float32 [R, Vt + Vi]. positions: int [R], how many tokens each row has sampled before.
         """
-        assert self.plan is not None  # or there were no layout
+        assert self.config is not None  # or there were no layout
         guided = len(layout.partner) > 0
         lead = positions[layout.lead]
         if guided and (late := np.flatnonzero(lead != positions[layout.partner])).size:
@@ -159,9 +168,9 @@ class PairSampler:
             own.index_select(0, layout.lead_rows),
             layout.keys,
             to_device(lead, logits.device),
-            self.plan.temperature,
+            self.config.temperature,
             unconditional=own.index_select(0, layout.partner_rows) if guided else None,
-            guidance=self.plan.guidance,
+            guidance=self.config.guidance,
         )
         self._journal.append((layout.samples, tokens, logps, guided_logps))
         certain = torch.finfo(logits.dtype).max
@@ -169,27 +178,27 @@ class PairSampler:
         if guided:
             logits[layout.partner_rows, tokens + first] = certain
 
-    def take(self) -> dict[int, Drawn]:
-        """All that was drawn since the last call, by sample."""
+    def take(self) -> dict[int, PhaseTokens]:
+        """All that was sampled since the last call, by sample."""
         if not self._journal:
             return {}
         steps, *columns = zip(*self._journal, strict=True)
         self._journal.clear()
         samples = [sample for step in steps for sample in step]
-        drawn: dict[int, Drawn] = defaultdict(Drawn)
+        sampled: dict[int, PhaseTokens] = defaultdict(PhaseTokens)
         # One copy from the device a column, not one a step.
         rows = zip(samples, *(torch.cat(column).tolist() for column in columns), strict=True)
         for sample, token, logp, guided in rows:
-            entry = drawn[sample]
+            entry = sampled[sample]
             entry.tokens.append(token)
             entry.logps.append(logp)
             entry.guided_logps.append(guided)
-        return dict(drawn)
+        return dict(sampled)
 
     def _span(self, logits: Tensor) -> tuple[int, Tensor]:
         """The phase's part of the joint vocabulary: its first id and its logits, [R, Vt] or [R, Vi]."""
-        assert self.plan is not None
-        if self.plan.phase == "cot":
+        assert self.config is not None
+        if self.config.phase == "cot":
             return 0, logits[:, : self._text_vocabulary]
         return self._text_vocabulary, logits[:, self._text_vocabulary :]
 
@@ -224,7 +233,9 @@ class PairProcessorV1(LogitsProcessorV1):
             return logits
         rows = [self._rows.get(n, (None, ())) for n in range(len(logits))]
         if self._layout is None:
-            self._layout = self.pair_sampler.layout([lane for lane, _ in rows], self._device)
+            self._layout = self.pair_sampler.layout(
+                [paired_row for paired_row, _ in rows], self._device
+            )
         self.pair_sampler.draw(logits, self._layout, np.array([len(output) for _, output in rows]))
         return logits
 
@@ -233,20 +244,22 @@ class PairProcessorV2(LogitsProcessorV2):
     def __init__(self, vllm_config, req_states):
         self.pair_sampler = PairSampler(vllm_config.model_config.hf_config.text_vocabulary)
         self._states = req_states
-        self._lanes: dict[int, PairedRow | None] = {}  # by slot
+        self._paired_rows: dict[int, PairedRow | None] = {}  # by slot
         self._layout: Layout | None = None  # of the rows in these slots; None: none of them is ours
         self._slots: bytes | None = None
 
     def add_request(self, req_idx: int, sampling_params) -> bool:
-        self._lanes[req_idx] = paired_row_of(sampling_params)
+        self._paired_rows[req_idx] = paired_row_of(sampling_params)
         self._slots = None
-        return self._lanes[req_idx] is not None
+        return self._paired_rows[req_idx] is not None
 
     def apply(self, logits: Tensor, ctx) -> Tensor:
         slots = ctx.idx_mapping_np
         if slots.tobytes() != self._slots:
-            lanes = [self._lanes.get(slot) for slot in slots.tolist()]
-            self._layout = self.pair_sampler.layout(lanes, logits.device) if any(lanes) else None
+            paired_rows = [self._paired_rows.get(slot) for slot in slots.tolist()]
+            self._layout = (
+                self.pair_sampler.layout(paired_rows, logits.device) if any(paired_rows) else None
+            )
             self._slots = slots.tobytes()
         if self._layout is not None:
             lengths = ctx.seq_lens_upper_bound_np[: len(slots)]  # exact without speculative decoding

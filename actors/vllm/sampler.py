@@ -9,7 +9,7 @@ from transformers import JanusForConditionalGeneration
 from actors.sampler import Cots, Images, Progress, SamplingConfig, TwoPhaseSampler
 from actors.vllm.config import VLLMConfig
 from actors.vllm.engine import Engine, Request
-from actors.vllm.guided_sampling import Plan
+from actors.vllm.guided_sampling import PhaseConfig
 from policy.model import Janus
 
 
@@ -49,7 +49,7 @@ class VLLMSampler(TwoPhaseSampler):
     def generate_cots(
         self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
     ) -> Cots:
-        plan = Plan(
+        config = PhaseConfig(
             "cot",
             temperature=self.config.temperature,
             guidance=1.0,
@@ -57,13 +57,13 @@ class VLLMSampler(TwoPhaseSampler):
             stop_id=self.janus.eos_id,
         )
         requests = [Request(p, None, key) for p, key in zip(prompts, keys, strict=True)]
-        drawn = self.engine.run(plan, requests, on_progress)
-        return Cots([d.tokens for d in drawn], [d.logps for d in drawn])
+        sampled = self.engine.run(config, requests, on_progress)
+        return Cots([d.tokens for d in sampled], [d.logps for d in sampled])
 
     def generate_images(
         self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None
     ) -> Images:
-        plan = Plan(
+        config = PhaseConfig(
             "image",
             temperature=self.config.temperature,
             guidance=self.config.guidance,
@@ -74,11 +74,11 @@ class VLLMSampler(TwoPhaseSampler):
             Request(p, self.janus.unconditional_ids(p) if guided else None, key)
             for p, key in zip(prompts, keys, strict=True)
         ]
-        drawn = self.engine.run(plan, requests, on_progress)
+        sampled = self.engine.run(config, requests, on_progress)
         return Images(
-            torch.tensor([d.tokens for d in drawn], device=self.device),
-            torch.tensor([d.logps for d in drawn]),
-            torch.tensor([d.guided_logps for d in drawn]),
+            torch.tensor([d.tokens for d in sampled], device=self.device),
+            torch.tensor([d.logps for d in sampled]),
+            torch.tensor([d.guided_logps for d in sampled]),
         )
 
 

@@ -101,15 +101,18 @@ def _by_sample(requests: Iterable[Request]) -> list[list[Request]]:
     for request in requests:
         samples.setdefault(_name(request), []).append(request)
     for name, rows in samples.items():
-        lanes = [paired_row_of(r.sampling_params) for r in rows]
-        if any(lane and lane.role != "alone" for lane in lanes) and len(rows) != 2:
+        paired_rows = [paired_row_of(r.sampling_params) for r in rows]
+        if (
+            any(paired_row and paired_row.role != "alone" for paired_row in paired_rows)
+            and len(rows) != 2
+        ):
             raise LockstepError(f"only one row of a pair is left: sample {name}")
     return list(samples.values())
 
 
 def _name(request: Request) -> object:
-    lane = paired_row_of(request.sampling_params)
-    return lane.sample if lane else request.request_id
+    paired_row = paired_row_of(request.sampling_params)
+    return paired_row.sample if paired_row else request.request_id
 
 
 class PairScheduler(_WholeSamples, Scheduler):

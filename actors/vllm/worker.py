@@ -9,7 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from actors.vllm.guided_sampling import Drawn, PairProcessorV1, PairProcessorV2, PairSampler, Plan
+from actors.vllm.guided_sampling import (
+    PairProcessorV1,
+    PairProcessorV2,
+    PairSampler,
+    PhaseConfig,
+    PhaseTokens,
+)
 from actors.vllm.model import register
 
 register()
@@ -21,13 +27,13 @@ class JanusWorker:
     get_model: Callable[[], Any]
     model_runner: Any
 
-    def begin_plan(self, plan: Plan) -> None:
-        self.get_model().phase = plan.phase
-        self._drawer().plan = plan
+    def begin_phase(self, config: PhaseConfig) -> None:
+        self.get_model().phase = config.phase
+        self._pair_sampler().config = config
 
-    def take_drawn(self) -> dict[int, Drawn]:
-        """What was drawn since it was taken last, by sample."""
-        return self._drawer().take()
+    def take_tokens(self) -> dict[int, PhaseTokens]:
+        """What was sampled since it was taken last, by sample."""
+        return self._pair_sampler().take()
 
     def replace_parameters(self, named: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Returns the names of the parameters that were left as they are."""
@@ -35,7 +41,7 @@ class JanusWorker:
         loaded = model.load_weights(iter(named))
         return {name for name, _ in model.named_parameters()} - loaded
 
-    def _drawer(self) -> PairSampler:
+    def _pair_sampler(self) -> PairSampler:
         runner = self.model_runner
         v2 = hasattr(runner, "sampler") and hasattr(runner.sampler, "logits_processors")
         found = runner.sampler.logits_processors if v2 else runner.input_batch.logitsprocs.all

@@ -5,7 +5,7 @@ spill when four fifths of it are in use (its `object_spilling_threshold`)."""
 
 from dataclasses import dataclass
 
-from ray._common.utils import get_system_memory
+from ray._common.utils import get_system_memory  # private: what Ray itself takes for the memory here
 from transformers import JanusForConditionalGeneration
 
 from cluster.config import RayConfig, RunConfig

@@ -27,7 +27,8 @@ TRAINED = {
 
 
 def bicot(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "cluster", *map(str, arguments)], check=True)
+    command = [sys.executable, "-m", "cluster", *map(str, arguments)]
+    subprocess.run(command, check=True, timeout=6 * 3600)
 
 
 def trained(folder: Path, name: str, overrides: Sequence[str]) -> Path:

@@ -21,7 +21,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 
 from actors.token_choice import choose_tokens
 from actors.vllm.engine import Request
-from actors.vllm.guided_sampling import Drawn, PairProcessorV2, Plan
+from actors.vllm.guided_sampling import PairProcessorV2, PhaseConfig, PhaseTokens
 from actors.vllm.worker import JanusWorker
 
 BLOCK, LAYERS, HEADS, HEAD_SIZE = 32, 2, 4, 32
@@ -38,28 +38,28 @@ class Logits:
         return 2 * torch.randn(self._vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
-def plain_loop(logits: Logits, text: int, plan: Plan, request: Request) -> Drawn:
+def plain_loop(logits: Logits, text: int, config: PhaseConfig, request: Request) -> PhaseTokens:
     """One sample by itself. `text`: the size of the text vocabulary."""
-    offset = text if plan.phase == "image" else 0
+    offset = text if config.phase == "image" else 0
     part = slice(offset, None) if offset else slice(text)
     rows = [list(prompt) for prompt in (request.prompt, request.negative) if prompt is not None]
-    drawn, key = Drawn(), torch.tensor([request.key])
-    while len(drawn.tokens) < plan.max_tokens and plan.stop_id not in drawn.tokens[-1:]:
+    sampled, key = PhaseTokens(), torch.tensor([request.key])
+    while len(sampled.tokens) < config.max_tokens and config.stop_id not in sampled.tokens[-1:]:
         conditional, *other = (logits.after(row)[None, part] for row in rows)
         choice = choose_tokens(
             conditional,
             key,
-            torch.tensor([len(drawn.tokens)]),
-            plan.temperature,
+            torch.tensor([len(sampled.tokens)]),
+            config.temperature,
             unconditional=other[0] if other else None,
-            guidance=plan.guidance,
+            guidance=config.guidance,
         )
-        drawn.tokens.append(token := int(choice.tokens))
-        drawn.logps.append(float(choice.logps))
-        drawn.guided_logps.append(float(choice.guided_logps))
+        sampled.tokens.append(token := int(choice.tokens))
+        sampled.logps.append(float(choice.logps))
+        sampled.guided_logps.append(float(choice.guided_logps))
         for row in rows:
             row.append(token + offset)
-    return drawn
+    return sampled
 
 
 class InFlight(AsyncModelRunnerOutput):

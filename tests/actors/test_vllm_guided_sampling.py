@@ -9,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from actors.token_choice import choose_tokens, token_logps
-from actors.vllm.guided_sampling import Layout, LockstepError, PairedRow, PairSampler, Plan
+from actors.vllm.guided_sampling import Layout, LockstepError, PairedRow, PairSampler, PhaseConfig
 
 pytestmark = pytest.mark.vllm
 
 TEXT, IMAGE = 50, 30
-GUIDED = Plan("image", temperature=0.8, guidance=3.0, max_tokens=9)
+GUIDED = PhaseConfig("image", temperature=0.8, guidance=3.0, max_tokens=9)
 CPU = torch.device("cpu")
 
 
@@ -30,40 +30,40 @@ def logits():
 @pytest.fixture
 def pair_sampler():
     pair_sampler = PairSampler(TEXT)
-    pair_sampler.plan = GUIDED
+    pair_sampler.config = GUIDED
     return pair_sampler
 
 
 def test_both_rows_of_a_pair_get_the_guided_token_wherever_they_lie(pair_sampler, logits):
     (c7, u7), (c3, u3) = pair(7, key=11), pair(3, key=12)
-    lanes, positions = [u3, c7, None, c3, u7], np.array([4, 2, 0, 4, 2])
+    paired_rows, positions = [u3, c7, None, c3, u7], np.array([4, 2, 0, 4, 2])
     before = logits.clone()
-    pair_sampler.draw(logits, pair_sampler.layout(lanes, CPU), positions)
+    pair_sampler.draw(logits, pair_sampler.layout(paired_rows, CPU), positions)
     conditional, unconditional = before[[1, 3], TEXT:], before[[4, 0], TEXT:]
     target = unconditional + 3.0 * (conditional - unconditional)
     tokens = choose_tokens(target, torch.tensor([11, 12]), torch.tensor([2, 4]), 0.8).tokens
     assert (logits.argmax(1)[[1, 3]] - TEXT).tolist() == tokens.tolist()
     assert (logits.argmax(1)[[4, 0]] - TEXT).tolist() == tokens.tolist()
     assert torch.equal(logits[2], before[2])
-    drawn = pair_sampler.take()
-    assert [drawn[s].tokens for s in (7, 3)] == [[t] for t in tokens.tolist()]
-    assert [drawn[s].logps[0] for s in (7, 3)] == token_logps(conditional, tokens, 0.8).tolist()
-    assert [drawn[s].guided_logps[0] for s in (7, 3)] == token_logps(target, tokens, 0.8).tolist()
+    sampled = pair_sampler.take()
+    assert [sampled[s].tokens for s in (7, 3)] == [[t] for t in tokens.tolist()]
+    assert [sampled[s].logps[0] for s in (7, 3)] == token_logps(conditional, tokens, 0.8).tolist()
+    assert [sampled[s].guided_logps[0] for s in (7, 3)] == token_logps(target, tokens, 0.8).tolist()
     assert pair_sampler.take() == {}
 
 
 def test_text_rows_draw_from_the_text_vocabulary_alone(pair_sampler, logits):
-    pair_sampler.plan = Plan("cot", temperature=0.0, guidance=1.0, max_tokens=9)
+    pair_sampler.config = PhaseConfig("cot", temperature=0.0, guidance=1.0, max_tokens=9)
     logits[:, TEXT:] = 100.0
     wanted = logits[:, :TEXT].argmax(1).tolist()
-    lanes = [PairedRow(n, "alone", "cot", n) for n in range(5)]
-    pair_sampler.draw(logits, pair_sampler.layout(lanes, CPU), np.arange(5))
+    paired_rows = [PairedRow(n, "alone", "cot", n) for n in range(5)]
+    pair_sampler.draw(logits, pair_sampler.layout(paired_rows, CPU), np.arange(5))
     assert logits.argmax(1).tolist() == wanted
     assert all(d.guided_logps == d.logps for d in pair_sampler.take().values())
 
 
 @pytest.mark.parametrize(
-    ("lanes", "message"),
+    ("paired_rows", "message"),
     [
         (pair(1)[:1], "only one row of a pair is in the batch: samples .1."),
         (pair(1)[1:], "only one row of a pair is in the batch: samples .1."),
@@ -72,16 +72,16 @@ def test_text_rows_draw_from_the_text_vocabulary_alone(pair_sampler, logits):
         ([*pair(1), PairedRow(2, "alone", "image", 0)], "guided and unguided"),
     ],
 )
-def test_rows_that_do_not_make_whole_pairs_raise(lanes, message):
+def test_rows_that_do_not_make_whole_pairs_raise(paired_rows, message):
     with pytest.raises(LockstepError, match=message):
-        Layout.of(lanes, GUIDED, CPU)
+        Layout.of(paired_rows, GUIDED, CPU)
 
 
 def test_a_pair_at_two_different_tokens_raises_and_draws_nothing(pair_sampler, logits):
-    lanes = [*pair(1), *pair(2)]
+    paired_rows = [*pair(1), *pair(2)]
     before = logits.clone()
     with pytest.raises(LockstepError, match=r"at different tokens: samples \[2\]"):
-        pair_sampler.draw(logits, pair_sampler.layout(lanes, CPU), np.array([3, 3, 3, 2]))
+        pair_sampler.draw(logits, pair_sampler.layout(paired_rows, CPU), np.array([3, 3, 3, 2]))
     assert torch.equal(logits, before)
     assert pair_sampler.take() == {}
 
@@ -97,12 +97,12 @@ def processor():
     config = SimpleNamespace(hf_config=SimpleNamespace(text_vocabulary=TEXT))
     states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([6, 0, 8, 6, 8], np.int32)))
     made = processors.PairProcessorV2(SimpleNamespace(model_config=config), states)
-    made.pair_sampler.plan = GUIDED
+    made.pair_sampler.config = GUIDED
     return made
 
 
-def add(processor, slot, lane):
-    args = lane.extra_args() if lane else None
+def add(processor, slot, paired_row):
+    args = paired_row.extra_args() if paired_row else None
     return processor.add_request(slot, SimpleNamespace(extra_args=args))
 
 
@@ -113,8 +113,8 @@ def context(slots, lengths):
 
 
 def test_slots_in_any_order_are_the_same_rows(processor, pair_sampler, logits):
-    lanes = dict(zip((0, 3, 4, 2), [*pair(7, key=11), *pair(3, key=12)], strict=True))
-    assert all(add(processor, slot, lane) for slot, lane in lanes.items())
+    paired_rows = dict(zip((0, 3, 4, 2), [*pair(7, key=11), *pair(3, key=12)], strict=True))
+    assert all(add(processor, slot, paired_row) for slot, paired_row in paired_rows.items())
     for slots, positions in (
         ([3, 2, 0, 4], [5, 1, 5, 1]),
         ([0, 2, 3, 4], [6, 2, 6, 2]),
@@ -124,25 +124,25 @@ def test_slots_in_any_order_are_the_same_rows(processor, pair_sampler, logits):
         rows = logits[: len(slots)].clone()
         wanted = rows.clone()
         pair_sampler.draw(
-            wanted, pair_sampler.layout([lanes[s] for s in slots], CPU), np.array(positions)
+            wanted, pair_sampler.layout([paired_rows[s] for s in slots], CPU), np.array(positions)
         )
         assert torch.equal(processor.apply(rows, context(slots, lengths)), wanted)
     assert processor.pair_sampler.take() == pair_sampler.take()
 
 
 def test_a_recycled_slot_belongs_to_its_new_request(processor, logits):
-    for slot, lane in zip((0, 3), pair(1), strict=True):
-        add(processor, slot, lane)
+    for slot, paired_row in zip((0, 3), pair(1), strict=True):
+        add(processor, slot, paired_row)
     processor.apply(logits[:2].clone(), context([0, 3], [6, 6]))
-    for slot, lane in zip((0, 3), pair(9), strict=True):
-        add(processor, slot, lane)
+    for slot, paired_row in zip((0, 3), pair(9), strict=True):
+        add(processor, slot, paired_row)
     processor.apply(logits[:2].clone(), context([0, 3], [6, 6]))
     assert {s: len(d.tokens) for s, d in processor.pair_sampler.take().items()} == {1: 1, 9: 1}
 
 
 def test_a_late_row_raises_and_warm_up_requests_pass(processor, logits):
-    for slot, lane in zip((0, 3), pair(1), strict=True):
-        add(processor, slot, lane)
+    for slot, paired_row in zip((0, 3), pair(1), strict=True):
+        add(processor, slot, paired_row)
     with pytest.raises(LockstepError, match="at different tokens"):
         processor.apply(logits[:2], context([0, 3], [9, 8]))
     assert not add(processor, 1, None)
@@ -186,10 +186,10 @@ class Device(TorchDispatchMode):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("guided", [True, False])
 def test_no_step_waits_for_the_device(processor, monkeypatch, guided, temperature):
-    lanes = pair(7) + pair(3) if guided else [PairedRow(n, "alone", "image", n) for n in range(4)]
-    processor.pair_sampler.plan = Plan("image", temperature, 3.0, max_tokens=9)
-    for slot, lane in zip((0, 3, 4, 2), lanes, strict=True):
-        add(processor, slot, lane)
+    paired_rows = pair(7) + pair(3) if guided else [PairedRow(n, "alone", "image", n) for n in range(4)]
+    processor.pair_sampler.config = PhaseConfig("image", temperature, 3.0, max_tokens=9)
+    for slot, paired_row in zip((0, 3, 4, 2), paired_rows, strict=True):
+        add(processor, slot, paired_row)
     logits = torch.zeros(4, TEXT + IMAGE, device="meta")
     with Device(monkeypatch) as device:
         for step in range(3):

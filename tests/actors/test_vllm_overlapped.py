@@ -17,7 +17,7 @@ import actors.vllm.engine
 import actors.vllm.launch
 from actors.vllm.config import VLLMConfig
 from actors.vllm.engine import Engine, Request
-from actors.vllm.guided_sampling import LockstepError, PairProcessorV2, Plan
+from actors.vllm.guided_sampling import LockstepError, PairProcessorV2, PhaseConfig
 from actors.vllm.scheduler import AsyncPairScheduler
 from examples.shapes.tiny_janus import build_janus, build_tokenizer
 from tests.actors.overlapped import BLOCK, HEAD_SIZE, HEADS, LAYERS, OneWorker, plain_loop
@@ -26,9 +26,9 @@ pytestmark = pytest.mark.vllm
 
 CONTEXT = 448
 STOP = 2
-COT = Plan("cot", temperature=1.0, guidance=1.0, max_tokens=12, stop_id=STOP)
-IMAGE = Plan("image", temperature=0.8, guidance=3.0, max_tokens=36)
-ALONE = Plan("image", temperature=0.8, guidance=1.0, max_tokens=36)
+COT = PhaseConfig("cot", temperature=1.0, guidance=1.0, max_tokens=12, stop_id=STOP)
+IMAGE = PhaseConfig("image", temperature=0.8, guidance=3.0, max_tokens=36)
+ALONE = PhaseConfig("image", temperature=0.8, guidance=1.0, max_tokens=36)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def overlapping():
 def engines(overlapping):
     janus = build_janus(build_tokenizer(), hidden=HEADS * HEAD_SIZE, layers=LAYERS).config
     janus.text_config.max_position_embeddings = CONTEXT
+    janus.text_config.vocab_size = 40  # so few that some texts end by themselves
     settings = {
         "roomy": VLLMConfig(block_size=BLOCK),
         # Rows, tokens of a step and cache blocks are all scarce.
@@ -117,7 +118,7 @@ def alone(engines):
 @pytest.fixture(scope="module")
 def expected(alone, prompts):
     orders = {COT: texts(prompts), IMAGE: pairs(prompts), ALONE: texts(prompts)}
-    return {plan: [alone(plan, order) for order in given] for plan, given in orders.items()}
+    return {phase: [alone(phase, order) for order in given] for phase, given in orders.items()}
 
 
 def assert_same(got, wanted):
@@ -128,15 +129,15 @@ def assert_same(got, wanted):
 
 
 def test_steps_overlap_and_text_ends_where_it_ends(engine, prompts, expected):
-    seen, drawn = worker(engine), worker(engine).rows_drawn
+    seen, sampled = worker(engine), worker(engine).rows_drawn
     assert_same(engine.run(COT, texts(prompts)), expected[COT])
     lengths = [len(d.tokens) for d in expected[COT]]
     stopped = sum(d.tokens[-1] == STOP for d in expected[COT])
     assert 2 < stopped < 24 and len(set(lengths)) > 3
     assert type(core(engine).scheduler) is AsyncPairScheduler
     assert seen.most_in_flight == 2
-    # A row that ended by a token was drawn once more before anybody knew.
-    assert sum(lengths) < seen.rows_drawn - drawn <= sum(lengths) + stopped
+    # A row that ended by a token was sampled once more before anybody knew.
+    assert sum(lengths) < seen.rows_drawn - sampled <= sum(lengths) + stopped
 
 
 def test_pairs_draw_what_a_plain_loop_draws(engine, prompts, expected):

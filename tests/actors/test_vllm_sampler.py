@@ -11,7 +11,7 @@ from actors.sampler import SamplingConfig
 from actors.token_choice import stream_key
 from actors.torch_sampler import TorchSampler
 from actors.vllm.config import VLLMConfig
-from actors.vllm.guided_sampling import LockstepError, Plan
+from actors.vllm.guided_sampling import LockstepError, PhaseConfig
 from learner.batch import make_batch
 from learner.logprobs import JanusLogps
 from policy.errors import UserError
@@ -62,12 +62,12 @@ def samplers(roomy_policy, start):
     }
 
 
-def drawn(sample):
+def sampled(sample):
     return (sample.id, sample.cot_ids.tolist(), sample.image_ids.tolist(), sample.image.tobytes())
 
 
 def assert_same(got, wanted):
-    assert [drawn(s) for s in got] == [drawn(s) for s in wanted]
+    assert [sampled(s) for s in got] == [sampled(s) for s in wanted]
     for a, b in zip(got, wanted, strict=True):
         assert a.finish_reason == b.finish_reason
         np.testing.assert_allclose(a.cot_logps, b.cot_logps, atol=1e-5)
@@ -120,11 +120,11 @@ def test_samples_aborted_half_way_leave_the_others_as_they_are(samplers, oracle,
     prompts, keys = pairs
     wanted = oracle.generate_images(prompts, keys).ids.tolist()
     engine, janus = samplers[room].engine, oracle.janus
-    plan = Plan("image", temperature=1.0, guidance=2.0, max_tokens=janus.image_tokens)
+    config = PhaseConfig("image", temperature=1.0, guidance=2.0, max_tokens=janus.image_tokens)
     requests = [
         Request(p, janus.unconditional_ids(p), key) for p, key in zip(prompts, keys, strict=True)
     ]
-    engine.submit(plan, requests)
+    engine.submit(config, requests)
     for step in range(100_000):
         engine.step()
         if step in (5, 20, 50):
@@ -146,10 +146,10 @@ def test_who_listens_hears_every_token_as_it_is_drawn(samplers, oracle, pairs, p
         heard.append([list(row) for row in ids])
 
     draw = getattr(samplers["tight"], f"generate_{phase}")
-    drawn = draw(prompts, keys, listen).ids
+    sampled = draw(prompts, keys, listen).ids
     wanted = getattr(oracle, f"generate_{phase}")(prompts, keys).ids
-    drawn, wanted = ([list(map(int, row)) for row in ids] for ids in (drawn, wanted))
-    assert drawn == wanted == heard[-1]
+    sampled, wanted = ([list(map(int, row)) for row in ids] for ids in (sampled, wanted))
+    assert sampled == wanted == heard[-1]
     for row, whole in enumerate(wanted):
         lengths = [len(ids[row]) for ids in heard]
         assert {ids[row] == whole[:n] for ids, n in zip(heard, lengths, strict=True)} == {True}
@@ -192,10 +192,10 @@ def test_only_the_head_of_the_phase_is_computed(samplers, varied_orders):
 def test_a_pair_that_loses_a_row_raises_and_the_next_batch_is_right(samplers, oracle, pairs):
     prompts, keys = pairs
     engine, janus = samplers["roomy"].engine, oracle.janus
-    plan = Plan("image", temperature=1.0, guidance=2.0, max_tokens=janus.image_tokens)
+    config = PhaseConfig("image", temperature=1.0, guidance=2.0, max_tokens=janus.image_tokens)
     requests = [Request(p, janus.unconditional_ids(p), k) for p, k in zip(prompts, keys, strict=True)]
     for steps in (0, 3):  # while it waits, while it runs
-        engine.submit(plan, requests[:4])
+        engine.submit(config, requests[:4])
         for _ in range(steps):
             engine.step()
         engine._engine.abort_request(["2-uncond"])
@@ -244,11 +244,11 @@ def test_what_can_never_run_is_an_error_that_says_what_to_raise(samplers):
         sampler.generate([SampleRequest(plain_prompt("red " * 600), 0)])
     with pytest.raises(UserError, match=r"max_num_batched_tokens from 300"):
         sampler.generate_images([[1] * 200], [0])
-    plan = Plan("image", temperature=1.0, guidance=2.0, max_tokens=120)
+    config = PhaseConfig("image", temperature=1.0, guidance=2.0, max_tokens=120)
     with pytest.raises(
         UserError, match=r"needs 18 blocks of the key/value cache, which has 1\d: raise"
     ):
-        sampler.engine.submit(plan, [Request([1] * 140, [1] * 140, 0)])
+        sampler.engine.submit(config, [Request([1] * 140, [1] * 140, 0)])
 
 
 def test_a_cache_smaller_than_the_context_is_an_error(roomy_policy):
@@ -289,7 +289,7 @@ def test_live_weights_draw_what_a_fresh_engine_with_them_draws(roomy_policy, sta
         got = live.generate(few)
         assert_same(got, wanted)
         assert {s.weights_version for s in got} == {version}
-        assert [drawn(s) for s in got] != [drawn(s) for s in before]
+        assert [sampled(s) for s in got] != [sampled(s) for s in before]
     fresh = start(janus, TIGHT)  # takes `janus` over
     assert_same(fresh.generate(few), got)
 
@@ -370,8 +370,8 @@ def test_wrong_weights_change_nothing(samplers, oracle, varied_orders):
 
 def test_weights_wait_for_the_batch(samplers, oracle, pairs):
     engine, prompt = samplers["roomy"].engine, pairs[0][0]
-    plan = Plan("image", temperature=1.0, guidance=2.0, max_tokens=4)
-    engine.submit(plan, [Request(prompt, oracle.janus.unconditional_ids(prompt), 0)])
-    with pytest.raises(RuntimeError, match="while a batch is being drawn"):
+    config = PhaseConfig("image", temperature=1.0, guidance=2.0, max_tokens=4)
+    engine.submit(config, [Request(prompt, oracle.janus.unconditional_ids(prompt), 0)])
+    with pytest.raises(RuntimeError, match="while a batch is being sampled"):
         engine.load_weights([])
     engine.abandon()

@@ -104,7 +104,7 @@ def test_a_busy_port_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = bicot("serve-experts", TRAIN, f"rewards.gateway.port={port}")
+        done = bicot("serve-experts", TRAIN, "ray.dashboard=false", f"rewards.gateway.port={port}")
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1 is in use" in done.stdout
     assert "Traceback" not in done.stderr
@@ -145,7 +145,7 @@ def test_generate_writes_cots_images_and_a_grid(tmp_path):
 def test_evaluate_writes_a_table_json_and_a_grid(tmp_path):
     held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=20)
     out = tmp_path / "out"
-    done = bicot("evaluate", TRAIN, f"evaluate.prompts={held_out}", "--out", out)
+    done = bicot("evaluate", TRAIN, "ray.dashboard=false", f"evaluate.prompts={held_out}", "--out", out)
     assert done.returncode == 0, done.stderr
     found = json.loads((out / "evaluation.json").read_text())
     assert len(found["scored"]) == 2 * 7

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cluster.checkpoint import State, fingerprints
+from cluster.checkpoint import State
 from cluster.commands.runs import show_status
 from cluster.config import dump_config, load_config
+from cluster.fingerprints import fingerprints
 from cluster.train import train
 from cluster.watch.curves import charts, read_metrics, series, short, smooth, thin, ticks
 from cluster.watch.evaluation import Evaluation, ScoredSample

@@ -19,6 +19,7 @@ from examples.shapes.warmup import Codes
 from examples.shapes.world import OBJECTS, Placed, render
 from learner.batch import make_batch
 from learner.config import LearnerConfig
+from learner.logprobs import JanusLogps
 from learner.losses import LossInputs
 from learner.sft import sft_loss
 from policy.errors import UserError
@@ -69,6 +70,33 @@ def test_of_what_a_row_lacks_nothing_is_learned(model, tmp_path):
     cot, image = batch.token_weights.split([5, 36], 1)
     assert cot.sum(1).tolist() == [10, 0, 10]
     assert image.sum(1).tolist() == [36, 36, 0]
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sample_mean", "cot_mean", "constant"])
+@pytest.mark.parametrize("lacks", ["cot", "image_ids"])
+def test_a_batch_that_lacks_one_of_the_two_altogether_teaches_the_other(
+    policy_config, tmp_path, lacks, aggregation
+):
+    model = load_janus(policy_config)
+    rows = [{k: v for k, v in RIGHT.items() if k != lacks}] * 2
+    examples = read_examples(write(tmp_path, *rows), model, resize=False)
+    samples = [as_sample(e, model, e.image_ids) for e in examples]
+    batch = make_batch(samples, [0.0] * 2, pad_id=model.pad_id, aggregation=aggregation)
+    found = JanusLogps(model)(batch)
+    logps = torch.cat([found.cot, found.image], 1)
+    nothing = torch.zeros_like(logps)
+    weights, split = batch.token_weights, batch.cot.shape[1]
+    inputs = LossInputs(logps, nothing, nothing, None, None, nothing, weights, split, 0.0, {})
+    result = sft_loss(inputs, LearnerConfig())
+    assert batch.counts.sum() > 0
+    result.sum.backward()
+    heads = {"cot": model.text_head, "image_ids": model.image_head}
+    learned = {
+        name: any(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+        for name, head in heads.items()
+    }
+    assert learned == {name: name != lacks for name in heads}
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -166,7 +194,8 @@ def test_a_run_that_goes_on_gets_the_batches_that_it_would_have_had(model):
 def test_the_loss_is_the_weighted_negative_log_likelihood_of_what_counts():
     logps = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -torch.inf, -6.0]], requires_grad=True)
     weights = torch.tensor([[2.0, 2.0, 1.0], [2.0, 0.0, 1.0]])
-    inputs = LossInputs(logps, torch.zeros(2, 3), None, torch.zeros(2), weights, cot_tokens=2)
+    nothing = torch.zeros(2, 3)
+    inputs = LossInputs(logps, nothing, nothing, None, None, nothing, weights, 2, 0.0, {})
     result = sft_loss(inputs, LearnerConfig(cot_weight=2.0))
     assert result.sum.item() == 2 * (1 + 2 + 4) + 3 + 6
     means = {name: (total / count).item() for name, (total, count) in result.metrics.items()}

@@ -160,6 +160,7 @@ def test_generating_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropp
     done = bicot(
         "train",
         TRAIN,
+        "ray.dashboard=false",
         "train.steps=5",
         "train.max_staleness=1",
         "train.groups_per_step=8",
@@ -215,7 +216,13 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = bicot("train", TRAIN, f"runs_dir={tmp_path}/runs", f"rewards.gateway.port={port}")
+        done = bicot(
+            "train",
+            TRAIN,
+            f"runs_dir={tmp_path}/runs",
+            "ray.dashboard=false",
+            f"rewards.gateway.port={port}",
+        )
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1 is in use" in done.stdout
     assert not (tmp_path / "runs").exists()
@@ -229,6 +236,7 @@ def test_vllm_trains_as_the_torch_sampler_does(sync_run, tmp_path):
     done = bicot(
         "train",
         TRAIN,
+        "ray.dashboard=false",
         "train.steps=2",
         "actors.sampler=vllm",
         "actors.vllm.kv_cache_mb=16",
@@ -252,6 +260,7 @@ def test_gradients_that_are_not_finite_stop_the_run_with_what_was_good(sync_run,
     done = bicot(
         "train",
         TRAIN,
+        "ray.dashboard=false",
         "train.steps=9",
         "train.save_every=1",
         "train.max_skipped_steps=2",
@@ -284,6 +293,7 @@ def test_a_run_that_learns_nothing_stops_and_says_why(sync_run, tmp_path):
     done = bicot(
         "train",
         TRAIN,
+        "ray.dashboard=false",
         "train.steps=9",
         "train.groups_per_step=2",
         "train.max_empty_steps=4",
@@ -309,6 +319,7 @@ def test_a_run_whose_experts_give_no_score_says_what_they_said(tmp_path):
     done = bicot(
         "train",
         TRAIN,
+        "ray.dashboard=false",
         "learner.ranks=1",
         "actors.count=1",
         "rewards.retries=0",

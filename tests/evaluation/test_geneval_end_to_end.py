@@ -17,6 +17,7 @@ pytestmark = pytest.mark.e2e
 __all__ = ["clip_folder", "detector_folder"]
 
 
+@pytest.mark.slow
 def test_six_prompts_drawn_judged_scored_and_compared(
     policy_config, detector_folder, clip_folder, tmp_path
 ):

@@ -5,6 +5,7 @@ import struct
 import time
 import zlib
 from base64 import b64encode
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -125,8 +126,12 @@ def test_a_prompt_has_a_length(prompt):
 
 
 def children() -> set[int]:
-    found = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
-    return {p.pid for p in found if "rewards.images" in p.cmdline()}
+    found = set()
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if process.status() != psutil.STATUS_ZOMBIE and "rewards.images" in process.cmdline():
+                found.add(process.pid)
+    return found
 
 
 def run_with(work, **limits):

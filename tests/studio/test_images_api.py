@@ -16,6 +16,7 @@ from actors.torch_sampler import TorchSampler
 from policy.model import load_janus
 from policy.prompts import plain_prompt
 from policy.records import SampleRequest
+from studio.images_api import exposition
 from tests.studio.conftest import ACTORS, POLICY
 
 URL = "/v1/images/generations"
@@ -320,6 +321,19 @@ def test_metrics_count_what_is_drawn_and_what_is_given_up(http):
     # Two, the stream that had begun, and the metrics of before.
     assert more("bicot_images_api_replies_total", status="200") == 4
     assert more("bicot_images_api_replies_total", status="400") == 1
+
+
+def test_metrics_of_several_replicas_are_one_page(ask, replica):
+    good(*ask({"prompt": TWO}))
+    here = asyncio.run(replica.metrics())
+    text = exposition({"one": here, "other": here}, {200: 3}).decode()
+    families = list(text_string_to_metric_families(text))
+    names = [family.name for family in families]
+    assert len(names) == len(set(names)) > 5
+    (images,) = (family for family in families if family.name == "bicot_model_images")
+    assert [sample.labels for sample in images.samples] == [{"replica": "one"}, {"replica": "other"}]
+    assert images.samples[0].value == images.samples[1].value > 0
+    assert text.count("# TYPE bicot_model_latency_seconds histogram") == 1
 
 
 def test_sampling_settings_are_those_of_the_configuration_unless_asked(ask, replica):
