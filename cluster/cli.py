@@ -134,7 +134,9 @@ def evaluate(
 @app.command()
 def generate(
     config: ConfigFile,
-    prompts: Annotated[list[str], typer.Argument(help="sentences, or one file of prompts (.jsonl)")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="sentences, or one file of prompts (.txt, .jsonl)")
+    ],
     policy: Policy = None,
     out: Annotated[Path, typer.Option(help="folder for CoTs, PNGs and the grid", parser=home)] = Path(
         "generated"
@@ -142,8 +144,9 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, help="images a prompt")] = 4,
     seed: Annotated[int | None, typer.Option(help="instead of the configured one")] = None,
 ):
-    """Think, then draw: semantic CoTs and images for prompts. Needs no experts and no Ray."""
-    from cluster.commands.sampling import generate as run
+    """Think, then draw: semantic CoTs and images for prompts. Needs no experts and no Ray. Given again,
+    the same command draws what is missing."""
+    from cluster.commands.generate import generate as run
     from cluster.config import load_config
 
     overrides = [f"seed={seed}"] if seed is not None else []
@@ -246,11 +249,21 @@ def export(
     to: Annotated[
         Literal["transformers", "original"], typer.Option(help="the layout to write")
     ] = "transformers",
+    card: Annotated[
+        bool, typer.Option("--card", help="a model card, README.md, with results and pictures")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="upload it to the Hugging Face hub; HF_TOKEN signs in"),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="a repository that --push makes is for everybody to see")
+    ] = False,
 ):
     """Write the model of a run's newest checkpoint."""
-    from cluster.commands.runs import export as write
+    from cluster.commands.export import export as write
 
-    write(run, target, to, console)
+    write(run, target, to, console, card=card, push=push, public=public)
 
 
 @app.command()

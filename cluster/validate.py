@@ -1,7 +1,6 @@
 """Everything that can be found wrong before anything is started or written."""
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from actors.rollout import choose_sampler
@@ -15,10 +14,9 @@ from cluster.watch.wandb_log import check_wandb
 from cluster.weight_sync import wants_broadcast
 from learner.config import check_learner
 from policy.errors import UserError
-from policy.jsonl import read_rows
 from policy.model import PolicyModel, check_policy, countable_janus, positions_needed
 from policy.paths import write_whole
-from policy.prompts import plain_prompt, read_prompts
+from policy.prompts import numbered_prompts, plain_prompt
 from policy.records import Prompt
 from rewards.expert import check_experts
 
@@ -81,14 +79,16 @@ def check_benchmark(benchmark: BenchmarkSlice, janus: PolicyModel | None, max_co
             raise UserError(f"{benchmark.name}: prompt {item.key}: {why}")
 
 
-def prompts_that_fit(path: str, janus: PolicyModel | None, max_cot_tokens: int) -> list[Prompt]:
-    """The prompts of a file. Raises UserError, with its line, for one that is `too_long`."""
-    prompts = read_prompts(path)
-    for n, prompt in enumerate(prompts):
+def prompts_that_fit(
+    path: str, janus: PolicyModel | None, max_cot_tokens: int, *, plain: bool = False
+) -> list[Prompt]:
+    """The prompts of a file, `plain` ones too (`numbered_prompts`). Raises UserError, with the line,
+    for one that is `too_long`."""
+    found = numbered_prompts(path, plain=plain)
+    for line, prompt in found:
         if why := too_long(prompt, janus, max_cot_tokens):
-            line = next(islice(read_rows(Path(path)), n, None))[0]
             raise UserError(f"{path}:{line}: {why}")
-    return prompts
+    return [prompt for _, prompt in found]
 
 
 def too_long(prompt: Prompt, janus: PolicyModel | None, max_cot_tokens: int) -> str | None:

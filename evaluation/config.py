@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from actors.config import ActorsConfig
+from actors.config import ActorsConfig, SamplingConfig
 from evaluation.benchmark import Benchmark
 from policy.config import PolicyConfig
 from policy.hub import revision_of
@@ -98,22 +98,26 @@ class BenchConfig(BaseModel):
         if self.images is not None:
             return {"kind": "images", "path": self.images}
         if self.policy is not None:
-            sampling = self.actors.sampling.model_dump(mode="json")
-            if not self.cot:
-                del sampling["max_cot_tokens"]
-            return {
-                "kind": "policy",
-                **self.policy.model_dump(mode="json"),
-                "revision": revision_of(self.policy.path),
-                "cot": self.cot,
-                **sampling,
-            }
+            return policy_generator(self.policy, self.actors.sampling, self.cot)
         if self.diffusers is not None:
             found = self.diffusers.model_dump(mode="json", exclude={"batch_size"})
             return {"kind": "diffusers", **found}
         assert self.api is not None
         kept = {"concurrent", "retries", "timeout_s", "api_key_env"}
         return {"kind": "api", **self.api.model_dump(mode="json", exclude=kept)}
+
+
+def policy_generator(
+    policy: PolicyConfig, sampling: SamplingConfig, cot: bool = True
+) -> dict[str, Any]:
+    """`BenchConfig.generator` of a Janus."""
+    return {
+        "kind": "policy",
+        **policy.model_dump(mode="json"),
+        "revision": revision_of(policy.path),
+        "cot": cot,
+        **sampling.model_dump(mode="json", exclude=set() if cot else {"max_cot_tokens"}),
+    }
 
 
 def judges_of(

@@ -128,6 +128,27 @@ def difference(
     return None
 
 
+def check_same(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError, naming the first key that differs, if a folder's record is not what is
+    wanted."""
+    if differing := difference(there, wanted):
+        key, one, other = differing
+        raise UserError(
+            f"{folder}: there is another run in it ({key}: {one} there, {other} asked for):"
+            " choose another --out"
+        )
+
+
+def check_empty(folder: Path, what: str, instead: str = "") -> None:
+    """Raises UserError if a folder without a record holds files, which are no `what`'s."""
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if taken := sorted(name for name in there if not name.startswith(".")):
+        raise UserError(
+            f"{folder}: holds {taken[0]} and is no {what}: name a new or an empty folder with --out"
+            + instead
+        )
+
+
 class Journal:
     """A file of JSON lines that is only added to. A last line without an end is one whose writer was
     killed, or is still at it: it does not count."""

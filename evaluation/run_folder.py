@@ -21,7 +21,7 @@ from fastapi import HTTPException
 
 from evaluation.benchmark import Benchmark, Item, Reply
 from evaluation.generators import Drawn, as_png
-from evaluation.journal import ImageRow, Journal, ReplyRow, difference, read_record
+from evaluation.journal import ImageRow, Journal, ReplyRow, check_empty, check_same, read_record
 from evaluation.judges.base import UNUSABLE
 from evaluation.tiles import quarters, two_by_two
 from policy.errors import UserError
@@ -81,14 +81,9 @@ class RunFolder:
             there = read_record(self.folder)
             self._read_journals()
             what = self._continued(there, what)
-        else:
-            taken = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
-            taken = [name for name in taken if not name.startswith(".")]
-            if taken and not (self.foreign and self.images == self.folder):
-                raise UserError(
-                    f"{self.folder}: holds {sorted(taken)[0]} and is no run of a benchmark: name a new"
-                    " or an empty folder with --out; `bicot bench score` scores images that lie there"
-                )
+        elif not (self.foreign and self.images == self.folder):
+            instead = "; `bicot bench score` scores images that lie there"
+            check_empty(self.folder, "run of a benchmark", instead)
         text = json.dumps({**what, "asked": asked}, indent=1, ensure_ascii=False) + "\n"
         write_whole(path, text)
         self.what = what
@@ -108,12 +103,7 @@ class RunFolder:
         fixed = {name: entry for name, entry in kept.items() if name in self.by}
         wanted = {name: what["judges"].get(name, entry) for name, entry in fixed.items()}
         before = {key: value for key, value in there.items() if key != "asked"} | {"judges": fixed}
-        if differing := difference(before, {**what, "judges": wanted}):
-            key, one, other = differing
-            raise UserError(
-                f"{self.folder}: there is another run in it ({key}: {one} there, {other} asked for):"
-                " choose another --out"
-            )
+        check_same(self.folder, before, {**what, "judges": wanted})
         return {**what, "judges": {**kept, **what["judges"]}}
 
     def _read_journals(self) -> None:

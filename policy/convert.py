@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
@@ -30,6 +30,7 @@ _SIDE_FILES = (
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "special_tokens_map.json",  # which older releases of transformers read beside the tokenizer
 )
 SHARD_BYTES = 4 * 10**9
 
@@ -49,11 +50,16 @@ def convert(source: str, target: Path, to: Layout, shard_bytes: int = SHARD_BYTE
     Raises UserError if the source is no complete Janus, or is in that layout already.
     """
     with appearing(target) as part:
-        checkpoint = open_checkpoint(model_folder(source))
-        if checkpoint.layout == to:
-            raise UserError(f"{source}: is in the {to} layout already")
-        write = _write_transformers if to == "transformers" else _write_original
-        return write(checkpoint, part, target, shard_bytes)
+        return replace(convert_into(part, source, to, shard_bytes), folder=target)
+
+
+def convert_into(folder: Path, source: str, to: Layout, shard_bytes: int = SHARD_BYTES) -> Converted:
+    """`convert` into a folder that is there and `appearing`."""
+    checkpoint = open_checkpoint(model_folder(source))
+    if checkpoint.layout == to:
+        raise UserError(f"{source}: is in the {to} layout already")
+    write = _write_transformers if to == "transformers" else _write_original
+    return write(checkpoint, folder, shard_bytes)
 
 
 @contextmanager
@@ -80,9 +86,7 @@ def appearing(target: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_transformers(
-    source: ModelCheckpoint, part: Path, target: Path, shard_bytes: int
-) -> Converted:
+def _write_transformers(source: ModelCheckpoint, part: Path, shard_bytes: int) -> Converted:
     found = source.shards.specs
     specs = [
         TensorSpec(name, source.shapes[name], found[pair.original].dtype)
@@ -96,7 +100,7 @@ def _write_transformers(
     source.config.dtype = _dtype(specs)
     source.config.save_pretrained(part)
     save_tokenizer(source.tokenizer, part)
-    return Converted(target, len(specs), sum(spec.nbytes for spec in specs), tuple(files))
+    return Converted(part, len(specs), sum(spec.nbytes for spec in specs), tuple(files))
 
 
 def _keep_original(source: Path, shards: Shards, target: Path, shard_bytes: int) -> None:
@@ -125,7 +129,7 @@ def keep_side_files(source: Path, target: Path) -> None:
         shutil.copytree(source / KEPT, target / KEPT)
 
 
-def _write_original(source: ModelCheckpoint, part: Path, target: Path, shard_bytes: int) -> Converted:
+def _write_original(source: ModelCheckpoint, part: Path, shard_bytes: int) -> Converted:
     kept = source.folder / KEPT
     unused = Shards(kept) if any(kept.glob("*.safetensors")) else None
     shapes = original_shapes(source.shapes)
@@ -156,7 +160,7 @@ def _write_original(source: ModelCheckpoint, part: Path, target: Path, shard_byt
         _copy(kept / name, part)
     save_tokenizer(source.tokenizer, part)
     nbytes = sum(spec.nbytes for spec in [*specs, *extra])
-    return Converted(target, len(specs) + len(extra), nbytes, tuple(files))
+    return Converted(part, len(specs) + len(extra), nbytes, tuple(files))
 
 
 def _original_config(source: ModelCheckpoint, dtype: str) -> dict:

@@ -15,7 +15,7 @@ from policy.jsonl import read_object
 Layout = Literal["transformers", "original"]
 
 _LAYOUT_OF_MODEL_TYPE: dict[str, Layout] = {"janus": "transformers", "multi_modality": "original"}
-_TEXTS = ["*.json", "*.txt", "*.jinja"]
+_TEXTS = ["*.json", "*.txt", "*.jinja", "README.md"]  # the last tells the model's license
 _WEIGHTS = ["*.safetensors"]
 _PICKLED = ["pytorch_model*.bin"]
 

@@ -19,7 +19,7 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,14 +112,31 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     Raises UserError, naming file, line and field, before anything is returned.
     """
+    return [prompt for _, prompt in numbered_prompts(path)]
+
+
+def numbered_prompts(path: str | Path, *, plain: bool = False) -> list[tuple[int, Prompt]]:
+    """`read_prompts`, each prompt with the number of its line. `plain`, for who only draws them: a row
+    needs no `task_type`, and a file NAME.txt holds a prompt a line; blank lines and lines that begin
+    with "#" hold none."""
     path = Path(path)
-    prompts = [named_prompt(row, f"{path}:{number}") for number, row in read_rows(path, "prompt file")]
-    if not prompts:
+    rows = _text_rows(path) if plain and path.suffix == ".txt" else read_rows(path, "prompt file")
+    default = plain_row("") if plain else {}
+    found = [(number, named_prompt({**default, **row}, f"{path}:{number}")) for number, row in rows]
+    if not found:
         raise UserError(f"{path}: the file holds no prompts")
-    return _with_ids_of_their_own(prompts)
+    numbers, prompts = zip(*found, strict=True)
+    return list(zip(numbers, _with_ids_of_their_own(prompts), strict=True))
 
 
-def _with_ids_of_their_own(prompts: list[Prompt]) -> list[Prompt]:
+def _text_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(read_text(path, "prompt file").split("\n"), 1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            yield number, {"prompt": text}
+
+
+def _with_ids_of_their_own(prompts: Sequence[Prompt]) -> list[Prompt]:
     taken = {prompt.id for prompt in prompts}
     seen: Counter[str] = Counter()
     unique = []

@@ -1,10 +1,8 @@
-"""Commands that look at a run directory: how it stands, what became of its prompts, its model."""
+"""Commands that look at a run directory: how it stands, what became of its prompts."""
 
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -14,11 +12,8 @@ from cluster.config import load_config, read_tree
 from cluster.ledger import OUTCOMES, faults, read_ledger
 from cluster.sft_config import load_sft_config
 from cluster.watch.curves import read_metrics
-from policy.convert import KEPT, appearing, convert
 from policy.errors import UserError
 
-_STATE = {"state.json", "zero_to_fp32.py", "zero_to_torch.py"}
-"""In a checkpoint: what is no part of the model."""
 _OF_TRAINING = ("reward/mean", "reward/strict_accuracy", "staleness/max")
 _OF_SFT = ("loss/cot", "loss/image")
 _LOST = ("groups/dropped", "actors/replaced", "step/skipped")
@@ -91,23 +86,3 @@ def _steps_of(path: Path) -> int:
     """How many steps a run of either kind is to have, by its configuration."""
     _, tree = read_tree(path)
     return load_sft_config(path).sft.steps if "sft" in tree else load_config(path).train.steps
-
-
-def export(
-    folder: Path, target: Path, layout: Literal["transformers", "original"], console: Console
-) -> None:
-    """The model of a run's newest checkpoint, alone. Raises UserError if there is none, or if `target`
-    holds anything."""
-    checkpoint = newest(folder / "checkpoints", console.print)
-    if checkpoint is None:
-        raise UserError(f"{folder}: no checkpoint to export")
-    if layout == "original":
-        convert(str(checkpoint.folder), target, layout)
-    else:
-        with appearing(target) as part:
-            for file in checkpoint.folder.iterdir():
-                if file.is_file() and file.name not in _STATE:
-                    shutil.copy2(file, part / file.name)
-            if (checkpoint.folder / KEPT).is_dir():
-                shutil.copytree(checkpoint.folder / KEPT, part / KEPT)
-    console.print(f"{target}: the model after step {checkpoint.state.step}", highlight=False)

@@ -1,32 +1,19 @@
-"""Commands beside training: evaluate, generate, serve-experts."""
+"""Commands beside training: evaluate, serve-experts."""
 
-import json
-import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
-from actors.rollout import make_sampler
-from cluster.commands.fetch import check_fetched
 from cluster.config import RunConfig
 from cluster.placement import check_room, roles, total_cpus
 from cluster.ray_session import existing_cluster, ray_session
-from cluster.validate import prompts_that_fit, too_long, validate_run
+from cluster.validate import validate_run
 from cluster.watch.console import evaluation_table
 from cluster.watch.evaluation import save_evaluation
 from cluster.watch.plots import grid
 from cluster.workers import start_workers
-from policy.errors import UserError
-from policy.model import countable_janus
 from policy.paths import check_writable
-from policy.prompts import named_prompt, plain_row
-from policy.records import Group, Prompt
 from rewards.config import GatewayConfig
 from rewards.expert import check_experts
 from rewards.gateway import start_gateway
@@ -56,36 +43,6 @@ def evaluate(config: RunConfig, out: Path | None, console: Console) -> None:
     console.print(f"{out / 'evaluation.json'}\n{out / 'grid.png'}", highlight=False, soft_wrap=True)
 
 
-def generate(
-    config: RunConfig, asked: Sequence[str], out: Path, samples: int, console: Console
-) -> None:
-    """Draw prompts on this machine: NNNN.png, cots.jsonl and grid.png into `out`."""
-    prompts = _prompts(asked, config)
-    check_writable(out)
-    check_fetched(config.policy.templates)
-    torch.set_num_threads(1)
-    # A GPU is used where there is one, whatever the run gives its actors.
-    actors = config.actors.model_copy(update={"num_gpus": float(torch.cuda.is_available())})
-    sampler = make_sampler(config.policy, actors, config.seed)
-    requests = [request for prompt in prompts for request in Group(prompt, samples)]
-    size = config.actors.batch_size
-    batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-    out.mkdir(parents=True, exist_ok=True)
-    generated = [
-        s for batch in track(batches, "generating", console=console) for s in sampler.generate(batch)
-    ]
-    with (out / "cots.jsonl").open("w", encoding="utf-8") as rows:
-        for number, (request, sample) in enumerate(zip(requests, generated, strict=True)):
-            name = f"{number:04d}.png"
-            Image.fromarray(sample.image).save(out / name)
-            row = {"image": name, "prompt": request.prompt.text, "cot": sample.cot_text}
-            rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-    _grid([s.image for s in generated], [o.prompt.text for o in requests], samples, out / "grid.png")
-    for request, sample in zip(requests[::samples], generated[::samples], strict=True):
-        console.print(f"{request.prompt.text}\n  {sample.cot_text}", highlight=False, markup=False)
-    console.print(str(out / "grid.png"), highlight=False, soft_wrap=True)
-
-
 def serve_experts(config: RunConfig, console: Console) -> None:
     """Run the experts and their gateway until Ctrl-C."""
     rewards = config.rewards
@@ -108,19 +65,3 @@ def serve_experts(config: RunConfig, console: Console) -> None:
         finally:
             if existing_cluster(config.ray):  # our own ends with us, all at once
                 shutdown_experts()
-
-
-def _prompts(asked: Sequence[str], config: RunConfig) -> list[Prompt]:
-    """Sentences, whatever files have their names, or the prompts of one file, NAME.jsonl."""
-    janus, max_cot_tokens = countable_janus(config.policy), config.actors.sampling.max_cot_tokens
-    if len(asked) == 1 and asked[0].endswith(".jsonl"):
-        return prompts_that_fit(os.path.expanduser(asked[0]), janus, max_cot_tokens)
-    prompts = [named_prompt(plain_row(text), f"prompt {n}") for n, text in enumerate(asked, 1)]
-    for n, prompt in enumerate(prompts, 1):
-        if why := too_long(prompt, janus, max_cot_tokens):
-            raise UserError(f"prompt {n}: {why}")
-    return prompts
-
-
-def _grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, path: Path) -> None:
-    grid(images, captions, columns=columns if columns > 1 else 4).save(path)

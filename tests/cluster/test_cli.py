@@ -10,7 +10,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from cluster.commands.sampling import _prompts
+from cluster.commands.generate import prompts_to_draw
 from cluster.config import load_config
 from cluster.validate import validate_run
 from policy.errors import UserError
@@ -78,13 +78,13 @@ def test_a_prompt_is_a_prompt_whatever_files_there_are(tmp_path, monkeypatch):
     overrides = [f"policy.path={SHAPES}/checkpoint", f"policy.templates={SHAPES}/templates"]
     config = load_config(ROOT / TRAIN, overrides)
     for text in ("a red circle", "/etc/passwd", "~", "circle.json", "s" * 300):
-        assert [prompt.text for prompt in _prompts([text], config)] == [text]
+        assert [prompt.text for prompt in prompts_to_draw([text], config)] == [text]
     with pytest.raises(UserError, match=r"prompt 2: field 'prompt': is blank"):
-        _prompts(["a", " "], config)
+        prompts_to_draw(["a", " "], config)
     with pytest.raises(UserError, match="prompt 1: the prompt is too long"):
-        _prompts(["red " * 100], config)
+        prompts_to_draw(["red " * 100], config)
     with pytest.raises(UserError, match=r"none\.jsonl: no such prompt file"):
-        _prompts(["none.jsonl"], config)
+        prompts_to_draw(["none.jsonl"], config)
 
 
 @pytest.mark.usefixtures("no_ray")
