@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+import numpy as np
 import ray
 import torch
 
 from actors.config import ActorsConfig
+from actors.image_stats import ImageSums
 from actors.sampler import Sampler
 from actors.torch_sampler import TorchSampler
 from policy.errors import UserError
@@ -76,6 +78,7 @@ class RolloutStats:
     generate_s: float
     group_tokens: tuple[int, ...]
     """Of each group, both CoTs together."""
+    images: ImageSums = ImageSums()
 
 
 class RolloutWorker:
@@ -119,6 +122,7 @@ class RolloutWorker:
             group_tokens=tuple(
                 sum(len(s.cot_ids) + len(s.image_ids) for s in g) for g in groups_of_samples
             ),
+            images=ImageSums.of([np.stack([s.image for s in g]) for g in groups_of_samples]),
         )
         return [*groups_of_samples, stats]
 
