@@ -1,7 +1,7 @@
 """The rollout worker: a sampler in a process of its own, which pulls the weights it is told to use."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -78,7 +78,7 @@ class RolloutStats:
     generate_s: float
     group_tokens: tuple[int, ...]
     """Of each group, both CoTs together."""
-    images: ImageSums = ImageSums()
+    images: ImageSums = field(default_factory=ImageSums)
 
 
 class RolloutWorker:
