@@ -33,42 +33,45 @@ class Interval:
 def mean_interval(values: ByPrompt) -> Interval | None:
     """Of the mean over all samples; None for fewer than 5 prompts. The same values give the same
     interval, in whatever order the prompts come."""
-    prompts = sorted(prompt for prompt, found in values.items() if len(found))
-    return _interval(len(prompts), [_sums(values, prompts)])
+    return interval_of_means([(values,)])
 
 
 def difference_interval(before: ByPrompt, after: ByPrompt) -> Interval | None:
     """Of the mean of `after` less that of `before`. Paired: a prompt that both have is drawn for both,
     so that what makes it easy or hard cancels. None for fewer than 5 prompts on a side."""
-    prompts = sorted(p for p in {*before, *after} if len(before.get(p, ())) or len(after.get(p, ())))
-    sides = [_sums(before, prompts), _sums(after, prompts)]
-    if any((counts > 0).sum() < FEWEST for _, counts in sides):
+    return interval_of_means([(before, after)])
+
+
+def interval_of_means(tasks: Sequence[tuple[ByPrompt, ...]]) -> Interval | None:
+    """Of the mean over tasks of what each alone has: the mean of one side, or the difference of two
+    (before, after). None if a task has too few prompts."""
+    if not tasks or any(_fewest(sides) < FEWEST for sides in tasks):
         return None
-    return _interval(len(prompts), sides)
-
-
-_Sums = tuple[np.ndarray, np.ndarray]
-
-
-def _sums(values: ByPrompt, prompts: Sequence[str]) -> _Sums:
-    """float64 [P] twice: of each prompt the sum of its values, and their number."""
-    found = [values.get(prompt, ()) for prompt in prompts]
-    return np.array([np.sum(each) for each in found]), np.array([float(len(each)) for each in found])
-
-
-def _interval(prompts: int, sides: Sequence[_Sums]) -> Interval | None:
-    """Of the last side's mean, less the first one's if there are two."""
-    if prompts < FEWEST:
-        return None
-    random = np.random.default_rng(0)
-    drawn, left = [], DRAWS
-    while left:
-        rows = min(left, max(1, _AT_ONCE // prompts))
-        which = random.integers(prompts, size=(rows, prompts))
-        with np.errstate(invalid="ignore"):  # a draw that holds no value of a side
-            means = [sums[which].sum(1) / counts[which].sum(1) for sums, counts in sides]
-        drawn.append(means[-1] - means[0] if len(sides) > 1 else means[0])
-        left -= rows
+    drawn = np.mean([_draws(sides, seed) for seed, sides in enumerate(tasks)], axis=0)
     tails = (1 - LEVEL) / 2
-    low, high = np.nanquantile(np.concatenate(drawn), [tails, 1 - tails])
+    low, high = np.nanquantile(drawn, [tails, 1 - tails])
     return Interval(float(low), float(high))
+
+
+def _fewest(sides: Sequence[ByPrompt]) -> int:
+    """Prompts that have a value, on the side where they are fewest."""
+    return min(sum(len(found) > 0 for found in values.values()) for values in sides)
+
+
+def _draws(sides: Sequence[ByPrompt], seed: int) -> np.ndarray:
+    """float64 [2000]: each time as many prompts as there are, drawn with replacement. NaN for a draw
+    that holds no value of a side."""
+    prompts = sorted({prompt for values in sides for prompt, found in values.items() if len(found)})
+    sums, counts = np.zeros((2, len(sides), len(prompts)))
+    for side, values in enumerate(sides):
+        found = [values.get(prompt, ()) for prompt in prompts]
+        sums[side], counts[side] = [np.sum(each) for each in found], [len(each) for each in found]
+    random = np.random.default_rng(seed)
+    rows = max(1, _AT_ONCE // len(prompts))
+    drawn = []
+    for begin in range(0, DRAWS, rows):
+        which = random.integers(len(prompts), size=(min(rows, DRAWS - begin), len(prompts)))
+        with np.errstate(invalid="ignore"):
+            means = sums[:, which].sum(-1) / counts[:, which].sum(-1)
+        drawn.append(means[-1] - means[0] if len(sides) > 1 else means[0])
+    return np.concatenate(drawn)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 """What evaluation.result.score makes."""
 NO_INTERVAL = (
-    "These differences have no interval, and a slice of a benchmark is small: `bicot compare` on the two"
-    " folders in samples/ has intervals."
+    "These differences have no interval, and a slice of a benchmark is small: `bicot compare` on two of"
+    " the folders samples/bench_* has intervals."
 )
 UNSCORED = ("missing", "unreadable", "unjudged")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.bootstrap import FEWEST, difference_interval, mean_interval
+from evaluation.bootstrap import FEWEST, difference_interval, interval_of_means, mean_interval
 
 NUMBERS = st.floats(-10, 10)
 VALUES = st.lists(st.lists(NUMBERS, min_size=1, max_size=3), min_size=FEWEST, max_size=30).map(
@@ -71,3 +71,13 @@ def test_nineteen_of_twenty_intervals_hold_the_truth():
     assert 180 <= right <= 198
     assert 180 <= means <= 198
     assert widths < 0.8 * apart  # what it would be without pairs of prompts
+
+
+@given(values=VALUES, by=NUMBERS)
+def test_a_mean_over_tasks_is_drawn_within_each_task(values, by):
+    """However many prompts each has."""
+    flat = {f"q{n}": [by] for n in range(50)}
+    found, alone = interval_of_means([(values,), (flat,)]), mean_interval(values)
+    assert found.low == pytest.approx((alone.low + by) / 2, abs=1e-6)
+    assert found.high == pytest.approx((alone.high + by) / 2, abs=1e-6)
+    assert interval_of_means([(values,), ({"q": [by]},)]) is None
