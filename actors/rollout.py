@@ -1,14 +1,16 @@
 """The rollout worker: a sampler in a process of its own, which pulls the weights it is told to use."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+import numpy as np
 import ray
 import torch
 
 from actors.config import ActorsConfig
+from actors.image_stats import ImageSums
 from actors.sampler import Sampler
 from actors.torch_sampler import TorchSampler
 from policy.errors import UserError
@@ -76,6 +78,7 @@ class RolloutStats:
     generate_s: float
     group_tokens: tuple[int, ...]
     """Of each group, both CoTs together."""
+    images: ImageSums = field(default_factory=ImageSums)
 
 
 class RolloutWorker:
@@ -119,6 +122,7 @@ class RolloutWorker:
             group_tokens=tuple(
                 sum(len(s.cot_ids) + len(s.image_ids) for s in g) for g in groups_of_samples
             ),
+            images=ImageSums.of([np.stack([s.image for s in g]) for g in groups_of_samples]),
         )
         return [*groups_of_samples, stats]
 

@@ -23,7 +23,9 @@ from cluster.requests import Requested, Requests
 from cluster.validate import Inputs
 from cluster.watch.benchmarks import BenchmarkSlice, benchmark_metrics
 from cluster.watch.console import TrainProgress
+from cluster.watch.curves import read_metrics
 from cluster.watch.evaluation import Evaluator, NothingScored, saved_evaluations
+from cluster.watch.image_drift import ImageDrift
 from cluster.watch.recorder import Recorder
 from cluster.watch.reward_warnings import RewardWarnings
 from cluster.watch.wandb_log import WandbLog
@@ -52,6 +54,7 @@ class Run:
     benchmarks: Sequence[BenchmarkSlice] = ()
     wandb: WandbLog | None = None
     reward_warnings: RewardWarnings = field(default_factory=RewardWarnings)
+    image_drift: ImageDrift = field(default_factory=ImageDrift)
     step: int = 0
     weights: PublishedWeights | None = None
     requested: Requested = field(default_factory=Requested)
@@ -136,6 +139,8 @@ class Run:
         self.ledger.forget_after(self.step)
         for name in ("metrics.jsonl", "ledger.jsonl"):
             truncate_after(self.config.folder / name, self.step)
+        recorded = self.config.folder / "metrics.jsonl"
+        self.image_drift = ImageDrift.after(read_metrics(recorded).lines if recorded.exists() else ())
         self.recorder = Recorder(self.config.folder, self.step + 1, self.wandb, self.progress.say)
         self.skipped = self.empty = 0
         assert self.workers.publish is not None
@@ -159,7 +164,7 @@ class Run:
         metrics |= self.checkpoints.metrics()
         self.log_groups(rollout, trained, skipped)
         self.recorder.step(self.step, metrics)
-        warnings = self.reward_warnings.new(metrics)
+        warnings = self.reward_warnings.new(metrics) + self.image_drift.new(metrics)
         self.progress.step(self.step, metrics, rollout.failures, warnings)
         self.check_skipped(skipped)
         self.check_empty(rollout, trained)

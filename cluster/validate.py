@@ -10,6 +10,7 @@ from cluster.estimate.store_memory import StoreNeed, store_need
 from cluster.ray_session import existing_cluster
 from cluster.watch.benchmarks import BenchmarkSlice
 from cluster.watch.evaluation import Evaluator
+from cluster.watch.starts import note_start
 from cluster.watch.wandb_log import check_wandb
 from cluster.weight_sync import wants_broadcast
 from learner.config import check_learner
@@ -107,8 +108,8 @@ def too_long(prompt: Prompt, janus: PolicyModel | None, max_cot_tokens: int) -> 
 
 
 def run_folder(config: NamedRun, *, goes_on: bool = False) -> Path:
-    """The run directory with its config.yaml: empty but for that, or, if an earlier run `goes_on`, as
-    that one left it. An earlier run that does not is kept, as NAME.1, NAME.2, ..."""
+    """The run directory with its config.yaml and starts.jsonl: empty but for those, or, if an earlier
+    run `goes_on`, as that one left it. An earlier run that does not is kept, as NAME.1, NAME.2, ..."""
     folder = config.folder
     if not goes_on and folder.exists() and any(folder.iterdir()):
         number = 1
@@ -117,4 +118,5 @@ def run_folder(config: NamedRun, *, goes_on: bool = False) -> Path:
         folder.rename(kept)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.yaml", dump_config(config))
+    note_start(folder)
     return folder

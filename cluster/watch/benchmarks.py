@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 """What evaluation.result.score makes."""
+NO_INTERVAL = (
+    "These differences have no interval, and a slice of a benchmark is small: `bicot compare` on two of"
+    " the folders samples/bench_* has intervals."
+)
 UNSCORED = ("missing", "unreadable", "unjudged")
 
 
@@ -122,7 +126,6 @@ class Row:
     before: str
     now: str
     difference: str
-    verdict: str  # "better", "worse" or ""
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,10 @@ def _table(looks: Sequence[tuple[int, Result]]) -> BenchmarkTable:
     earlier = {**first["tasks"], "overall": first["overall"]} if first else {}
     rows = [_row(task, earlier.get(task), value, last["unit"]) for task, value in scores.items()]
     if first and (unscored(first) or unscored(last)):
-        rows.append(Row("images not judged", str(unscored(first)), str(unscored(last)), "", ""))
+        rows.append(Row("images not judged", str(unscored(first)), str(unscored(last)), ""))
     notes = list(last["notes"])
+    if first and first["overall"] is not None and last["overall"] is not None:
+        notes.append(NO_INTERVAL)
     if first and first["overall"] is not None and last["overall"] is not None:
         notes += what_differs([first, last])
     asked = f"{last['asked']['prompts']} of {last['asked']['of']} prompts"
@@ -172,10 +177,9 @@ def _table(looks: Sequence[tuple[int, Result]]) -> BenchmarkTable:
 
 
 def _row(label: str, before: float | None, now: float | None, unit: str) -> Row:
-    difference, verdict = "-", ""
+    difference = "-"
     if before is not None and now is not None:
         by = now - before
         sign = "+" if by > 0 else "\N{MINUS SIGN}" if by < 0 else "\N{PLUS-MINUS SIGN}"
         difference = sign + number(abs(by), unit)
-        verdict = "better" if by > 0 else "worse" if by < 0 else ""
-    return Row(label, number(before, unit), number(now, unit), difference, verdict)
+    return Row(label, number(before, unit), number(now, unit), difference)

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,21 +87,36 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """The means, as `eval/...`. A key that nothing is known of is absent, never 0: the CoT
         accuracy where no plan could be checked, the diversity where no prompt has two samples."""
-        found = {
-            "reward": _mean(j.reward for j in self.scored),
-            "strict_accuracy": _mean(j.passed for j in self.scored),
-            "cot_tokens": _mean(len(j.sample.cot_ids) for j in self.scored),
+        means = {
+            name: _mean(value for values in found.values() for value in values)
+            for name, found in self.values.items()
         }
-        if right := [j.cot_right for j in self.scored if j.cot_right is not None]:
-            found["cot_accuracy"] = _mean(right)
-        if groups := [g for g in self.by_prompt().values() if len(g) > 1]:
-            found["diversity"] = _mean(diversity([j.sample.image for j in g]) for g in groups)
+        return {f"eval/{name}": value for name, value in means.items()}
+
+    @cached_property
+    def values(self) -> dict[str, dict[str, list[float]]]:
+        """What the means are of: name -> prompt id -> the values of its samples; of the diversity, one
+        a prompt."""
+        groups = self.by_prompt()
+        found: dict[str, dict[str, list[float]]] = defaultdict(dict)
+        for id, group in groups.items():
+            found["reward"][id] = [j.reward for j in group]
+            found["strict_accuracy"][id] = [float(j.passed) for j in group]
+            found["cot_tokens"][id] = [float(len(j.sample.cot_ids)) for j in group]
+        for id, group in groups.items():
+            if right := [float(j.cot_right) for j in group if j.cot_right is not None]:
+                found["cot_accuracy"][id] = right
+        for id, group in groups.items():
+            if len(group) > 1:
+                found["diversity"][id] = [diversity([j.sample.image for j in group])]
         for expert in self.experts:
-            found[expert] = _mean(j.scores[expert] for j in self.scored if expert in j.scores)
+            for id, group in groups.items():
+                if scores := [j.scores[expert] for j in group if expert in j.scores]:
+                    found[expert][id] = scores
         for task_type in self.task_types:
-            of_type = (j.reward for j in self.scored if j.prompt.task_type == task_type)
-            found[f"reward/task/{task_type}"] = _mean(of_type)
-        return {f"eval/{name}": value for name, value in found.items()}
+            of_type = [id for id, group in groups.items() if group[0].prompt.task_type == task_type]
+            found[f"reward/task/{task_type}"] = {id: found["reward"][id] for id in of_type}
+        return dict(found)
 
 
 def diversity(images: list[np.ndarray]) -> float:

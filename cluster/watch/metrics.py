@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.image_stats import ImageSums
 from cluster.pending import RolloutBatch, ScoredGroup
 from rewards.expert import ExpertScores, Failure
 
@@ -22,6 +23,7 @@ def rollout_metrics(
         **reward_metrics(rollout.groups),
         **sampling_metrics(rollout, version),
         **expert_metrics(rollout),
+        **image_metrics(rollout),
         "groups/filtered": float(len(rollout.groups) - len(kept)),
         "groups/resampled": float(rollout.resampled),
     }
@@ -95,6 +97,13 @@ def sampling_metrics(rollout: RolloutBatch, version: int) -> dict[str, float]:
         "groups/dropped": float(len(rollout.dropped)),
         "actors/replaced": float(rollout.replaced),
     }
+
+
+def image_metrics(rollout: RolloutBatch) -> dict[str, float]:
+    """What the images of a step look like, as `image/...` (actors.image_stats): means over all images
+    of all workers, and of near duplicates over all pairs of one group."""
+    together = sum((stats.images for stats in rollout.stats), ImageSums())
+    return {f"image/{name}": value for name, value in together.means().items()}
 
 
 def time_metrics(

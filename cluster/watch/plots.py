@@ -1,6 +1,6 @@
 """Pictures for people: a grid of samples, before and after training, the reward's course."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,14 @@ def grid(
 
 # --- before and after ----------------------------------------------------------------------------
 
-_CELL, _TEXT, _EACH = 84, 168, 2  # an image, the prompt's column, images of a prompt on each side
+_CELL, _TEXT, _EACH = 112, 168, 2  # an image, the prompt's column, images of a prompt on each side
+_COT_FONT, _COT_LINES = 19, 6  # twice as large as seen
 
 
 def before_after(before: Evaluation, after: Evaluation, count: int = 16) -> Image.Image:
     """Up to `count` prompts that both evaluations share, spread evenly over them and not picked by
     result: each with its first two images before and after, framed green where every expert was
-    satisfied and red where not."""
+    satisfied and red where not, and under each the semantic CoT that it was drawn from."""
     old, new = before.by_prompt(), after.by_prompt()
     shared = [id for id in old if id in new]
     if not shared:
@@ -82,26 +83,46 @@ def before_after(before: Evaluation, after: Evaluation, count: int = 16) -> Imag
     each = min(_EACH, max(max(len(old[id]), len(new[id])) for id in chosen))
     columns = 1 if len(chosen) < 6 else 2
     side = each * (_CELL + GAP) - GAP
+    starts = _TEXT + GAP, _TEXT + side + 3 * GAP  # where each evaluation's images begin
     width = _TEXT + 2 * side + 3 * GAP  # of one prompt with its pictures
     head, rows = 58, -(-len(chosen) // columns)
-    pitch = _CELL + GAP + 2
-    size = (columns * width + (columns - 1) * 3 * GAP + 4 * GAP, head + rows * pitch + 2 * GAP)
+    stacks = [chosen[n * rows : (n + 1) * rows] for n in range(columns)]
+    heights = [[_row_height((old[id], new[id]), each) for id in stack] for stack in stacks]
+    size = (columns * width + (columns - 1) * 3 * GAP + 4 * GAP, head + max(map(sum, heights)) + GAP)
 
     # Drawn at twice the size: README viewers scale it to the column's width on dense screens.
     canvas = Image.new("RGB", (size[0] * 2, size[1] * 2), PAPER)
     pen = ImageDraw.Draw(canvas)
-    for column in range(columns):
-        left = 2 * GAP + column * (width + 3 * GAP)
-        for evaluation, x in ((before, _TEXT + GAP), (after, _TEXT + side + 3 * GAP)):
+    for column, stack in enumerate(stacks):
+        left, top = 2 * GAP + column * (width + 3 * GAP), head
+        for evaluation, x in zip((before, after), starts, strict=True):
             _heading(pen, evaluation, (left + x, GAP + 4))
-        for row, id in enumerate(chosen[column * rows : (column + 1) * rows]):
-            top = head + row * pitch
+        for id, height in zip(stack, heights[column], strict=True):
             pen.line((left * 2, top * 2 - 8, (left + width) * 2, top * 2 - 8), RULE, 2)
             _prompt(pen, old[id][0].prompt.text, (left, top))
-            for group, x in ((old[id], _TEXT + GAP), (new[id], _TEXT + side + 3 * GAP)):
+            for group, x in zip((old[id], new[id]), starts, strict=True):
                 for n, scored in enumerate(group[:each]):
-                    _framed(canvas, pen, scored, (left + x + n * (_CELL + GAP), top))
+                    at = left + x + n * (_CELL + GAP), top
+                    _framed(canvas, pen, scored, at)
+                    _cot(pen, scored, (at[0], top + _CELL + 3))
+            top += height
     return canvas
+
+
+def _row_height(groups: Iterable[Sequence[ScoredSample]], each: int) -> int:
+    """Of a prompt's pictures with the longest of their CoTs."""
+    lines = max(len(_cot_lines(scored)) for group in groups for scored in group[:each])
+    return _CELL + 3 + lines * _line_height(_font(_COT_FONT)) // 2 + GAP + 2
+
+
+def _cot_lines(scored: ScoredSample) -> list[str]:
+    return _wrap(scored.sample.cot_text, _font(_COT_FONT), _CELL * 2, _COT_LINES)
+
+
+def _cot(pen: ImageDraw.ImageDraw, scored: ScoredSample, at: tuple[int, int]) -> None:
+    font = _font(_COT_FONT)
+    for n, line in enumerate(_cot_lines(scored)):
+        pen.text((at[0] * 2, at[1] * 2 + n * _line_height(font)), line, FAINT, font)
 
 
 def spread(items: Sequence[str], count: int) -> list[str]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from cluster.files import KeepGoing
 from cluster.watch.benchmarks import benchmark_tables
 from cluster.watch.best_worst import as_seen, best_worst
+from cluster.watch.changes import LABELS, Change, changes, number
 from cluster.watch.console import evaluation_table
 from cluster.watch.curves import (
     BOTTOM,
@@ -36,36 +37,19 @@ from cluster.watch.evaluation import (
     load_evaluation,
     saved_evaluations,
 )
+from cluster.watch.flat import fold
 from cluster.watch.plots import before_after, reward_curve, spread
+from cluster.watch.starts import Start, read_starts
+from cluster.yaml_text import read_yaml
 from policy.errors import UserError
 from policy.paths import write_whole
 
 log = logging.getLogger(__name__)
 MOST_EVALUATIONS = 12  # with their pictures; the first and the last are always among them
 MOST_PROMPTS = 48  # of an evaluation
+AT_ONCE = 12  # of those; the others are shown when a reader asks for them
 MOST_SAMPLES = 4  # of a prompt
 LARGEST = 192  # pixels; larger images are reduced
-
-LABELS = {
-    "reward": "Reward",
-    "strict_accuracy": "Strict accuracy",
-    "cot_accuracy": "Plan accuracy",
-    "diversity": "Diversity",
-    "cot_tokens": "CoT tokens",
-}
-NEITHER_GOOD_NOR_BAD = ("diversity", "cot_tokens")
-
-
-@dataclass(frozen=True)
-class Change:
-    """One number of the first and of the last evaluation, None where it was not measured."""
-
-    label: str
-    table: str  # "" for the headlines, else "expert" or "reward by task type"
-    before: str | None
-    after: str | None
-    difference: str
-    verdict: str  # "better", "worse" or ""
 
 
 @dataclass(frozen=True)
@@ -170,7 +154,9 @@ def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Pat
     last = evaluations[-1] if evaluations else None
     first = next((e for e in evaluations if last and share_prompts(e, last)), None)
     experts = list(dict.fromkeys(name for e in evaluations for name in e.experts))
-    config = folder / "config.yaml"
+    config = _config(folder)
+    rows = changes(first, last, watched(config or "", tell)) if first and last else []
+    folded = fold(series(lines))
 
     page = _template().render(
         title=folder.resolve().name,
@@ -178,48 +164,60 @@ def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Pat
         duration=in_words(max((line.get("time", 0.0) for line in lines), default=0.0)),
         unreadable=unreadable,
         found=len(found),
-        changes=changes(first, last) if first and last else [],
+        headlines=[row for row in rows if not row.table],
+        tables=_by_table(rows),
+        intervals=any(value and value.interval for row in rows for value in (row.before, row.after)),
         first=first,
         last=last,
         benchmarks=benchmark_tables(folder, tell),
-        charts=charts(series(lines), experts),
+        charts=charts(folded.curves, experts),
+        folded=folded,
         frame={"w": WIDTH, "h": HEIGHT, "l": LEFT, "r": WIDTH - RIGHT, "t": TOP, "b": HEIGHT - BOTTOM},
         tabs=[_tab(evaluation) for evaluation in evaluations],
         best_worst=[_rows(last, expert) for expert in last.experts] if last else [],
-        config=config.read_text("utf-8", "replace") if config.exists() else None,
+        at_once=AT_ONCE,
+        starts=_starts(folder, tell),
+        config=config,
     )
     path = folder / "report.html"
     write_whole(path, page)
     return path
 
 
-def changes(first: Evaluation, last: Evaluation) -> list[Change]:
-    """The numbers of two evaluations side by side: the headlines, each expert, and the reward of each
-    task type."""
-    before, after = first.metrics(), last.metrics()
-    tables = dict.fromkeys(RESERVED, "") | dict.fromkeys((*first.experts, *last.experts), "expert")
-    for task_type in sorted({*first.task_types, *last.task_types}):
-        tables[f"reward/task/{task_type}"] = "reward by task type"
-    rows = []
-    for name, table in tables.items():
-        a, b = before.get(f"eval/{name}"), after.get(f"eval/{name}")
-        if a is None and b is None:
-            continue
-        difference = None if a is None or b is None else b - a
-        verdict = ""
-        if difference and name not in NEITHER_GOOD_NOR_BAD:
-            verdict = "better" if difference > 0 else "worse"
-        rows.append(
-            Change(
-                label=LABELS.get(name, name.removeprefix("reward/task/")),
-                table=table,
-                before=None if a is None else _number(name, a),
-                after=None if b is None else _number(name, b),
-                difference="" if difference is None else _signed(name, difference),
-                verdict=verdict,
-            )
-        )
-    return rows
+def watched(config: str, tell: Callable[[str], None]) -> set[str]:
+    """The experts of weight 0 in a run's config.yaml: asked and shown, and no part of any reward. None
+    where it cannot be read or names no experts, as that of `bicot sft`."""
+    try:
+        experts = read_yaml(config, "config.yaml")
+        for key in ("rewards", "experts"):
+            experts = experts.get(key) if isinstance(experts, dict) else None
+    except UserError as error:
+        tell(f"left out: {error}")
+        return set()
+    entries = experts.items() if isinstance(experts, dict) else ()
+    return {name for name, entry in entries if isinstance(entry, dict) and entry.get("weight") == 0}
+
+
+def _config(folder: Path) -> str | None:
+    path = folder / "config.yaml"
+    return path.read_text("utf-8", "replace") if path.exists() else None
+
+
+def _starts(folder: Path, tell: Callable[[str], None]) -> list[Start]:
+    try:
+        return read_starts(folder)
+    except UserError as error:
+        tell(f"left out: {error}")
+        return []
+
+
+def _by_table(rows: Sequence[Change]) -> dict[str, list[Change]]:
+    """Without the headlines."""
+    tables: dict[str, list[Change]] = {}
+    for row in rows:
+        if row.table:
+            tables.setdefault(row.table, []).append(row)
+    return tables
 
 
 def spread_with_ends(items: Sequence[Path], count: int) -> list[Path]:
@@ -250,12 +248,15 @@ def _tab(evaluation: Evaluation) -> Tab:
     groups = evaluation.by_prompt()
     metrics = evaluation.metrics()
     names = [name for name in RESERVED if f"eval/{name}" in metrics]
+    chosen = spread(list(groups), MOST_PROMPTS)
+    first = spread(chosen, AT_ONCE)
+    ordered = first + [id for id in chosen if id not in first]
     return Tab(
         evaluation=evaluation,
-        numbers=[(LABELS[name], _number(name, metrics[f"eval/{name}"])) for name in names],
+        numbers=[(LABELS[name], number(name, metrics[f"eval/{name}"])) for name in names],
         groups=[
             [Shown(scored, data_uri(scored.sample.image)) for scored in groups[id][:MOST_SAMPLES]]
-            for id in spread(list(groups), MOST_PROMPTS)
+            for id in ordered
         ],
         prompts=len(groups),
         samples=len(evaluation.scored),
@@ -272,17 +273,6 @@ def _rows(evaluation: Evaluation, expert: str) -> dict[str, Any]:
             for kind in ("best", "worst")
         },
     }
-
-
-def _number(name: str, value: float) -> str:
-    if name.endswith("_accuracy"):
-        return f"{value:.1%}"
-    return f"{value:.1f}" if name == "cot_tokens" else f"{value:.3f}"
-
-
-def _signed(name: str, value: float) -> str:
-    text = _number(name, abs(value)).replace("%", " points")
-    return ("+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else "\N{PLUS-MINUS SIGN}") + text
 
 
 def _template() -> jinja2.Template:

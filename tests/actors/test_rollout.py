@@ -6,6 +6,7 @@ import ray
 import torch
 
 from actors.config import ActorsConfig
+from actors.image_stats import ImageSums
 from actors.rollout import RolloutWorker
 from actors.torch_sampler import TorchSampler
 from policy.model import load_janus
@@ -56,6 +57,8 @@ def test_every_group_is_an_object_of_its_own_and_the_report_adds_up(actor, group
     assert report.samples == len(samples) == 6
     assert report.cot_tokens == sum(len(s.cot_ids) for s in samples)
     assert report.image_tokens == 6 * 36
+    assert report.images == ImageSums.of([np.stack([s.image for s in group]) for group in drawn])
+    assert (report.images.images, report.images.pairs) == (6, 3)
     assert report.weights_version == 0
 
 

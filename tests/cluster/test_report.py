@@ -3,7 +3,9 @@
 import io
 import json
 import re
-from dataclasses import asdict
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,17 +17,21 @@ from cluster.commands.runs import show_status
 from cluster.config import dump_config, load_config
 from cluster.fingerprints import fingerprints
 from cluster.train import train
+from cluster.watch.changes import Value, changes
 from cluster.watch.curves import charts, read_metrics, series, short, smooth, thin, ticks
 from cluster.watch.evaluation import Evaluation, ScoredSample
+from cluster.watch.flat import fold
+from cluster.watch.plots import before_after
 from cluster.watch.recorder import Recorder
 from cluster.watch.report import (
-    changes,
     data_uri,
     first_and_last,
     spread_with_ends,
+    watched,
     write_report,
     write_summary,
 )
+from cluster.watch.starts import command, commit, note_start, read_starts
 from policy.errors import UserError
 from policy.records import Prompt, Sample
 from tests.cluster.commands import TRAIN
@@ -102,12 +108,15 @@ def test_the_first_and_the_last_evaluation_stand_side_by_side(run):
 
     found = changes(evaluation(0, 0.25, objects=0.5), evaluation(9, 0.2, relation=1))
     rows = {row.label: row for row in found}
-    assert (rows["Reward"].difference, rows["Reward"].verdict) == ("\N{MINUS SIGN}0.050", "worse")
-    assert (rows["objects"].before, rows["objects"].after) == ("0.500", None)
-    assert (rows["relation"].before, rows["relation"].after) == (None, "1.000")
+    assert (rows["Reward"].difference, rows["Reward"].verdict) == (Value("\N{MINUS SIGN}0.050"), "")
+    assert (rows["objects"].before, rows["objects"].after) == (Value("0.500"), None)
+    assert (rows["relation"].before, rows["relation"].after) == (None, Value("1.000"))
     assert "Diversity" not in rows  # no prompt had two samples
-    assert (rows["color"].table, rows["color"].before) == ("reward by task type", "0.250")
-    assert "reward by task typestep 0step 10difference color0.2500.750+0.500" in text
+    by_type = {row.table: row for row in found if row.label == "color"}
+    assert set(by_type) == {"reward by task type", "strict accuracy by task type"}
+    assert by_type["reward by task type"].before == Value("0.250")
+    assert "reward by task typepromptsstep 0step 10difference color30.2500.750+0.500" in text
+    assert "No intervals: the evaluation has fewer than 5 prompts" in text
 
 
 def test_whatever_a_prompt_says_is_text(run):
@@ -310,3 +319,113 @@ def test_ticks_are_round_numbers():
     assert [short(x) for x in (0, 0.5, -12.34, 1234.5, 1e-5, 2.5e6)] == [
         "0", "0.5", "-12.3", "1,234", "1e-5", "2.5e6",
     ]  # fmt: skip
+
+
+# --- what a reader is told -----------------------------------------------------------------------
+
+
+def noisy(step: int, rewards: list[float], **weights: float) -> Evaluation:
+    """One sample a prompt; every expert gives the reward."""
+    found = evaluation(step, 0.5, prompts=len(rewards))
+    scored = [
+        replace(one, reward=reward, passed=reward > 0.5, scores=dict.fromkeys(weights, reward))
+        for one, reward in zip(found.scored, rewards, strict=True)
+    ]
+    return replace(found, scored=tuple(scored))
+
+
+def test_only_what_is_beyond_noise_is_called_better_or_worse():
+    before = noisy(0, [0.1 * n for n in range(10)], a=1)
+    up = changes(before, noisy(1, [0.1 * n + 0.2 for n in range(10)], a=1))
+    found = {row.label: row for row in up}
+    assert (found["Reward"].verdict, found["a"].verdict) == ("better", "better")
+    assert found["Reward"].difference == Value("+0.200", "+0.200 to +0.200")
+    low, high = found["Reward"].after.interval.split(" to ")
+    assert float(low) < float(found["Reward"].after.text) < float(high)
+    assert found["CoT tokens"].verdict == "noise"  # neither good nor bad, and the same
+    down = changes(before, noisy(1, [0.1 * n - 0.2 for n in range(10)]))
+    assert next(row for row in down if row.label == "Reward").verdict == "worse"
+    mixed = changes(before, noisy(1, [0.9 - 0.1 * n + 0.01 for n in range(10)]))
+    row = next(row for row in mixed if row.label == "Reward")
+    assert (row.difference.text, row.verdict) == ("+0.010", "noise")
+
+
+def test_an_expert_of_weight_0_is_watched_and_not_rewarded(run):
+    config = {"rewards": {"experts": {"objects": {"weight": 1.0}, "relation": {"weight": 0.0}}}}
+    (run / "config.yaml").write_text(json.dumps(config))
+    text = " ".join(page(run).text.split())
+    assert "expertprompts" in text.replace(" ", "")
+    assert text.index("objects") < text.index("expert, watched, not rewarded") < text.index("Curves")
+    assert watched(json.dumps(config), pytest.fail) == {"relation"}
+    for odd in ("", "rewards: 5", "rewards: {experts: [1]}", "sft: {}"):
+        assert watched(odd, pytest.fail) == set()
+    said = []
+    assert watched("a: [", said.append) == set()
+    assert len(said) == 1
+
+
+def test_pictures_stand_before_curves_and_faults_that_never_happened_in_a_line(run):
+    recorder = Recorder(run)
+    for step in (11, 12):
+        faults = {"groups/dropped": 0, "actors/replaced": 0, "expert/a/constant": 0, "lr": 2e-4}
+        recorder.step(step, {**faults, "grad_norm": step})
+    text = " ".join(page(run).text.split())
+    assert text.index("What it drew") < text.index("Scores") < text.index("Curves")
+    assert "No faults: no groups dropped, rollout workers lost, constant scores." in text
+    assert "Never changed, and not drawn: kl/cot 0.1, my/own 1, lr 2e-4." in text
+    assert "Gradient norm" in text and "Learning rate" not in text
+    recorder.step(13, {"groups/dropped": 1})
+    recorder.close()
+    text = " ".join(page(run).text.split())
+    assert "Faults: groups dropped (charts below). None of the others: rollout workers lost" in text
+
+
+def test_a_curve_is_drawn_or_folded_and_never_lost(run):
+    curves = series(read_metrics(run / "metrics.jsonl").lines) | {
+        "groups/dropped": [(1, 0.0), (2, 0.0)]
+    }
+    folded = fold(curves)
+    assert {*folded.curves, *folded.unchanged, "groups/dropped"} == set(curves)
+    assert folded.no_faults == ["groups dropped"]
+
+
+def test_the_report_says_how_the_run_was_started(run, tmp_path):
+    assert "does not say by which command it was made" in page(run).text
+    note_start(run)
+    note_start(run)
+    first, second = read_starts(run)
+    assert first.command == second.command == command(sys.argv)
+    report = page(run)
+    assert report.text.count(first.command) == 2
+    assert f"bicot {first.version}" in report.text
+    (run / "starts.jsonl").write_text('{"command": 5}\n')
+    said = []
+    write_report(run, said.append)
+    assert said == [f"left out: {run}/starts.jsonl:1: no start of a run: time, command, version, commit"
+                    " must be texts"]  # fmt: skip
+    assert command(["/x/cluster/__main__.py", "train", "a b"]) == "bicot train 'a b'"
+    assert command(["bicot", "\udcff"]) == "bicot '?'"
+
+
+def test_a_commit_is_named_with_a_mark_where_files_differ_from_it(tmp_path):
+    assert commit(tmp_path) == ""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "a").write_text("1")
+    for arguments in (["init", "-q"], ["add", "a"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *arguments], check=True)
+    found = commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{12}", found)
+    (tmp_path / "a").write_text("2")
+    assert commit(tmp_path) == f"{found}+"
+
+
+def test_the_pictures_make_room_for_the_cots_under_them():
+    def picture(plan: str):
+        found = evaluation(0, 0.25)
+        scored = [replace(one, sample=replace(one.sample, cot_text=plan)) for one in found.scored]
+        found = replace(found, scored=tuple(scored))
+        return before_after(found, found)
+
+    none, short_plan, long_plan = picture(""), picture("a red circle"), picture("word " * 200)
+    assert none.width == short_plan.width == long_plan.width
+    assert none.height < short_plan.height < long_plan.height
