@@ -17,6 +17,7 @@ from actors.rollout import RolloutWorker
 from cluster.config import RunConfig
 from policy.errors import UserError, in_one_line
 from policy.records import Batch, Group
+from policy.starting import wait_for
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ class RolloutWorkers:
         self._loading: dict[int, ObjectRef] = {}
         self.replaced = 0
         try:
-            ray.get([handle.ready.remote() for handle in self.handles], timeout=load_timeout_s)
+            loading = {f"worker {n}": h.ready.remote() for n, h in enumerate(self.handles)}
+            wait_for(loading, ray.wait, ray.get, load_timeout_s)
         except RayActorError as error:
             raise UserError(f"a rollout worker does not start: {in_one_line(error)}") from error
         except GetTimeoutError as error:

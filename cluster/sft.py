@@ -26,6 +26,7 @@ from cluster.resume import resume_point
 from cluster.sft_config import SftConfig
 from cluster.sft_rows import Example, Lessons, read_examples
 from cluster.sft_run import SftRun, start_learner
+from cluster.start_progress import StartProgress
 from cluster.validate import run_folder
 from cluster.watch.console import SftProgress
 from cluster.watch.report import write_report
@@ -56,7 +57,8 @@ def sft(config: SftConfig, console: Console) -> Path:
                 held_out_ids = encode_pictures(config, held_out, place, console)
                 lessons = Lessons(examples, ids, janus, config.seed, config.sft.drop_prompt)
                 heldout = Lessons(held_out, held_out_ids, janus).all()
-                with console.status("starting the learner"):
+                with StartProgress(console) as starting:
+                    starting.begin("starting the learner")
                     learner = start_learner(config, place, start)
                 run_folder(config, goes_on=start is not None)
                 with SftProgress(console, config.sft.steps, done, as_json) as progress:

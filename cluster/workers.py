@@ -14,6 +14,7 @@ from cluster.config import RunConfig
 from cluster.placement import check_room, reserve, roles
 from cluster.ray_session import existing_cluster
 from cluster.rollouts import RolloutManager
+from cluster.start_progress import StartProgress
 from cluster.weight_sync import WeightSync
 from learner.deepspeed_engine import Resume
 from learner.group import LearnerGroup
@@ -72,16 +73,17 @@ def start_workers(
     check_room(config.ray, roles(config, fewest=True, learn=learn))
     groups = []
     try:
-        with console.status("starting experts") as status:
+        with StartProgress(console) as starting:
+            starting.begin("starting experts")
             deploy_experts(with_judges(config) if learn else config.rewards)
             check_applicability(config.rewards, prompts)
             if config.rewards.gateway is not None:
                 console.print(f"gateway: {start_gateway(config.rewards)}/docs", highlight=False)
-            status.update("starting rollout workers")
+            starting.begin("starting rollout workers")
             groups.append(reserve(rollout, config.ray))
             workers = Workers(config, RolloutManager.start(config, groups[-1]))
             if learn:
-                status.update("starting the learner")
+                starting.begin("starting the learner")
                 groups.append(reserve(learner_role, config.ray))
                 workers.learner_place = groups[-1]
                 workers.start_learner(resume)

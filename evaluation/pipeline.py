@@ -21,6 +21,7 @@ from evaluation.generators import Drawn, GeneratorWorker
 from evaluation.judges.base import ask_prompt, unusable
 from evaluation.run_folder import RunFolder
 from policy.errors import UserError, in_one_line
+from policy.starting import wait_for
 from rewards.client import ExpertClient
 from rewards.config import RewardsConfig
 
@@ -53,7 +54,8 @@ def start_workers(config: BenchConfig) -> list[ActorHandle]:
         ray.remote(GeneratorWorker).options(**options).remote(config) for _ in range(actors.count)
     ]
     try:
-        ray.get([worker.ready.remote() for worker in workers], timeout=actors.load_timeout_s)
+        loading = {f"worker {n}": worker.ready.remote() for n, worker in enumerate(workers)}
+        wait_for(loading, ray.wait, ray.get, actors.load_timeout_s)
     except (RayActorError, RayTaskError) as error:
         raise UserError(f"a worker does not start: {in_one_line(error)}") from error
     except ray.exceptions.GetTimeoutError as error:

@@ -19,6 +19,7 @@ from learner.worker import LearnerWorker
 from policy.errors import UserError, in_one_line
 from policy.model import PolicyConfig
 from policy.records import PublishedWeights
+from policy.starting import wait_for
 from policy.weights import BroadcastRendezvous
 
 
@@ -96,7 +97,8 @@ class LearnerGroup:
         setups = [r.setup.remote(policy, config, temperature, guidance, where, resume) for r in ranks]
         group = cls(config, ranks)
         try:
-            group.trained_parameters = ray.get(setups, timeout=limit_s)[0]
+            wait_for({f"rank {n}": s for n, s in enumerate(setups)}, ray.wait, ray.get, limit_s)
+            group.trained_parameters = ray.get(setups[0], timeout=limit_s)
         except RayTaskError as error:
             raise UserError(f"the learner does not start: {in_one_line(error)}") from error
         return group

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import httpx
+import httpx2  # the client's own: its errors come through
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -10,7 +10,7 @@ from policy.errors import UserError, in_one_line
 
 # What the hub's client raises: refusals, no network or none wanted, a name that is none, a file that
 # could not be sent.
-_FAILED = (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, RuntimeError)
+_FAILED = (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError, RuntimeError)
 
 
 class Repository:

@@ -20,6 +20,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 
 from policy.errors import UserError
 from policy.records import Prompt
+from policy.starting import tell
 from rewards import controller
 from rewards.config import AutoscaleConfig, ExpertConfig, HttpConfig, RewardsConfig
 from rewards.middleware import token_digest
@@ -83,11 +84,13 @@ def usable_port(gateway: HttpConfig) -> int:
 
 def wait_until_running(apps: dict[str, str], timeout_s: float, say_every_s: float = 40) -> None:
     """Wait for applications (by name, with what to call them). Raises UserError with the replica's
-    own words if one fails; says now and then what it is waiting for."""
+    own words if one fails; tells how far it is, and warns now and then what it is waiting for."""
     start = told_at = time.monotonic()
     while True:
         status = controller.status().applications
         waiting = [app for app in apps if status[app].status != ApplicationStatus.RUNNING]
+        short = {app: name.removeprefix("expert ") for app, name in apps.items()}
+        tell([short[app] for app in apps if app not in waiting], [short[app] for app in waiting])
         for app in waiting:
             if status[app].status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
                 raise UserError(f"{apps[app]} did not start: {_reason(status[app])}")

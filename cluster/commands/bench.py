@@ -12,6 +12,7 @@ from cluster.commands.bench_config import BenchRunConfig, bench_config
 from cluster.commands.bench_show import bars, show, show_comparison
 from cluster.placement import Role, check_room
 from cluster.ray_session import existing_cluster, ray_session
+from cluster.start_progress import StartProgress
 from evaluation import pipeline
 from evaluation.benchmark import (
     Benchmark,
@@ -196,11 +197,12 @@ def _draw_and_judge(
         workers = []
         try:
             check_room(config.ray, roles)
-            with console.status("starting judges") as status:
+            with StartProgress(console) as starting:
                 if judges is not None:
+                    starting.begin("starting judges")
                     deploy_experts(judges)
                 if draws:
-                    status.update("starting the workers that generate")
+                    starting.begin("starting the workers that generate")
                     workers = pipeline.start_workers(config)
             with bars(console) as progress:
                 Pipeline(folder, items, config, workers, judges, progress).run()

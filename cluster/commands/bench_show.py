@@ -58,7 +58,7 @@ def show_comparison(found: Sequence[BenchmarkTable], console: Console) -> None:
     """A table a benchmark, and under it what its numbers do not say."""
     for one in found:
         table = Table(title=one.title, caption="; ".join(one.differing) or None)
-        table.add_column("task")
+        table.add_column("task", overflow="fold")
         for each in one.runs:
             table.add_column(each.label, justify="right", overflow="fold")
         for task, scores in one.scores.items():

@@ -94,14 +94,15 @@ def _license(path: str) -> dict[str, str]:
 
 
 def _front_matter(base: Base, config: RunConfig | SftConfig, layout: Layout) -> ModelCardData:
-    more: dict[str, Any] = {"library_name": "transformers"} if layout == "transformers" else {}
+    more: dict[str, Any] = dict(base.license)
+    if layout == "transformers":
+        more["library_name"] = "transformers"
     method = ["supervised-fine-tuning"] if isinstance(config, SftConfig) else ["reinforcement-learning"]
     return ModelCardData(
         base_model=base.hub_id,
         pipeline_tag="text-to-image",
         tags=_TAGS + method,
         ignore_metadata_errors=False,
-        **base.license,
         **more,
     )
 

@@ -24,7 +24,9 @@ def show_ledger(folder: Path, console: Console) -> bool:
     entries = read_ledger(folder)
     counts = Counter(entry.outcome for entry in entries)
     steps = max((entry.step for entry in entries), default=0)
-    table = Table(title=f"{folder}: {len(entries)} groups in {steps} steps")
+    told = f"{folder}: {len(entries)} groups in {steps} steps"
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
+    table = Table()
     table.add_column("outcome")
     table.add_column("groups", justify="right")
     table.add_column("", justify="left")
@@ -58,9 +60,9 @@ def show_status(folder: Path, console: Console) -> None:
     steps = [line for line in lines if line.get("time/step") is not None]
     evaluated = "eval/reward" if any("eval/reward" in line for line in lines) else "eval/loss"
     evaluations = [line for line in lines if line.get(evaluated) is not None]
-    table = Table(title=str(folder), show_header=False)
-    table.add_column()
-    table.add_column()
+    table = Table(show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     if steps:
         last, recent = steps[-1], steps[-20:]
         pace = sum(line["time/step"] for line in recent) / len(recent)
@@ -78,8 +80,11 @@ def show_status(folder: Path, console: Console) -> None:
     for line in evaluations[:1] + evaluations[1:][-1:]:
         table.add_row(f"{evaluated} at step {line['step']}", f"{line[evaluated]:.3f}")
     checkpoint = newest(folder / "checkpoints", warn, read_all=False)
-    table.add_row("checkpoint", str(checkpoint.folder) if checkpoint else "none yet")
+    newest_one = f"newest checkpoint: {checkpoint.folder if checkpoint else 'none yet'}"
+    # Paths stand outside of the table, whole in one line however narrow the terminal is.
+    console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
     console.print(table)
+    console.print(newest_one, highlight=False, markup=False, soft_wrap=True)
 
 
 def _steps_of(path: Path) -> int:

@@ -8,6 +8,7 @@ from rich.console import Console
 from cluster.config import RunConfig
 from cluster.placement import check_room, roles, total_cpus
 from cluster.ray_session import existing_cluster, ray_session
+from cluster.start_progress import StartProgress
 from cluster.validate import validate_run
 from cluster.watch.console import evaluation_table
 from cluster.watch.evaluation import save_evaluation
@@ -51,7 +52,8 @@ def serve_experts(config: RunConfig, console: Console) -> None:
     cpus = sum(e.most_replicas * e.num_cpus for e in rewards.experts.values())
     with ray_session(config.ray, cpus, console):
         try:
-            with console.status("starting experts"):
+            with StartProgress(console) as starting:
+                starting.begin("starting experts")
                 experts = roles(config, fewest=True, learn=False)
                 check_room(config.ray, [role for role in experts if not role.strategy])
                 deploy_experts(rewards)

@@ -135,7 +135,7 @@ def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table
     table.add_column("")
     columns = [evaluation.metrics() for evaluation in evaluations.values()]
     for name in evaluations:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")  # it may be a path
     for key in columns[0]:
         cells = [f"{column[key]:.3f}" if key in column else "" for column in columns]
         table.add_row(key.partition("/")[2].replace("_", " "), *cells)

@@ -84,7 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply({"objects": [self._place(o) for o in json.loads(body)["objects"]]})
         if "/commit/" in self.path:
             hub.commit([json.loads(line) for line in body.splitlines()])
-            return self._reply({"commitUrl": f"{hub.url}/commit/1", "commitOid": "1" * 40})
+            repo, oid = self.path.split("/commit/")[0].removeprefix("/api/models/"), "1" * 40
+            return self._reply({"commitUrl": f"{hub.url}/{repo}/commit/{oid}", "commitOid": oid})
         return self._reply({"error": f"nobody knows {self.path}"}, 404)
 
     def _place(self, wanted: dict) -> dict:

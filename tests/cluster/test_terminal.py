@@ -1,19 +1,24 @@
 """Words from elsewhere do not steer the terminal of whoever reads them."""
 
 import io
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
 from cluster import cli
-from cluster.commands.runs import show_ledger
+from cluster.checkpoint import State
+from cluster.commands.runs import show_ledger, show_status
+from cluster.config import dump_config, load_config
 from cluster.ledger import Entry, Ledger
 from cluster.terminal import TerminalConsole, visible
-from cluster.watch.console import TrainProgress
+from cluster.watch.console import TrainProgress, evaluation_table
 from tests.cluster.commands import TRAIN
+from tests.cluster.test_report import evaluation
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
@@ -88,3 +93,30 @@ def test_progress_goes_on_where_there_is_no_room():
     with pytest.raises(OSError, match="No space left"):
         talk()
     assert done
+
+
+def test_no_table_cuts_a_path(tmp_path):
+    """In a terminal of 40 columns, a path of hundreds."""
+    folder = tmp_path / "a_long_name" / ("of_a_run_" * 20)
+    checkpoint = folder / "checkpoints" / "step_000010"
+    checkpoint.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 10, "time/step": 1.0}\n')
+    (folder / "config.yaml").write_text(dump_config(load_config(ROOT / TRAIN)))
+    (checkpoint / "state.json").write_text(json.dumps(asdict(State(10, 10, 1, {}))))
+    shown = Console(file=io.StringIO(), width=40)
+    show_status(folder, shown)
+    lines = shown.file.getvalue().splitlines()
+    assert lines[0] == str(folder)
+    assert lines[-1] == f"newest checkpoint: {checkpoint}"
+    assert max(map(len, lines[1:-1])) <= 40
+    Ledger(folder).close()
+    shown = Console(file=io.StringIO(), width=40)
+    show_ledger(folder, shown)
+    assert shown.file.getvalue().startswith(f"{folder}: 0 groups in 0 steps\n")
+    shown = Console(file=io.StringIO(), width=40)
+    found = {str(checkpoint): evaluation(10, 0.5)}
+    shown.print(evaluation_table("held-out prompts", found))
+    told = shown.file.getvalue()
+    assert "…" not in told
+    cells = [line.split("┃")[2].strip() for line in told.splitlines() if line.startswith("┃")]
+    assert "".join(cells) == str(checkpoint)
