@@ -226,6 +226,30 @@ def report(run: RunFolder):
 
 
 @app.command()
+def compare(
+    one: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_DIR", help="a run, or a result of `bicot bench`", parser=home),
+    ],
+    other: Annotated[Path, typer.Argument(metavar="RUN_OR_DIR", help="another", parser=home)],
+    out: Annotated[Path, typer.Option(help="the HTML file to write", parser=home)] = Path(
+        "compare.html"
+    ),
+    anyway: Annotated[
+        bool, typer.Option(help="show, marked, results of benchmarks that cannot be compared")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="folder with a benchmark's prompt files", parser=home)
+    ] = None,
+):
+    """Set two runs side by side, by their last evaluations, or two results of `bicot bench`: scores
+    with intervals, and the pictures of the prompts on which they differ most."""
+    from cluster.commands.compare import compare as write
+
+    write(one, other, out, console, anyway=anyway, data=data)
+
+
+@app.command()
 def status(run: RunFolder):
     """Show where a run stands: step, pace, rewards, what was lost, the newest checkpoint."""
     from cluster.commands.runs import show_status

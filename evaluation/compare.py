@@ -1,31 +1,18 @@
-"""Runs of benchmarks side by side: every model x every task, and the images where they differ most.
+"""Runs of benchmarks side by side: every model x every task.
 
 Results that say different things are not put into one table: other prompts, another judge, other rules.
 """
 
-import base64
 import csv
 import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import jinja2
-import numpy as np
-from PIL import Image
-
-from evaluation.benchmark import Benchmark, Item, Judged, load_benchmark
 from evaluation.result import label, read_result, what_differs
-from evaluation.run_folder import RunFolder
 from policy.errors import UserError
-from policy.paths import write_whole
-
-_SHOWN = 40  # prompts on the page
-_IMAGES = 2  # of a prompt and model
-_SIDE = 256  # pixels
 
 
 @dataclass(frozen=True)
@@ -120,92 +107,8 @@ def as_csv(found: Sequence[BenchmarkTable]) -> str:
     return text.getvalue()
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One prompt, and what each run made of it: its mean score (None: not judged), and images with
-    their CoTs."""
-
-    item: Item
-    scores: tuple[float | None, ...]
-    images: tuple[tuple[tuple[str, str], ...], ...]
-    """By run: (data URL, CoT)."""
-
-    @property
-    def spread(self) -> float:
-        known = [score for score in self.scores if score is not None]
-        return max(known) - min(known) if len(known) > 1 else 0.0
-
-
-def differences(table: BenchmarkTable, data: Path | None = None) -> list[Difference]:
-    """The prompts on which the runs differ most; the largest first. A single run: its best and its
-    worst."""
-    benchmark = load_benchmark(table.runs[0].result["benchmark"], data)
-    folders = [_open(run, benchmark) for run in table.runs]
-    scored: list[tuple[Item, tuple[float | None, ...]]] = []
-    for item in benchmark.items:
-        scores = tuple(_item_score(folder, item) for folder in folders)
-        if any(score is not None for score in scores):
-            scored.append((item, scores))
-    if len(folders) == 1:
-        scored.sort(key=lambda one: one[1][0] or 0.0)
-        half = _SHOWN // 2
-        scored = scored[:half] + scored[half:][-half:][::-1]
-    else:
-        scored.sort(key=lambda one: -Difference(one[0], one[1], ()).spread)
-    return [
-        Difference(item, scores, tuple(_pictures(folder, item) for folder in folders))
-        for item, scores in scored[:_SHOWN]
-    ]
-
-
-def write_page(found: Sequence[BenchmarkTable], path: Path, data: Path | None = None) -> None:
-    """The tables and the images, as one HTML file that needs nothing else."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
-    )
-    shown = [(table, differences(table, data)) for table in found]
-    page = environment.get_template("compare.html.j2").render(shown=shown, number=number)
-    write_whole(path, page)
-
-
 def number(value: float | None, unit: str) -> str:
     """A score for people."""
     if value is None:
         return "-"
     return f"{value:.2f}" if unit == "%" else f"{value:.4f}"
-
-
-def _open(run: Run, benchmark: Benchmark) -> RunFolder:
-    images = run.result.get("images")
-    folder = RunFolder(run.folder, benchmark, Path(images) if images else None)
-    folder.look()
-    return folder
-
-
-def _item_score(folder: RunFolder, item: Item) -> float | None:
-    """The mean over the images of an item that have a score."""
-    found = []
-    for n in range(folder.benchmark.images_per_prompt):
-        replies = folder.replies(item, n)
-        score = folder.benchmark.image_score(Judged(item, n, replies)) if replies else None
-        if score is not None:
-            found.append(score)
-    return fmean(found) if found else None
-
-
-def _pictures(folder: RunFolder, item: Item) -> tuple[tuple[str, str], ...]:
-    images = folder.read(item)[:_IMAGES]
-    return tuple(
-        ("" if isinstance(image, str) else _thumbnail(image), folder.cot(item, n) or "")
-        for n, image in enumerate(images)
-    )
-
-
-def _thumbnail(image: np.ndarray) -> str:
-    picture = Image.fromarray(image)
-    if max(picture.size) > _SIDE:
-        picture.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG" if max(picture.size) <= 64 else "JPEG", quality=85)
-    kind = "png" if max(picture.size) <= 64 else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -21,7 +21,8 @@ from evaluation.benchmark import (
     load_benchmark,
     some_of,
 )
-from evaluation.compare import as_csv, read_runs, tables, write_page
+from evaluation.compare import as_csv, read_runs, tables
+from evaluation.compare_page import write_page
 from evaluation.config import BenchConfig, judges_of, merged
 from evaluation.journal import read_record
 from evaluation.pipeline import Pipeline

@@ -3,7 +3,7 @@
 import base64
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Pat
     first = next((e for e in evaluations if last and share_prompts(e, last)), None)
     experts = list(dict.fromkeys(name for e in evaluations for name in e.experts))
     config = _config(folder)
-    rows = changes(first, last, watched(config or "", tell)) if first and last else []
+    rows = changes(first, last, _watched(folder, config, tell)) if first and last else []
     folded = fold(series(lines))
 
     page = _template().render(
@@ -184,18 +184,27 @@ def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Pat
     return path
 
 
-def watched(config: str, tell: Callable[[str], None]) -> set[str]:
-    """The experts of weight 0 in a run's config.yaml: asked and shown, and no part of any reward. None
-    where it cannot be read or names no experts, as that of `bicot sft`."""
+def experts_of(config: str, where: str) -> dict[str, dict[str, Any]]:
+    """The experts of a run's config.yaml with their keys; none of one that has none, as that of `bicot
+    sft`. Raises UserError for what is no YAML."""
+    experts = read_yaml(config, where)
+    for key in ("rewards", "experts"):
+        experts = experts.get(key) if isinstance(experts, dict) else None
+    entries = experts.items() if isinstance(experts, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, dict)}
+
+
+def watched(experts: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Those of weight 0: asked and shown, and no part of any reward."""
+    return {name for name, entry in experts.items() if entry.get("weight") == 0}
+
+
+def _watched(folder: Path, config: str | None, tell: Callable[[str], None]) -> set[str]:
     try:
-        experts = read_yaml(config, "config.yaml")
-        for key in ("rewards", "experts"):
-            experts = experts.get(key) if isinstance(experts, dict) else None
+        return watched(experts_of(config or "", str(folder / "config.yaml")))
     except UserError as error:
         tell(f"left out: {error}")
         return set()
-    entries = experts.items() if isinstance(experts, dict) else ()
-    return {name for name, entry in entries if isinstance(entry, dict) and entry.get("weight") == 0}
 
 
 def _config(folder: Path) -> str | None:

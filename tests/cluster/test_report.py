@@ -25,9 +25,9 @@ from cluster.watch.plots import before_after
 from cluster.watch.recorder import Recorder
 from cluster.watch.report import (
     data_uri,
+    experts_of,
     first_and_last,
     spread_with_ends,
-    watched,
     write_report,
     write_summary,
 )
@@ -356,12 +356,12 @@ def test_an_expert_of_weight_0_is_watched_and_not_rewarded(run):
     text = " ".join(page(run).text.split())
     assert "expertprompts" in text.replace(" ", "")
     assert text.index("objects") < text.index("expert, watched, not rewarded") < text.index("Curves")
-    assert watched(json.dumps(config), pytest.fail) == {"relation"}
-    for odd in ("", "rewards: 5", "rewards: {experts: [1]}", "sft: {}"):
-        assert watched(odd, pytest.fail) == set()
+    for odd in ("", "rewards: 5", "rewards: {experts: [1]}", "sft: {}", "rewards: {experts: {a: 1}}"):
+        assert experts_of(odd, "here") == {}
+    (run / "config.yaml").write_text("a: [")
     said = []
-    assert watched("a: [", said.append) == set()
-    assert len(said) == 1
+    write_report(run, said.append)
+    assert len(said) == 1 and "config.yaml" in said[0]
 
 
 def test_pictures_stand_before_curves_and_faults_that_never_happened_in_a_line(run):

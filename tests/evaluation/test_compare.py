@@ -2,11 +2,13 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
 from evaluation.benchmark import BENCHMARKS
-from evaluation.compare import as_csv, differences, read_runs, tables, write_page
+from evaluation.compare import as_csv, read_runs, tables
+from evaluation.compare_page import comparison, differences, item_scores, write_page
 from evaluation.generators import Drawn
 from evaluation.result import score
 from policy.errors import UserError
@@ -51,7 +53,7 @@ def test_all_models_by_all_tasks(runs):
 
 def test_the_largest_difference_comes_first_and_strangers_words_stay_text(runs, tmp_path):
     found = tables(read_runs(runs))
-    order = [one.item.key for one in differences(found[0])]
+    order = [one.item.key for one in differences(item_scores(found[0]))]
     assert order[0] == "001" and len(order) == 4
     write_page(found, tmp_path / "compare.html")
     page = (tmp_path / "compare.html").read_text()
@@ -62,7 +64,7 @@ def test_the_largest_difference_comes_first_and_strangers_words_stay_text(runs, 
 
 def test_one_run_alone_shows_its_worst_and_its_best(runs):
     (table,) = tables(read_runs(runs[:1]))
-    assert next(one.item.key for one in differences(table)) == "000"
+    assert next(one.item.key for one in differences(item_scores(table))) == "000"
 
 
 @pytest.mark.parametrize(
@@ -106,3 +108,45 @@ def test_a_result_that_is_none_is_refused(runs):
     (runs[0] / "result.json").write_text('{"benchmark": "x"}')
     with pytest.raises(UserError, match="not the result of a benchmark"):
         read_runs(runs)
+
+
+@pytest.mark.parametrize("unit", ["", "%"])
+def test_what_is_a_mean_of_images_has_an_interval(tmp_path, monkeypatch, unit):
+    """10 prompts a task; the second run is brighter by 25 of 255 in even ones, and as bright in odd
+    ones on average."""
+    monkeypatch.setattr("tests.evaluation.toy.KEYS", tuple(f"{n:03}" for n in range(20)))
+    monkeypatch.setattr(Toy, "unit", unit)
+    if unit:
+        plain = Toy.summarise
+
+        def percent(self, judged, **rules):
+            found = plain(self, judged, **rules)
+            tasks = {task: value and 100 * value for task, value in found.tasks.items()}
+            return replace(found, overall=found.overall and 100 * found.overall, tasks=tasks)
+
+        monkeypatch.setattr(Toy, "summarise", percent)
+    folders = []
+    for after in (0, 1):
+        folder = opened(tmp_path / str(after), generator={"kind": "policy", "path": "x", "cot": True})
+        for n, item in enumerate(folder.benchmark.items):
+            more = 25 if n % 2 == 0 else 20 * (-1) ** (n // 2)
+            level = 50 + 5 * n + after * more
+            folder.write(item, [Drawn(gray(level), "")] * 2)
+            judged(folder, item, 0, level)
+            judged(folder, item, 1, level)
+        score(folder, folder.benchmark.items, published_rules=False)
+        folders.append(folder.folder)
+    (table,) = tables(read_runs(folders))
+    rows = {row.label: row for row in comparison(table).rows}
+    assert [rows[task].difference.verdict for task in ("even", "odd")] == ["better", "noise"]
+    low, high = rows["even"].difference.interval.split(" to ")
+    assert low == high == rows["even"].difference.text
+    low, high = map(float, rows["overall"].cells[0].interval.split(" to "))
+    assert low < float(rows["overall"].cells[0].text) < high
+
+
+def test_few_prompts_have_no_interval_and_no_colour(runs):
+    (table,) = tables(read_runs(runs))
+    found = comparison(table)
+    assert {row.difference.verdict for row in found.rows} == {""}
+    assert any(note.startswith("No intervals") for note in found.notes)
