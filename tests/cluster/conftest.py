@@ -1,6 +1,7 @@
 """What all tests of commands share."""
 
 import signal
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -11,9 +12,11 @@ def _no_run_is_left():
     """A test that fails may leave a run behind, which would slow down all that follow."""
     yield
     for child in psutil.Process().children():
-        if "cluster" in child.cmdline() and {"train", "sft"} & {*child.cmdline()}:
-            family = [*child.children(recursive=True), child]
-            child.send_signal(signal.SIGKILL)
-            for process in family:
-                if process.is_running():
-                    process.kill()
+        with suppress(psutil.NoSuchProcess):  # ended, or a zombie that nobody has waited for
+            command = child.cmdline()
+            if "cluster" in command and {"train", "sft"} & {*command}:
+                family = [*child.children(recursive=True), child]
+                child.send_signal(signal.SIGKILL)
+                for process in family:
+                    if process.is_running():
+                        process.kill()
