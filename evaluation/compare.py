@@ -140,10 +140,10 @@ def differences(table: BenchmarkTable, data: Path | None = None) -> list[Differe
     """The prompts on which the runs differ most; the largest first. A single run: its best and its
     worst."""
     benchmark = load_benchmark(table.runs[0].result["benchmark"], data)
-    folders = [_open(run, benchmark) for run in table.runs]
+    folders = [open_run(run, benchmark) for run in table.runs]
     scored: list[tuple[Item, tuple[float | None, ...]]] = []
     for item in benchmark.items:
-        scores = tuple(_item_score(folder, item) for folder in folders)
+        scores = tuple(item_score(folder, item) for folder in folders)
         if any(score is not None for score in scores):
             scored.append((item, scores))
     if len(folders) == 1:
@@ -175,14 +175,14 @@ def number(value: float | None, unit: str) -> str:
     return f"{value:.2f}" if unit == "%" else f"{value:.4f}"
 
 
-def _open(run: Run, benchmark: Benchmark) -> RunFolder:
+def open_run(run: Run, benchmark: Benchmark) -> RunFolder:
     images = run.result.get("images")
     folder = RunFolder(run.folder, benchmark, Path(images) if images else None)
     folder.look()
     return folder
 
 
-def _item_score(folder: RunFolder, item: Item) -> float | None:
+def item_score(folder: RunFolder, item: Item) -> float | None:
     """The mean over the images of an item that have a score."""
     found = []
     for n in range(folder.benchmark.images_per_prompt):

@@ -35,8 +35,8 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def lock_holder(folder: Path) -> tuple[int, str] | None:
-    """The process and the machine that the directory's lock names; None if there is no lock, or it names
-    nobody. It may be a process that was killed."""
+    """The process and the machine that the directory's lock names; None if there is none, or it names
+    nobody. The process may have been killed."""
     try:
         text = _path(folder).read_text(errors="replace")
     except OSError:

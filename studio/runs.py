@@ -82,8 +82,6 @@ class MetricsReader:
         self._path = path
         self._tail = FileTail(path, "metrics")
         self._columns: dict[str, tuple[array, array]] = {}  # steps, values
-        self.last: dict[str, Any] = {}
-        """The last line that was read."""
         self.version = 0
         """Another number whenever there is anything new."""
 
@@ -95,11 +93,10 @@ class MetricsReader:
         """
         lines, more, anew = self._tail.read_on(most)
         if anew:
-            self._columns, self.last = {}, {}
+            self._columns = {}
         for text in lines:
             if line := _parsed(text, self._path):
                 self._add(line)
-                self.last = line
         self.version += bool(lines) or anew
         return more
 
@@ -128,10 +125,14 @@ class MetricsReader:
         middles = np.frombuffer(steps, np.int64)[starts + counts // 2]
         return middles.tolist(), (sums / counts).tolist()
 
+    def newest(self, name: str) -> float:
+        """The last value of a curve."""
+        return self._columns[name][1][-1]
+
     def raised(self, name: str) -> tuple[int, int]:
         """At how many steps a curve is not 0, and the last of them; (0, 0) where it never is."""
         steps, values = self._columns[name]
-        there = np.flatnonzero(np.frombuffer(values)) if len(values) else []
+        there = np.flatnonzero(np.frombuffer(values) if len(values) else ())
         return (len(there), int(steps[there[-1]])) if len(there) else (0, 0)
 
     def _add(self, line: dict[str, Any]) -> None:
