@@ -10,7 +10,6 @@ from evaluation.compare import item_score, open_run, read_runs, tables
 from evaluation.run_folder import RunFolder
 from policy.errors import UserError
 
-
 Pair = dict[str, Any]
 
 

@@ -76,13 +76,17 @@ def match(first: Sequence[Row], second: Sequence[Row], a: str, b: str) -> list[P
 
 
 def biggest_first(pairs: list[Pair]) -> list[Pair]:
-    """Those with a score on both sides by its difference, then the others. `difference`: of B over A."""
+    """Those with a score on both sides by its difference, then the others; `difference` is B's less A's."""
     for pair in pairs:
         one, other = pair["a"]["score"], pair["b"]["score"]
         known = one is not None and other is not None
         pair["difference"] = other - one if known else None
-    pairs.sort(key=lambda pair: 1.0 if pair["difference"] is None else -abs(pair["difference"]))
+    pairs.sort(key=_rank)
     return pairs[:_MOST]
+
+
+def _rank(pair: Pair) -> float:
+    return 1.0 if pair["difference"] is None else -abs(pair["difference"])
 
 
 def _side(row: Row, folder: str) -> dict[str, Any]:

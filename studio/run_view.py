@@ -21,8 +21,9 @@ MOST_CURVES = 1_000
 _NOW = ("reward/mean", "eval/reward", "time/step")
 _LOOK_S = 0.25  # how long one look reads on
 _MAIN = (
-    "Reward", "Accuracy", "Expert: ", "KL to the reference", "entropy", "Length of the semantic CoT",
-    "Seconds a step", "Loss", "Held-out loss", "Diversity", "Benchmark",
+    "Reward", "Expert: ", "KL to the reference", "Entropy", "Length of the semantic CoT",
+    "Seconds a step", "Accuracy", "Loss", "Held-out loss", "Diversity", "Reward by task type",
+    "Held-out reward by task type", "Benchmark: ",
 )  # fmt: skip
 _WARNED = {
     "groups/dropped": "groups were dropped, for an expert gave no score",
@@ -57,12 +58,9 @@ class RunView:
             if known == version:
                 return None
             names = (list(self._first or ()) if self._behind else self._reader.names)[:MOST_CURVES]
-            laid_out = panels(names, experts(names))
-            shown = [(t, some) for t, some in laid_out if every or t.startswith(_MAIN)]
-            order = {title: place for place, title in enumerate(_MAIN)}
-            shown.sort(
-                key=lambda panel: next((n for t, n in order.items() if panel[0].startswith(t)), 99)
-            )
+            laid_out = [(t[:1].upper() + t[1:], some) for t, some in panels(names, experts(names))]
+            laid_out.sort(key=lambda panel: _rank(panel[0]))
+            shown = [(t, some) for t, some in laid_out if every or _rank(t) < len(_MAIN)]
             return {
                 "version": version,
                 "behind": self._behind,
@@ -163,6 +161,14 @@ def experts(names: list[str]) -> list[str]:
     """Those that some metric is about."""
     parts = (name.split("/") for name in names)
     return list(dict.fromkeys(part[1] for part in parts if part[0] == "expert" and len(part) == 3))
+
+
+def _rank(title: str) -> int:
+    """Where a chart stands; behind all that are looked at first if it is none of them."""
+    for place, name in enumerate(_MAIN):
+        if title == name or (name.endswith(": ") and title.startswith(name)):
+            return place
+    return len(_MAIN)
 
 
 def _warning(name: str) -> str | None:
