@@ -76,7 +76,7 @@ def match(first: Sequence[Row], second: Sequence[Row], a: str, b: str) -> list[P
 
 
 def biggest_first(pairs: list[Pair]) -> list[Pair]:
-    """Those with a score on both sides by its difference, then the others; `difference` is B's less A's."""
+    """First those with a score on both sides, then the others; `difference` is B's less A's."""
     for pair in pairs:
         one, other = pair["a"]["score"], pair["b"]["score"]
         known = one is not None and other is not None

@@ -172,7 +172,7 @@ class Recorder:
 def save_gallery(gallery: Sequence[tuple[Prompt, Sample, float]], folder: Path) -> None:
     """Every image by itself and, as the last thing, `samples.json` with prompts, CoTs and rewards, in
     the form of an evaluation's rows."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, (prompt, sample, reward) in enumerate(gallery):
         name = f"{number:04d}.png"

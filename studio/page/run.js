@@ -93,7 +93,7 @@ const MORE = 24;
 class Samples {
   constructor(run) {
     this.run = run;
-    this.names = [];
+    this.names = null;
     this.most = MORE;
     const change = () => { this.most = MORE; this.show(); };
     this.which = el("select", { onchange: change, "aria-label": "samples" });
@@ -112,8 +112,8 @@ class Samples {
   }
 
   async look(names) {
-    if (names.join() === this.names.join()) return;
-    const follow = !this.names.length || this.which.value === "newest";
+    if (names.join() === this.names?.join()) return;
+    const follow = !this.names?.length || this.which.value === "newest";
     this.names = names;
     const told = names.map((name) => {
       const [kind, step] = name.split("_");
