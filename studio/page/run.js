@@ -7,7 +7,7 @@ import { sampleCard } from "./sample.js";
 import { get, runPath } from "./server.js";
 
 export function runPage(page, run, signal) {
-  document.title = `${run} – bicot studio`;
+  document.title = `${run} - bicot studio`;
   const status = el("div", { class: "row", id: "status" });
   const warnings = el("div", { id: "warnings" });
   const ledger = el("div", { id: "ledger" });
@@ -54,7 +54,7 @@ function showLedger(box, { outcomes, reasons }) {
     el("table", {}, ...outcomes.map(([name, count, meaning]) => el("tr", {},
       el("td", {}, name), el("td", { class: "number" }, count.toLocaleString("en")),
       el("td", { class: "number" }, `${(100 * count / all).toFixed(1)} %`), el("td", { class: "quiet" }, meaning)))),
-    ...reasons.map(([why, count]) => el("p", { class: "said small" }, `${count} × ${why}`)));
+    ...reasons.map(([why, count]) => el("p", { class: "said small" }, `${count} x ${why}`)));
 }
 
 class Curves {

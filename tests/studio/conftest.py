@@ -138,7 +138,9 @@ class GrowingRun:
         return folder
 
 
-def scored(text: str, reward: float, task: str = "color", cot: str = "a plan", index: int = 0, **scores):
+def scored(
+    text: str, reward: float, task: str = "color", cot: str = "a plan", index: int = 0, **scores
+):
     """One sample of a flat gray, as light as its reward is high."""
     none, no_logps = np.zeros(0, np.int64), np.zeros(0, np.float32)
     image = np.full((24, 24, 3), int(255 * reward), np.uint8)

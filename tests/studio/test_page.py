@@ -100,7 +100,7 @@ def test_a_run_that_grows_shows_new_points_and_pictures_without_a_reload(runs, o
     expect(page.locator("#warnings")).to_contain_text(
         "expert circles gave every image of the step the same score"
     )
-    expect(page.locator("#ledger")).to_contain_text("1 × circles: <b>no answer</b>")
+    expect(page.locator("#ledger")).to_contain_text("1 x circles: <b>no answer</b>")
     assert page.evaluate("window.untouched")
 
 
@@ -223,7 +223,7 @@ def test_a_hostile_prompt_changes_nothing_and_shows_as_text(runs, open_page, mod
     page.set_viewport_size({"width": width, "height": 844})
     expect(page.locator(".sample .said").first).to_have_text(HOSTILE)
     expect(page.locator("h1")).to_have_text("<b>&amp;")
-    assert page.title() == "<b>&amp; – bicot studio"
+    assert page.title() == "<b>&amp; - bicot studio"
     assert page.locator("main script, main [onload], main [onerror]").count() == 0
     assert fits(page)
     page.get_by_role("link", name="Compare").click()
