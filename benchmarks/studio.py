@@ -1,10 +1,10 @@
 """Is the page quick on a long run? `python -m benchmarks.studio --lines 100000 --pictures 5000`.
 
-A run directory is made: so many lines of metrics, each with what a run of three experts writes, and so
-many pictures in evaluations of 250. `bicot studio` is started on it, in a process of its own, and asked
-what a browser asks. Looked for: the first view (list, curves, how it stands, newest samples) within a
-second; less than 200 MB of resident memory at any time; and, once all is read, a look at a run that does
-not grow reads none of its metrics again. Exit status 1 where one of these fails.
+A run directory is made: so many lines of metrics, each with what a run of three experts writes, and
+so many pictures in evaluations of 250. `bicot studio` is started on it, in a process of its own, and
+asked what a browser asks. Looked for: the first view (list, curves, how it stands, newest samples)
+within a second; less than 200 MB of resident memory at any time; and, once all is read, a look at a run that
+does not grow reads none of its metrics again. Exit status 1 where one of these fails.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from rich.console import Console
 
 FIRST_S, MEMORY_MB = 1.0, 200.0
 EACH = 250  # pictures of an evaluation
+PARTS = ("kl", "entropy", "ratio", "logp", "sampler_gap", "sampler_gap_max", "clip_fraction")
 EXPERTS = ("objects", "count", "relation")
 _WAIT_S = 600.0
 
@@ -30,9 +31,8 @@ _WAIT_S = 600.0
 def metrics(step: int) -> dict[str, float]:
     """About as many numbers as a run writes for a step."""
     names = ["reward/mean", "reward/std", "cot/tokens", "loss", "loss/cot", "loss/image", "lr"]
-    names += [
-        f"{name}/{part}" for name in ("kl", "entropy", "ratio", "logp") for part in ("cot", "image")
-    ]
+    names += ["guidance_gap", "grad_norm", "groups/dropped", "groups/filtered", "step/skipped"]
+    names += [f"{name}/{part}" for name in PARTS for part in ("cot", "image")]
     names += [f"time/{part}" for part in ("step", "generate", "score", "learn", "publish", "wait")]
     told = ("retries", "failures", "left_out", "constant", "latency_s", "applied", "std", "min", "max")
     names += [f"expert/{name}/{what}" for name in EXPERTS for what in told]
@@ -52,7 +52,7 @@ def make_run(folder: Path, lines: int, pictures: int) -> None:
         rows = []
         for n in range(min(EACH, pictures - number * EACH)):
             Image.new("RGB", (24, 24), (n % 255, 0, 0)).save(samples / f"{n:04d}.png")
-            scores = {name: n / EACH for name in EXPERTS}
+            scores = dict.fromkeys(EXPERTS, n / EACH)
             prompt = {"id": str(n), "prompt": f"prompt {n}", "task_type": "color"}
             row = {"image": f"{n:04d}.png", "prompt": prompt, "cot": "a plan " * 10, "reward": n / EACH}
             rows.append({**row, "scores": scores, "explanation": {}, "index": 0, "seed": 0})

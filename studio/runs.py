@@ -8,7 +8,7 @@ So
   when it has caught up; from there on a look costs what was added since;
 - a line that is still being written waits for its end; a run that went back to a checkpoint cuts its
   file, which is then read anew;
-- nothing is ever written, and nothing but whole lines of numbers is kept: 16 bytes a number.
+- nothing is ever written, and nothing but whole lines of numbers is kept: 12 bytes a number.
 
 A line that cannot be read is left out, as `bicot report` leaves it out.
 """
@@ -122,7 +122,7 @@ class MetricsReader:
         starts = np.arange(0, len(steps), stride)
         sums = np.add.reduceat(np.frombuffer(values), starts)
         counts = np.diff([*starts, len(steps)])
-        middles = np.frombuffer(steps, np.int64)[starts + counts // 2]
+        middles = np.frombuffer(steps, np.intc)[starts + counts // 2]
         return middles.tolist(), (sums / counts).tolist()
 
     def newest(self, name: str) -> float:
@@ -137,10 +137,12 @@ class MetricsReader:
 
     def _add(self, line: dict[str, Any]) -> None:
         step = line["step"]
+        if not 0 <= step < 2**31:  # no run takes so many
+            return
         for name, value in line.items():
             if name in ("step", "time") or value is None:
                 continue
-            steps, values = self._columns.setdefault(name, (array("q"), array("d")))
+            steps, values = self._columns.setdefault(name, (array("i"), array("d")))
             while steps and steps[-1] >= step:  # an earlier life of the run recorded it
                 steps.pop()
                 values.pop()

@@ -19,8 +19,8 @@ export function runPage(page, run, signal) {
     el("h2", {}, "Configuration"), ...config.elements);
 
   async function look() {
+    const behind = await curves.look(); // first: warnings are those of what was read
     const about = await get(runPath(run, "about"));
-    const behind = await curves.look();
     showStatus(status, about, curves.now, behind);
     warnings.replaceChildren(...about.warnings.slice(0, 12).map(({ text, steps, last }) =>
       el("p", { class: "warning" }, `${text} (${steps} ${steps === 1 ? "step" : "steps"}, last at step ${last})`)));
