@@ -3,8 +3,8 @@
 A run directory is made: so many lines of metrics, each with what a run of three experts writes, and
 so many pictures in evaluations of 250. `bicot studio` is started on it, in a process of its own, and
 asked what a browser asks. Looked for: the first view (list, curves, how it stands, newest samples)
-within a second; less than 200 MB of resident memory at any time; and, once all is read, a look at a run that
-does not grow reads none of its metrics again. Exit status 1 where one of these fails.
+within a second; less than 200 MB of resident memory at any time; and, once all is read, a look at a run
+that does not grow reads none of its metrics again. Exit status 1 where one of these fails.
 """
 
 import argparse
