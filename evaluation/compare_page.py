@@ -30,8 +30,10 @@ ByItem = dict[str, tuple[Item, list[float]]]
 def item_scores(table: BenchmarkTable, data: Path | None = None) -> list[ByItem]:
     """Of each run, from the replies in its folder. Raises UserError if the prompts are not here."""
     benchmark = load_benchmark(table.runs[0].result["benchmark"], data)
-    folders = [_open(run, benchmark) for run in table.runs]
-    return [{item.key: (item, _scores(folder, item)) for item in benchmark.items} for folder in folders]
+    folders = [open_run(run, benchmark) for run in table.runs]
+    return [
+        {item.key: (item, scores_of(folder, item)) for item in benchmark.items} for folder in folders
+    ]
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _signed(value: float, unit: str) -> str:
 
 def _shown(table: BenchmarkTable, scores: Sequence[ByItem], data: Path | None) -> list[ShownPrompt]:
     benchmark = load_benchmark(table.runs[0].result["benchmark"], data)
-    folders = [_open(run, benchmark) for run in table.runs]
+    folders = [open_run(run, benchmark) for run in table.runs]
     return [
         ShownPrompt(
             one.item.text,
@@ -175,14 +177,15 @@ def _about(run: Run) -> str:
     return f"{run.label}: {run.folder}; " + "; ".join(parts)
 
 
-def _open(run: Run, benchmark: Benchmark) -> RunFolder:
+def open_run(run: Run, benchmark: Benchmark) -> RunFolder:
     images = run.result.get("images")
     folder = RunFolder(run.folder, benchmark, Path(images) if images else None)
     folder.look()
     return folder
 
 
-def _scores(folder: RunFolder, item: Item) -> list[float]:
+def scores_of(folder: RunFolder, item: Item) -> list[float]:
+    """Of the images of an item that have one."""
     found = []
     for n in range(folder.benchmark.images_per_prompt):
         replies = folder.replies(item, n)

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     new = not folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the directory, which may be put aside for a new one.
-    path = folder.parent / f".{folder.name}.lock"
+    path = _path(folder)
     with _held(path, folder) as file:
         with suppress(OSError):  # no room to say who holds it
             file.truncate(0)
@@ -31,6 +32,21 @@ def run_lock(folder: Path) -> Iterator[None]:
             if new:
                 with suppress(OSError):  # not empty: there is a run in it now
                     folder.parent.rmdir()
+
+
+def lock_holder(folder: Path) -> tuple[int, str] | None:
+    """The process and the machine that the directory's lock names; None if there is none, or it names
+    nobody. The process may have been killed."""
+    try:
+        text = _path(folder).read_text(errors="replace")
+    except OSError:
+        return None
+    match = re.fullmatch(r"process ([0-9]{1,9}) on (\S+)", text.strip())
+    return (int(match[1]), match[2]) if match else None
+
+
+def _path(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.lock"
 
 
 def _held(path: Path, folder: Path) -> FileIO:

@@ -1,9 +1,7 @@
 """Events of a stream as a client reads them: OpenAI's for images, our own for the semantic CoT."""
 
-import json
 import time
 from base64 import b64encode
-from collections.abc import Mapping
 from typing import Any
 
 from studio.images_schemas import Usage
@@ -42,8 +40,3 @@ def _image(kind: str, index: int, png: bytes, size: str) -> dict[str, Any]:
         "quality": "auto",
         "size": size,
     }
-
-
-def sse(kind: str, data: Mapping[str, Any]) -> bytes:
-    """One server-sent event."""
-    return f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()

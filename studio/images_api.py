@@ -24,15 +24,14 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from cluster.serve_config import ServeConfig
 from rewards.middleware import CountReplies, LimitBody, LimitConcurrency, RequireToken
 from rewards.responses import State
 from rewards.schemas import parse_body
 from studio import images_schemas as api
-from studio.image_events import sse, to_event
+from studio.event_stream import EventStream, sse
+from studio.image_events import to_event
 from studio.model_client import Model
 from studio.records import Event, ImageTask, ModelCard, RequestError
 
@@ -169,22 +168,6 @@ class ImagesApi:
 
     def _listed(self) -> api.Model:
         return api.Model(id=self._card.name, created=self._card.created, size=self._card.size)
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events. `release` is called when they end, or nobody reads on."""
-
-    def __init__(self, lines: AsyncGenerator[bytes, None], release: Callable[[], None]):
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(lines, media_type="text/event-stream", headers=headers)
-        self._lines, self._release = lines, release
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with aclosing(self._lines):
-                await super().__call__(scope, receive, send)
-        finally:
-            self._release()
 
 
 def exposition(metrics: Mapping[str, Sequence[Metric]], replies: Mapping[int, int]) -> bytes:

@@ -8,7 +8,7 @@ So
   when it has caught up; from there on a look costs what was added since;
 - a line that is still being written waits for its end; a run that went back to a checkpoint cuts its
   file, which is then read anew;
-- nothing is ever written, and nothing but whole lines of numbers is kept: 16 bytes a number.
+- nothing is ever written, and nothing but whole lines of numbers is kept: 12 bytes a number.
 
 A line that cannot be read is left out, as `bicot report` leaves it out.
 """
@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from cluster.watch.curves import Points, parse_metrics, series
 from policy.errors import UserError
 from policy.paths import home
+from studio.tail import PIECE, FileTail
 
 METRICS = "metrics.jsonl"
 FIRST_LINES = 400  # of training, that a first view parses
-PIECE = 2**20  # bytes that are read on at a time
 _EVALUATION = b'"eval/'
 _TAIL = 2**16  # bytes at the end of a file, in which its last line is looked for
 
@@ -78,13 +80,10 @@ class MetricsReader:
 
     def __init__(self, path: Path):
         self._path = path
-        self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        self._offset = 0
-        self._file_id: int | None = None
-        self._last = b""  # the last line that was read, to know the file again
+        self._tail = FileTail(path, "metrics")
         self._columns: dict[str, tuple[array, array]] = {}  # steps, values
+        self.version = 0
+        """Another number whenever there is anything new."""
 
     def read_on(self, most: int = PIECE) -> bool:
         """Read whole lines, of about `most` bytes together. Whether there is more to read at once. A
@@ -92,28 +91,14 @@ class MetricsReader:
 
         Raises UserError for a file that is not there.
         """
-        try:
-            with self._path.open("rb") as file:
-                if not self._is_known(file):
-                    self._begin_anew()
-                self._file_id = _identity(file)
-                file.seek(self._offset)
-                piece = file.read(most)
-                end = piece.rfind(b"\n") + 1
-                if not end and len(piece) == most:  # a line longer than a piece
-                    piece += file.readline()
-                    end = len(piece) if piece.endswith(b"\n") else 0
-                more = len(piece) == most or bool(file.read(1))
-        except FileNotFoundError:
-            raise UserError(f"{self._path}: no such metrics file") from None
-        lines = piece[:end].split(b"\n")[:-1]
+        lines, more, anew = self._tail.read_on(most)
+        if anew:
+            self._columns = {}
         for text in lines:
             if line := _parsed(text, self._path):
                 self._add(line)
-        if lines:
-            self._last = lines[-1] + b"\n"
-        self._offset += end
-        return more and end > 0
+        self.version += bool(lines) or anew
+        return more
 
     @property
     def names(self) -> list[str]:
@@ -126,30 +111,43 @@ class MetricsReader:
         steps, values = self._columns[name]
         return list(zip(steps, values, strict=True))
 
-    def _is_known(self, file: BinaryIO) -> bool:
-        """Whether what was read last still stands there."""
-        if not self._offset:
-            return True
-        if _identity(file) != self._file_id:
-            return False
-        file.seek(self._offset - len(self._last))
-        return file.read(len(self._last)) == self._last
+    def thinned(self, name: str, most: int) -> tuple[list[int], list[float]]:
+        """Steps and values of at most `most` points, each the mean of its neighbours; an evaluation's
+        are all there, up to ten times as many."""
+        steps, values = self._columns[name]
+        most *= 10 if name.startswith(("eval/", "bench/")) else 1
+        stride = -(-len(steps) // most)
+        if stride <= 1:
+            return steps.tolist(), values.tolist()
+        starts = np.arange(0, len(steps), stride)
+        sums = np.add.reduceat(np.frombuffer(values), starts)
+        counts = np.diff([*starts, len(steps)])
+        middles = np.frombuffer(steps, np.intc)[starts + counts // 2]
+        return middles.tolist(), (sums / counts).tolist()
+
+    def newest(self, name: str) -> float:
+        """The last value of a curve."""
+        return self._columns[name][1][-1]
+
+    def raised(self, name: str) -> tuple[int, int]:
+        """At how many steps a curve is not 0, and the last of them; (0, 0) where it never is."""
+        steps, values = self._columns[name]
+        there = np.flatnonzero(np.frombuffer(values) if len(values) else ())
+        return (len(there), int(steps[there[-1]])) if len(there) else (0, 0)
 
     def _add(self, line: dict[str, Any]) -> None:
         step = line["step"]
+        if not 0 <= step < 2**31:  # no run takes so many
+            return
         for name, value in line.items():
             if name in ("step", "time") or value is None:
                 continue
-            steps, values = self._columns.setdefault(name, (array("q"), array("d")))
+            steps, values = self._columns.setdefault(name, (array("i"), array("d")))
             while steps and steps[-1] >= step:  # an earlier life of the run recorded it
                 steps.pop()
                 values.pop()
             steps.append(step)
             values.append(value)
-
-
-def _identity(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_ino
 
 
 def _parsed(text: bytes, path: Path) -> dict[str, Any] | None:

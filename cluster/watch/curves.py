@@ -1,7 +1,7 @@
 """`metrics.jsonl` read back as curves, and curves laid out as charts for the report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,18 +145,24 @@ def charts(curves: dict[str, Points], experts: Sequence[str]) -> list[Chart]:
     steps = [step for points in curves.values() for step, _ in points]
     if not steps:
         return []
-    panels = list(PANELS[:2])
-    panels += [(f"Expert: {name}", (f"reward/{name}", f"eval/{name}")) for name in experts]
-    panels += PANELS[2:]
-    named = {name for _, names in panels for name in names}
+    span = (min(steps), max(steps))
+    laid_out = panels(curves, experts)
+    return [_chart(title, {name: curves[name] for name in names}, span) for title, names in laid_out]
+
+
+def panels(curves: Iterable[str], experts: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Title and names of each chart that has a curve."""
+    curves = list(curves)
+    known = list(PANELS[:2])
+    known += [(f"Expert: {name}", (f"reward/{name}", f"eval/{name}")) for name in experts]
+    known += PANELS[2:]
+    found = [(title, [name for name in names if name in curves]) for title, names in known]
+    named = {name for _, names in known for name in names}
     others: dict[str, list[str]] = {}
     for name in curves:
         if name not in named:
             others.setdefault(_other_panel(name), []).append(name)
-    panels += [(title, tuple(names)) for title, names in others.items()]
-    span = (min(steps), max(steps))
-    present = [(title, {n: curves[n] for n in names if n in curves}) for title, names in panels]
-    return [_chart(title, found, span) for title, found in present if found]
+    return [(title, names) for title, names in [*found, *others.items()] if names]
 
 
 def _other_panel(name: str) -> str:

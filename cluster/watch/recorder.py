@@ -1,6 +1,7 @@
 """Everything a run leaves for people, in one folder: numbers, pictures, CoTs."""
 
 import errno
+import json
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 from PIL.Image import Image
+from PIL.Image import fromarray as from_array
 from ray.util.metrics import Gauge
 
 from cluster.files import KeepGoing, Lines
@@ -24,6 +26,7 @@ from cluster.watch.curves import read_metrics
 from cluster.watch.evaluation import Evaluation, save_evaluation
 from cluster.watch.plots import grid
 from cluster.watch.wandb_log import WandbLog
+from policy.paths import write_whole
 from policy.records import Prompt, Sample
 
 if TYPE_CHECKING:
@@ -95,6 +98,7 @@ class Recorder:
             rows = [(prompt.text, sample.cot_text, reward) for prompt, sample, reward in gallery]
             self._show("samples", picture, rows, step)
             picture.save(self.folder / "samples" / f"step_{step:06d}.png")
+            save_gallery(gallery, self.folder / "samples" / f"step_{step:06d}")
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Record an evaluation: its means as a line, everything else as a folder of `samples/`. The
@@ -163,6 +167,21 @@ class Recorder:
         if valid not in self._gauges:
             self._gauges[valid] = Gauge(valid, f"{name} of a bicot run", tag_keys=("run",))
         self._gauges[valid].set(value, tags={"run": self.folder.name})
+
+
+def save_gallery(gallery: Sequence[tuple[Prompt, Sample, float]], folder: Path) -> None:
+    """Every image by itself and, as the last thing, `samples.json` with prompts, CoTs and rewards, in
+    the form of an evaluation's rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (prompt, sample, reward) in enumerate(gallery):
+        name = f"{number:04d}.png"
+        from_array(sample.image).save(folder / name)
+        row = {"image": name, "cot": sample.cot_text, "reward": reward, "index": int(sample.index)}
+        told = {"id": prompt.id, "prompt": prompt.text, "task_type": prompt.task_type}
+        rows.append(row | {"seed": int(sample.seed), "prompt": told})
+    text = json.dumps({"scored": rows}, indent=1, ensure_ascii=False)
+    write_whole(folder / "samples.json", text)
 
 
 def gauge_name(name: str) -> str:

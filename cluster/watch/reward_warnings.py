@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-_ALARMS = {
+ALARMS = {
     "constant": "gave every image of the step the same score: it teaches nothing",
     "not_finite": "gave NaN or infinity instead of a score",
     "left_out": "gave no answer, and is left out of all rewards of the step",
@@ -22,10 +22,10 @@ class RewardWarnings:
         for key, value in metrics.items():
             part, _, rest = key.partition("/")
             expert, _, alarm = rest.rpartition("/")
-            if part != "expert" or alarm not in _ALARMS:
+            if part != "expert" or alarm not in ALARMS:
                 continue
             if value and (expert, alarm) not in self._going_on:
-                lines.append(f"expert {expert} {_ALARMS[alarm]}")
+                lines.append(f"expert {expert} {ALARMS[alarm]}")
                 self._going_on.add((expert, alarm))
             elif not value and (alarm != "constant" or f"expert/{expert}/std" in metrics):
                 self._going_on.discard((expert, alarm))

@@ -287,3 +287,15 @@ def test_the_reward_curve_is_drawn_from_any_of_its_series(tmp_path):
     assert Image.open(tmp_path / "a.png").width > 1000
     with pytest.raises(UserError, match="no reward to draw"):
         reward_curve([{"step": 1, "loss": 0.1}], tmp_path / "b.png")
+
+
+def test_training_samples_are_kept_one_by_one(tmp_path):
+    recorder = Recorder(tmp_path)
+    recorder.samples(7, [(PROMPT, sample(PROMPT, 0, 9), 0.25), (OTHER, sample(OTHER, 1, 200), 1.0)])
+    recorder.close()
+
+    folder = tmp_path / "samples" / "step_000007"
+    first, second = json.loads((folder / "samples.json").read_text())["scored"]
+    assert first["prompt"] == {"id": "p0", "prompt": PROMPT.text, "task_type": "spatial"}
+    assert (second["cot"], second["reward"], second["index"]) == ("red circle top left", 1.0, 1)
+    assert np.asarray(Image.open(folder / second["image"])).tolist() == [[[200] * 3] * 24] * 24

@@ -1,16 +1,28 @@
-"""The images API around a real model, in this process: no Ray."""
+"""The images API around a real model, and the page over runs, in this process: no Ray."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from prometheus_client.core import Metric
 
 from actors.config import ActorsConfig
+from cluster.ledger import Entry
 from cluster.serve_config import ServeConfig
+from cluster.watch.evaluation import Evaluation, ScoredSample, save_evaluation
 from policy.model import PolicyConfig
+from policy.prompts import prompt_id
+from policy.records import Box, Prompt, Sample
 from studio.images_api import build_app
 from studio.model_replica import ModelReplica
 from studio.records import Event, GeneratedImage, ImageTask
@@ -77,3 +89,70 @@ def ask(http):
         return asyncio.run(all_of_them())
 
     return ask
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """An application on a free port of the loopback address, in a thread; its URL."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        until = time.monotonic() + 30
+        while not server.started and time.monotonic() < until:
+            time.sleep(0.02)
+        assert server.started
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+class GrowingRun:
+    """A run directory, written as a run writes it."""
+
+    def __init__(self, folder: Path, steps: int = 10):
+        self.folder = folder
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"name: {folder.name}\ntrain:\n  steps: {steps}\nseed: 0\n")
+
+    def step(self, step: int, **values: float) -> None:
+        """`reward_mean=0.5` is the metric reward/mean; `__` is one more `/`."""
+        named = {name.replace("_", "/", 1).replace("__", "/"): v for name, v in values.items()}
+        line = {"step": step, "time": float(step), "reward/mean": step / 100, **named}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def account(self, step: int, outcome: str, why: str = "") -> None:
+        entry = Entry(step, step, "p", 0, 0, outcome, why=why)  # type: ignore[arg-type]
+        with (self.folder / "ledger.jsonl").open("a") as file:
+            file.write(json.dumps(vars(entry)) + "\n")
+
+    def evaluate(self, step: int, *found: ScoredSample) -> Path:
+        folder = self.folder / "samples" / f"eval_{step:06d}"
+        save_evaluation(Evaluation(step, step, found), folder)
+        return folder
+
+
+def scored(
+    text: str, reward: float, task: str = "color", cot: str = "a plan", index: int = 0, **scores
+):
+    """One sample of a flat gray, as light as its reward is high."""
+    none, no_logps = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    image = np.full((24, 24, 3), int(255 * reward), np.uint8)
+    prompt = Prompt(prompt_id(text), text, task)
+    sample = Sample(prompt.id, index, 7, 1, none, none, cot, none, none, *[no_logps] * 3, image, "stop")
+    boxes = {name: (Box("circle", 1.0, (0.25, 0.25, 0.75, 0.75)),) for name in scores}
+    told = {name: f"{name} saw a circle" for name in scores}
+    return ScoredSample(prompt, sample, reward, reward > 0.5, None, scores, told, boxes)
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
