@@ -155,7 +155,8 @@ def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Pat
     first = next((e for e in evaluations if last and share_prompts(e, last)), None)
     experts = list(dict.fromkeys(name for e in evaluations for name in e.experts))
     config = _config(folder)
-    rows = changes(first, last, _watched(folder, config, tell)) if first and last else []
+    unrewarded = _watched(folder, config, tell)
+    rows = changes(first, last, unrewarded) if first and last else []
     folded = fold(series(lines))
 
     page = _template().render(
@@ -175,6 +176,7 @@ def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Pat
         frame={"w": WIDTH, "h": HEIGHT, "l": LEFT, "r": WIDTH - RIGHT, "t": TOP, "b": HEIGHT - BOTTOM},
         tabs=[_tab(evaluation) for evaluation in evaluations],
         best_worst=[_rows(last, expert) for expert in last.experts] if last else [],
+        watched=unrewarded,
         at_once=AT_ONCE,
         starts=_starts(folder, tell),
         config=config,

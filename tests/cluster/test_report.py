@@ -356,6 +356,7 @@ def test_an_expert_of_weight_0_is_watched_and_not_rewarded(run):
     text = " ".join(page(run).text.split())
     assert "expertprompts" in text.replace(" ", "")
     assert text.index("objects") < text.index("expert, watched, not rewarded") < text.index("Curves")
+    assert "relation (watched, not rewarded)" in text and "objects (watched" not in text
     for odd in ("", "rewards: 5", "rewards: {experts: [1]}", "sft: {}", "rewards: {experts: {a: 1}}"):
         assert experts_of(odd, "here") == {}
     (run / "config.yaml").write_text("a: [")
