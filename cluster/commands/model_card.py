@@ -9,6 +9,7 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
+from actors.config import SamplingConfig
 from cluster.config import RunConfig, load_config, read_tree
 from cluster.sft_config import SftConfig, load_sft_config
 from cluster.watch.curves import read_metrics
@@ -133,7 +134,14 @@ def _settings(config: RunConfig | SftConfig) -> dict[str, str]:
 
 def _usage(config: RunConfig | SftConfig, tell: Tell) -> dict[str, Any]:
     """What the example needs: both texts that the model was trained with, and how it samples."""
-    wanted: dict[str, Any] = {"thinks": None, "draws": None, "guidance": 5.0, "cot_tokens": 256}
+    sampling = config.actors.sampling if isinstance(config, RunConfig) else SamplingConfig()
+    sampled = f"do_sample=True, top_k=0, temperature={sampling.temperature}"
+    wanted: dict[str, Any] = {
+        "thinks": None,
+        "sampled": sampled if sampling.temperature > 0 else "do_sample=False",
+        "guidance": sampling.guidance,
+        "cot_tokens": sampling.max_cot_tokens,
+    }
     try:
         templates = load_templates(config.policy.templates)
     except UserError as error:
@@ -141,9 +149,7 @@ def _usage(config: RunConfig | SftConfig, tell: Tell) -> dict[str, Any]:
     else:
         wanted["thinks"] = templates.cot_conversation("{prompt}")
         wanted["draws"] = templates.image_conversation("{prompt}", "{cot}")
-    if isinstance(config, RunConfig):
-        sampling = config.actors.sampling
-        wanted |= {"guidance": sampling.guidance, "cot_tokens": sampling.max_cot_tokens}
+        wanted["raw_cot"] = "{raw_cot}" in templates.image
     return wanted
 
 

@@ -19,6 +19,7 @@ from cluster.checkpoint import State
 from cluster.commands.export import export
 from cluster.commands.model_card import find_base
 from cluster.config import dump_config, load_config
+from cluster.sft_config import load_sft_config
 from cluster.watch.recorder import Recorder
 from policy.convert import convert, keep_side_files
 from policy.errors import UserError
@@ -234,6 +235,22 @@ def test_what_a_run_does_not_say_is_told_of(run, tmp_path):
     assert "license" not in front_matter(tmp_path / "new")
     assert "The run has no evaluation that says what training changed." in text
     assert ".png" not in text
+
+
+def test_a_card_of_supervised_fine_tuning_says_so_and_has_its_wording(run, original, tmp_path):
+    taught, words = tmp_path / "taught", tmp_path / "words"
+    shutil.copytree(run / "checkpoints", taught / "checkpoints")
+    words.mkdir()
+    (words / "image.txt").write_text("{raw_prompt} {raw_cot}")
+    overrides = [f"policy.path={original}", f"policy.templates={words}"]
+    config = load_sft_config(ROOT / "examples/shapes/sft.yaml", overrides)
+    (taught / "config.yaml").write_text(dump_config(config))
+    exported(taught, tmp_path / "new", card=True)
+    text = (tmp_path / "new" / "README.md").read_text()
+    assert "after 10 steps of supervised fine-tuning with" in text
+    assert f"| examples | {config.sft.data} |" in text
+    assert "supervised-fine-tuning" in front_matter(tmp_path / "new")["tags"]
+    assert '.replace("{cot}", cot)' in text  # as it is, as this wording has it
 
 
 # --- the hub ---
