@@ -233,12 +233,7 @@ class Run:
         if rollout.groups and (last or self.step % train.show_every == 0):
             shown = rollout.groups[:4]
             generated = self.workers.rollouts.samples(rollout.pending, [g.place for g in shown])
-            gallery = [
-                (group.prompt, sample, float(reward))
-                for group, samples in zip(shown, generated, strict=True)
-                for sample, reward in zip(samples, group.scores.rewards, strict=True)
-            ]
-            self.recorder.samples(self.step, gallery)
+            self.recorder.samples(self.step, self.evaluator.scored_samples(shown, generated))
         with learner_at_work():
             if last or self.step % train.save_every == 0:
                 self.save()

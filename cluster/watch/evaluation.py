@@ -26,6 +26,7 @@ from policy.prompts import parse_prompt
 from policy.records import Box, Group, Prompt, PublishedWeights, Sample, Scores
 
 if TYPE_CHECKING:
+    from cluster.pending import ScoredGroup
     from cluster.rollouts import RolloutManager
 
 RESERVED = ("reward", "strict_accuracy", "cot_accuracy", "diversity", "cot_tokens")
@@ -137,11 +138,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     writer did not finish. An earlier evaluation is replaced; no other file is touched."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
-    rows = []
-    for number, scored in enumerate(evaluation.scored):
-        name = f"{number:04d}.png"
-        Image.fromarray(scored.sample.image).save(folder / name)
-        rows.append({"image": name, **_row(scored)})
+    rows = save_images(evaluation.scored, folder)
     whole = {
         "step": evaluation.step,
         "weights_version": evaluation.weights_version,
@@ -149,6 +146,17 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "scored": rows,
     }
     write_whole(folder / "evaluation.json", json.dumps(whole, indent=1, ensure_ascii=False))
+
+
+def save_images(scored: Sequence[ScoredSample], folder: Path) -> list[dict[str, Any]]:
+    """Write every image, and return a row of JSON for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, one in enumerate(scored):
+        name = f"{number:04d}.png"
+        Image.fromarray(one.sample.image).save(folder / name)
+        rows.append({"image": name, **_row(one)})
+    return rows
 
 
 def saved_evaluations(run: Path) -> list[Path]:
@@ -262,13 +270,19 @@ class Evaluator:
         if not rollout.groups:
             raise NothingScored(f"no held-out prompt was scored at step {step}: {failures[0]}")
         generated = rollouts.samples(rollout.pending, [group.place for group in rollout.groups])
-        scored = tuple(
-            self._scored(group.prompt, sample, group.scores, row)
-            for group, samples in zip(rollout.groups, generated, strict=True)
-            for row, sample in enumerate(samples)
-        )
+        scored = tuple(self.scored_samples(rollout.groups, generated))
         version = weights.version if weights else 0
         return Evaluation(step, version, scored), failures
+
+    def scored_samples(
+        self, groups: Sequence["ScoredGroup"], generated: Sequence[Sequence[Sample]]
+    ) -> list[ScoredSample]:
+        """Of groups with their samples."""
+        return [
+            self._scored(group.prompt, sample, group.scores, row)
+            for group, samples in zip(groups, generated, strict=True)
+            for row, sample in enumerate(samples)
+        ]
 
     def _scored(self, prompt: Prompt, sample: Sample, scores: Scores, row: int) -> ScoredSample:
         values = dict(zip(scores.experts, scores.values[row].tolist(), strict=True))

@@ -16,18 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 from PIL.Image import Image
-from PIL.Image import fromarray as from_array
 from ray.util.metrics import Gauge
 
 from cluster.files import KeepGoing, Lines
 from cluster.watch.best_worst import best_worst
 from cluster.watch.best_worst import picture as show_extremes
 from cluster.watch.curves import read_metrics
-from cluster.watch.evaluation import Evaluation, save_evaluation
+from cluster.watch.evaluation import Evaluation, ScoredSample, save_evaluation, save_images
 from cluster.watch.plots import grid
 from cluster.watch.wandb_log import WandbLog
 from policy.paths import write_whole
-from policy.records import Prompt, Sample
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -90,15 +88,15 @@ class Recorder:
             with self._keep_going("wandb"):
                 self._wandb.numbers(step, finite)
 
-    def samples(self, step: int, gallery: Sequence[tuple[Prompt, Sample, float]]) -> None:
-        """Show a few samples of training, each with its prompt and reward."""
+    def samples(self, step: int, scored: Sequence[ScoredSample]) -> None:
+        """Show a few samples of training, each with its prompt and scores."""
         with self._keep_going("samples/step_*.png"):
-            captions = [f"{reward:.2f}  {prompt.text}" for prompt, _, reward in gallery]
-            picture = grid([sample.image for _, sample, _ in gallery], captions, COLUMNS)
-            rows = [(prompt.text, sample.cot_text, reward) for prompt, sample, reward in gallery]
+            captions = [f"{one.reward:.2f}  {one.prompt.text}" for one in scored]
+            picture = grid([one.sample.image for one in scored], captions, COLUMNS)
+            rows = [(one.prompt.text, one.sample.cot_text, one.reward) for one in scored]
             self._show("samples", picture, rows, step)
             picture.save(self.folder / "samples" / f"step_{step:06d}.png")
-            save_gallery(gallery, self.folder / "samples" / f"step_{step:06d}")
+            save_samples(scored, self.folder / "samples" / f"step_{step:06d}")
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Record an evaluation: its means as a line, everything else as a folder of `samples/`. The
@@ -126,8 +124,8 @@ class Recorder:
 
     def _show(self, tag: str, picture: Image, rows: list[tuple[str, str, float]], step: int) -> None:
         self._picture(tag, picture, step)
-        table = ["| prompt | plan | reward |", "|---|---|---|"]
-        table += [f"| {_cell(text)} | {_cell(plan)} | {reward:.3f} |" for text, plan, reward in rows]
+        table = ["| prompt | semantic CoT | reward |", "|---|---|---|"]
+        table += [f"| {_cell(text)} | {_cell(cot)} | {reward:.3f} |" for text, cot, reward in rows]
         self._to_board(lambda board: board.add_text(f"{tag}/cots", "\n".join(table), step))
 
     def _picture(self, tag: str, picture: Image, step: int) -> None:
@@ -169,17 +167,10 @@ class Recorder:
         self._gauges[valid].set(value, tags={"run": self.folder.name})
 
 
-def save_gallery(gallery: Sequence[tuple[Prompt, Sample, float]], folder: Path) -> None:
-    """Every image by itself and, as the last thing, `samples.json` with prompts, CoTs and rewards, in
-    the form of an evaluation's rows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, (prompt, sample, reward) in enumerate(gallery):
-        name = f"{number:04d}.png"
-        from_array(sample.image).save(folder / name)
-        row = {"image": name, "cot": sample.cot_text, "reward": reward, "index": int(sample.index)}
-        told = {"id": prompt.id, "prompt": prompt.text, "task_type": prompt.task_type}
-        rows.append(row | {"seed": int(sample.seed), "prompt": told})
+def save_samples(scored: Sequence[ScoredSample], folder: Path) -> None:
+    """Every image by itself and, as the last thing, `samples.json` with everything else, in the form of
+    an evaluation's rows."""
+    rows = save_images(scored, folder)
     text = json.dumps({"scored": rows}, indent=1, ensure_ascii=False)
     write_whole(folder / "samples.json", text)
 

@@ -165,7 +165,7 @@ def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path):
 
 def test_training_samples_are_shown_with_their_cots(tmp_path):
     recorder = Recorder(tmp_path)
-    recorder.samples(7, [(PROMPT, sample(PROMPT, 0, 9), 0.25), (OTHER, sample(OTHER, 0, 9), 1.0)])
+    recorder.samples(7, [scored(shade=9, reward=0.25), scored(OTHER, shade=9)])
     recorder.close()
 
     assert Image.open(tmp_path / "samples" / "step_000007.png").width == 2 * (96 + 10) + 10
@@ -229,14 +229,14 @@ def test_what_cannot_be_written_is_told_once_and_written_again_later(tmp_path, e
     try:
         for step in (1, 2):
             recorder.step(step, {"loss": 1.0})
-            recorder.samples(step, [(PROMPT, sample(PROMPT, 0, 9), 0.25)])
+            recorder.samples(step, [scored(shade=9, reward=0.25)])
             recorder.evaluation(step, evaluation)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert len(told) == 5
     assert all("could not be written: File too large; the run goes on" in text for text in told)
     recorder.step(3, {"loss": 3.0})
-    recorder.samples(3, [(PROMPT, sample(PROMPT, 0, 9), 0.25)])
+    recorder.samples(3, [scored(shade=9, reward=0.25)])
     recorder.evaluation(3, evaluation)
     recorder.close()
     assert len(told) == 10
@@ -291,11 +291,12 @@ def test_the_reward_curve_is_drawn_from_any_of_its_series(tmp_path):
 
 def test_training_samples_are_kept_one_by_one(tmp_path):
     recorder = Recorder(tmp_path)
-    recorder.samples(7, [(PROMPT, sample(PROMPT, 0, 9), 0.25), (OTHER, sample(OTHER, 1, 200), 1.0)])
+    recorder.samples(7, [scored(shade=9, reward=0.25, objects=0.5), scored(OTHER, index=1, shade=200)])
     recorder.close()
 
     folder = tmp_path / "samples" / "step_000007"
     first, second = json.loads((folder / "samples.json").read_text())["scored"]
-    assert first["prompt"] == {"id": "p0", "prompt": PROMPT.text, "task_type": "spatial"}
+    assert first["prompt"]["prompt"] == PROMPT.text
+    assert (first["scores"], first["explanation"]) == ({"objects": 0.5}, {"objects": "saw objects"})
     assert (second["cot"], second["reward"], second["index"]) == ("red circle top left", 1.0, 1)
     assert np.asarray(Image.open(folder / second["image"])).tolist() == [[[200] * 3] * 24] * 24

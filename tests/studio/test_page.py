@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from cluster.serve_config import ServeConfig
-from cluster.watch.recorder import save_gallery
+from cluster.watch.recorder import save_samples
 from studio.images_api import build_app
 from studio.playground import Playground
 from studio.run_folders import RunFolders
@@ -84,8 +84,7 @@ def test_a_run_that_grows_shows_new_points_and_pictures_without_a_reload(runs, o
     expect(charts).to_contain_text("KL to the reference")
     expect(status).to_contain_text("step 2 of 10")
 
-    gallery = [(s.prompt, s.sample, s.reward) for s in [scored("a red circle", 0.75)]]
-    save_gallery(gallery, runs / "mine" / "samples" / "step_000002")
+    save_samples([scored("a red circle", 0.75)], runs / "mine" / "samples" / "step_000002")
     first = page.locator(".sample").first
     expect(first).to_contain_text("a red circle")
     expect(first).to_contain_text("0.75")
