@@ -148,7 +148,7 @@ def test_evaluate_writes_a_table_json_and_a_grid(tmp_path):
     done = bicot("evaluate", TRAIN, "ray.dashboard=false", f"evaluate.prompts={held_out}", "--out", out)
     assert done.returncode == 0, done.stderr
     found = json.loads((out / "evaluation.json").read_text())
-    assert len(found["scored"]) == 2 * 7
+    assert len(found["scored"]) == 2 * len(held_out.read_text().splitlines()) > 0
     assert 0 < found["metrics"]["eval/reward"] < 1
     assert f"{found['metrics']['eval/reward']:.3f}" in done.stdout
     assert (out / "grid.png").exists()

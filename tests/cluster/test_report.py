@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
@@ -18,7 +17,7 @@ from cluster.config import dump_config, load_config
 from cluster.fingerprints import fingerprints
 from cluster.train import train
 from cluster.watch.changes import Value, changes
-from cluster.watch.curves import charts, read_metrics, series, short, smooth, thin, ticks
+from cluster.watch.curves import charts, read_metrics, series
 from cluster.watch.evaluation import Evaluation, ScoredSample
 from cluster.watch.flat import fold
 from cluster.watch.plots import before_after
@@ -31,7 +30,7 @@ from cluster.watch.report import (
     write_report,
     write_summary,
 )
-from cluster.watch.starts import command, commit, note_start, read_starts
+from cluster.watch.starts import command, note_start, read_starts
 from policy.errors import UserError
 from policy.records import Prompt, Sample
 from tests.cluster.commands import TRAIN
@@ -299,28 +298,6 @@ def test_every_series_is_in_exactly_one_chart(run):
     assert titles["eval/reward/task/color"] == "Held-out reward by task type"
 
 
-def test_a_resumed_run_replaces_the_steps_that_it_repeats():
-    steps = [(1, 1.0), (2, 1.0), (3, 1.0), (2, 5.0), (4, None)]
-    lines = [{"step": step, "time": 0.0, "loss": value} for step, value in steps]
-    assert series(lines) == {"loss": [(1, 1.0), (2, 5.0)]}
-
-
-def test_smoothing_and_thinning_keep_a_straight_line():
-    line = [(step, 2.0 * step) for step in range(1000)]
-    assert smooth(line)[500] == (500, 1000.0)
-    assert smooth(line[:10]) == line[:10]
-    assert len(thin(line, 400)) == 334
-    assert sum(value for _, value in thin(line, 100)) / 100 == pytest.approx(999.0)
-
-
-def test_ticks_are_round_numbers():
-    assert ticks(0.0, 1.06) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert ticks(-0.03, 0.031) == [-0.02, 0, 0.02]
-    assert [short(x) for x in (0, 0.5, -12.34, 1234.5, 1e-5, 2.5e6)] == [
-        "0", "0.5", "-12.3", "1,234", "1e-5", "2.5e6",
-    ]  # fmt: skip
-
-
 # --- what a reader is told -----------------------------------------------------------------------
 
 
@@ -406,18 +383,6 @@ def test_the_report_says_how_the_run_was_started(run, tmp_path):
                     " must be texts"]  # fmt: skip
     assert command(["/x/cluster/__main__.py", "train", "a b"]) == "bicot train 'a b'"
     assert command(["bicot", "\udcff"]) == "bicot '?'"
-
-
-def test_a_commit_is_named_with_a_mark_where_files_differ_from_it(tmp_path):
-    assert commit(tmp_path) == ""
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    (tmp_path / "a").write_text("1")
-    for arguments in (["init", "-q"], ["add", "a"], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *arguments], check=True)
-    found = commit(tmp_path)
-    assert re.fullmatch("[0-9a-f]{12}", found)
-    (tmp_path / "a").write_text("2")
-    assert commit(tmp_path) == f"{found}+"
 
 
 def test_the_pictures_make_room_for_the_cots_under_them():

@@ -108,7 +108,7 @@ def test_images_of_a_folder_are_judged_anew_into_another_and_compared(run, tmp_p
     assert "before (with CoT)" in told and "again" in told
     page = (tmp_path / "side" / "compare.html").read_text()
     assert page.count("data:image/png") == 8 * 2 * 2
-    assert (tmp_path / "side" / "compare.csv").read_text().count("\n") == 1 + 2 * 5
+    assert (tmp_path / "side" / "compare.csv").read_text().count("\n") == 1 + 2 * 6
 
 
 @pytest.mark.parametrize(

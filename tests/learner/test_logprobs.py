@@ -189,12 +189,12 @@ def test_a_batch_gives_what_its_samples_give_alone(janus, samples):
     alone = []
     for sample in samples:
         out = JanusLogps(janus, guidance=2.0)(make_batch([sample], [1.0], pad_id=janus.pad_id))
-        alone.append([x[0] for x in out])
+        alone.append([x[0] for x in out if x is not None])
     out = JanusLogps(janus, guidance=2.0)(
         make_batch(samples, [1.0] * len(samples), pad_id=janus.pad_id)
     )
     for n, mine in enumerate(alone):
-        for one, all_of_them in zip(mine, out, strict=True):
+        for one, all_of_them in zip(mine, [x for x in out if x is not None], strict=True):
             torch.testing.assert_close(all_of_them[n, : len(one)], one, atol=1e-5, rtol=0)
 
 
