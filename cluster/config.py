@@ -222,8 +222,12 @@ def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Seque
 
 
 def dump_config(config: NamedRun) -> str:
-    """The resolved configuration as YAML; loading it gives the same configuration."""
-    return write_yaml(config.model_dump(mode="json"))
+    """The resolved configuration as YAML; loading it gives the same configuration. A preset is named in
+    a comment alone: as a key it would win again over what has won over it."""
+    tree = config.model_dump(mode="json")
+    algorithm = tree.pop("algorithm", None)
+    told = f"# algorithm {algorithm}: what it set stands below\n" if algorithm else ""
+    return told + write_yaml(tree)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -13,6 +13,7 @@ from policy.errors import UserError
 
 MAY_CHANGE = (
     "name",
+    "algorithm",
     "runs_dir",
     "ray",
     "evaluate",

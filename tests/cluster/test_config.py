@@ -3,6 +3,7 @@ import yaml
 
 from cluster.cli import with_policy
 from cluster.config import RunConfig, dump_config, load_config
+from cluster.resume import affects_training
 from policy.errors import UserError
 from tests.conftest import SHAPES
 
@@ -132,3 +133,25 @@ def test_paths_are_taken_as_they_are_written(monkeypatch):
         assert config.train.prompts == config.runs_dir == path
     policy = "a: [b] #1"
     assert load_config(TRAIN, with_policy([], policy)).policy.path == policy
+
+
+def test_a_preset_wins_over_the_file_and_a_key_over_the_preset(tmp_path):
+    keys = ["algorithm=dapo", "learner.kl_coef=0.05", "learner.lr=1e-3"]
+    config = load_config(TRAIN, keys)
+    assert (config.learner.loss, config.learner.clip_high) == ("dapo", 0.28)
+    assert (config.learner.kl_coef, config.learner.minibatches) == (0.05, 2)
+    assert config.train.resample_equal_groups == 8
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    again = load_config(tmp_path / "config.yaml")
+    assert again == config.model_copy(update={"algorithm": None})
+    assert not affects_training("algorithm")
+
+
+def test_a_preset_of_ones_own_lies_beside_the_configuration(tmp_path):
+    (tmp_path / "algorithms").mkdir()
+    (tmp_path / "algorithms" / "mine.yaml").write_text("learner: {loss: cispo}\n")
+    (tmp_path / "run.yaml").write_text(TRAIN.read_text() + "\nalgorithm: mine\n")
+    assert load_config(tmp_path / "run.yaml").learner.loss == "cispo"
+    assert load_config(tmp_path / "run.yaml", ["algorithm=null"]).learner.loss == "grpo"
+    with pytest.raises(UserError, match="no preset 'mime'; did you mean mine"):
+        load_config(tmp_path / "run.yaml", ["algorithm=mime"])
