@@ -1,11 +1,12 @@
 """The eyes of the shapes world: classical vision on pixels, and the three experts built on it.
 
 An image holds up to nine flat-coloured shapes on a light ground. `detect` finds them by nearest
-palette colour, connected components and overlap with each shape's outline; it knows nothing of how
-an image was made. The experts ask different things of the same detections, so that each can be a
+palette colour, connected components and overlap with each shape's outline, and finds blots in no
+colour of the palette too, or a policy would learn to draw them unpunished; it knows nothing of how an
+image was made. The experts ask different things of the same detections, so that each can be a
 server of its own: are the right objects there, are there as many as asked, do they stand right."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,6 +28,7 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle")
 _PALETTE = np.array([GROUND, *COLORS.values()], np.float32)
 _MAX_COLOR_DISTANCE = 85.0  # beyond this a pixel is no palette colour but ground or a blend
+_GROUND_DISTANCE = 24.0  # as far as this from the ground's colour a pixel still is ground
 _MIN_AREA = 10  # pixels; smaller blobs are specks
 _SURE = 0.3  # confidence below which a blob is not counted as that shape
 
@@ -81,24 +83,39 @@ def _shape_of(mask: np.ndarray) -> tuple[str, float]:
     return SHAPES[best], float(sure if sensible else 0.3 * sure)
 
 
+def _blobs(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[slice, slice]]]:
+    """The connected regions of bool [H, W] that are no specks, each cut out, with its place."""
+    labels, _ = ndimage.label(pixels)
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        mask = labels[box] == label
+        if mask.sum() >= _MIN_AREA:
+            yield mask, box
+
+
+def _found(
+    color: str, shape: str, sure: float, mask: np.ndarray, box: tuple[slice, slice]
+) -> FoundObject:
+    rows, columns = box
+    ys, xs = np.nonzero(mask)
+    edges = (columns.start, rows.start, columns.stop, rows.stop)
+    return FoundObject(color, shape, sure, columns.start + xs.mean(), rows.start + ys.mean(), edges)
+
+
 def detect(image: np.ndarray) -> list[FoundObject]:
-    """All shapes in an image, uint8 [H, W, 3], from the top left on."""
+    """All shapes in an image, uint8 [H, W, 3], from the top left on; a blot that has no colour of the
+    palette is an "odd-coloured blot" with confidence 0."""
     distance = np.sqrt(((image[:, :, None].astype(np.float32) - _PALETTE) ** 2).sum(-1))
     nearest = distance.argmin(-1)
     nearest[distance.min(-1) > _MAX_COLOR_DISTANCE] = 0
     found = []
+    left = distance[:, :, 0] > _GROUND_DISTANCE
     for index in np.unique(nearest[nearest > 0]):
-        labels, _ = ndimage.label(nearest == index)
-        for label, box in enumerate(ndimage.find_objects(labels), 1):
-            mask = labels[box] == label
-            if mask.sum() < _MIN_AREA:
-                continue
-            ys, xs = np.nonzero(mask)
-            shape, sure = _shape_of(mask)
-            color = list(COLORS)[index - 1]
-            x, y = box[1].start + xs.mean(), box[0].start + ys.mean()
-            edges = (box[1].start, box[0].start, box[1].stop, box[0].stop)
-            found.append(FoundObject(color, shape, sure, x, y, edges))
+        for mask, box in _blobs(nearest == index):
+            found.append(_found(list(COLORS)[index - 1], *_shape_of(mask), mask, box))
+            whole = np.zeros(left.shape, bool)
+            whole[box] = mask
+            left &= ~ndimage.binary_dilation(whole, np.ones((3, 3)))  # edges blend into the ground
+    found.extend(_found("odd-coloured", "blot", 0.0, mask, box) for mask, box in _blobs(left))
     return sorted(found, key=lambda d: (d.y, d.x))
 
 
@@ -114,7 +131,7 @@ def objects_score(detections: Sequence[FoundObject], names: Sequence[str]) -> fl
 def count_score(detections: Sequence[FoundObject], prompt: Prompt) -> float:
     """Mean, over each named object and the picture as a whole, of 1 - |found - wanted| / wanted.
 
-    The picture as a whole counts every blob, so clutter that nobody asked for costs too.
+    The picture as a whole counts every blob, pale ones too, so clutter that nobody asked for costs.
     """
     wanted = {c.obj_name: c.num for c in prompt.numeracy_info}
     sure = [d for d in detections if d.confidence > _SURE]

@@ -1,7 +1,18 @@
+import random
+
 import numpy as np
 import pytest
 
-from examples.shapes.experts import COLORS, SHAPES, CountExpert, ObjectsExpert, RelationExpert, detect
+from examples.shapes.experts import (
+    COLORS,
+    SHAPES,
+    CountExpert,
+    ObjectsExpert,
+    RelationExpert,
+    detect,
+    outline,
+)
+from examples.shapes.world import all_prompts, make_plan, render
 from policy.prompts import parse_prompt, plain_prompt
 from policy.records import Prompt
 from tests.rewards.drawing import draw
@@ -69,3 +80,25 @@ def test_evidence_says_what_was_seen():
 def test_a_plain_sentence_concerns_none_of_them():
     sentence = plain_prompt("a red circle")
     assert not any(e.applies(sentence) for e in (ObjectsExpert(), CountExpert(), RelationExpert()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_pale_shape_that_nobody_asked_for_counts_as_one_too_many(shape):
+    """A policy once learned to put a pale triangle, which no colour of the palette fits, into most images."""
+    asked = prompt(numeracy_info=[{"obj_name": "red circle", "num": 1}])
+    image = draw(("red", "circle", 2, 2))
+    ghost = outline(shape, 7, 7)
+    image[20 : 20 + 7, 12 : 12 + 7][ghost] = (214, 204, 226)
+    circle, blot = detect(image)
+    assert (circle.name, blot.name) == ("red circle", "odd-coloured blot")
+    assert blot.edges == (12, 20, 19, 27)
+    assert score(CountExpert(), draw(("red", "circle", 2, 2)), asked) == 1
+    assert score(CountExpert(), image, asked) == 0.5
+
+
+def test_every_picture_of_the_world_shows_its_plan_and_no_blot():
+    rng = random.Random(0)
+    for prompts in all_prompts().values():
+        plan = make_plan(rng.choice(prompts), rng)
+        found = detect(render(plan))
+        assert sorted(d.name for d in found) == sorted(placed.name for placed in plan)
