@@ -84,9 +84,9 @@ def test_a_plain_sentence_concerns_none_of_them():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_pale_shape_that_nobody_asked_for_counts_as_one_too_many(shape):
-    """A policy once learned to put a pale triangle, which no colour of the palette fits, into most images."""
+    """A policy once learned to put a triangle in no colour of the palette into most images."""
     asked = prompt(numeracy_info=[{"obj_name": "red circle", "num": 1}])
-    image = draw(("red", "circle", 2, 2))
+    image = draw(("red", "circle", 2, 2)).copy()
     ghost = outline(shape, 7, 7)
     image[20 : 20 + 7, 12 : 12 + 7][ghost] = (214, 204, 226)
     circle, blot = detect(image)
