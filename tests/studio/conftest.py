@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from playwright.sync_api import Page, expect, sync_playwright
 from prometheus_client.core import Metric
 
 from actors.config import ActorsConfig
@@ -25,9 +26,13 @@ from policy.prompts import prompt_id
 from policy.records import Box, Prompt, Sample
 from studio.images_api import build_app
 from studio.model_replica import ModelReplica
+from studio.playground import Playground
 from studio.records import Event, GeneratedImage, ImageTask
+from studio.run_folders import RunFolders
+from studio.web_app import build_page
 from tests.conftest import SHAPES
 
+CHROMIUM = Path("/usr/bin/chromium")
 POLICY = PolicyConfig(path=str(SHAPES / "checkpoint"), templates=str(SHAPES / "templates"))
 ACTORS = ActorsConfig.model_validate(
     {"batch_size": 8, "sampling": {"guidance": 1.5, "max_cot_tokens": 32}}
@@ -156,3 +161,45 @@ def runs(tmp_path) -> Path:
     folder = tmp_path / "runs"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Of one module's tests: while it is open, this thread has an event loop that no other may join."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser: {CHROMIUM} is not there")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A tab, in which nothing may go wrong unseen."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(20_000)
+    expect.set_options(timeout=20_000)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    yield page
+    page.close()
+    assert not wrong
+
+
+@pytest.fixture
+def open_page(runs, page):
+    """Opens a view of the page over `runs`; it is served until the test is over."""
+    servers = []
+
+    def open_view(view: str, *models: str) -> Page:
+        server = serving(build_page(RunFolders(runs), Playground(models)))
+        servers.append(server)
+        page.goto(f"{server.__enter__()}/#/{view}")
+        return page
+
+    yield open_view
+    page.goto("about:blank")  # asks no more
+    for server in servers:
+        server.__exit__(None, None, None)

@@ -3,64 +3,19 @@
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from cluster.serve_config import ServeConfig
 from cluster.watch.recorder import save_samples
 from studio.images_api import build_app
-from studio.playground import Playground
-from studio.run_folders import RunFolders
-from studio.web_app import build_page
 from tests.studio.conftest import GrowingRun, HereModel, scored, serving
 
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not there")
 HOSTILE = (
     "<script>document.title='taken'</script><svg onload=\"document.title='taken'\">"
     "<img src=x onerror=\"document.title='taken'\">\u202eesrever&lt;" + "x" * 30_000
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser):
-    """A tab, in which nothing may go wrong unseen."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(20_000)
-    expect.set_options(timeout=20_000)
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-    yield page
-    page.close()
-    assert not wrong
-
-
-@pytest.fixture
-def open_page(runs, page):
-    """Opens a view of the page over `runs`; it is served until the test is over."""
-    servers = []
-
-    def open_view(view: str, *models: str) -> Page:
-        server = serving(build_page(RunFolders(runs), Playground(models)))
-        servers.append(server)
-        page.goto(f"{server.__enter__()}/#/{view}")
-        return page
-
-    yield open_view
-    page.goto("about:blank")  # asks no more
-    for server in servers:
-        server.__exit__(None, None, None)
 
 
 def fits(page: Page) -> bool:
