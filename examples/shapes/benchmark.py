@@ -7,6 +7,7 @@ A score is the share of images that every expert accepts, by kind of prompt; ove
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Eyes(Judge):
         }
 
     def identity(self) -> dict[str, str]:
-        return {"model": "shapes", "revision": "1"}
+        return {"model": "shapes", "revision": "2"}
 
     def replies(self, images: Sequence[np.ndarray], asks: Sequence[Ask]) -> list[Reply]:
         return [self._reply(image, ask) for image, ask in zip(images, asks, strict=True)]
@@ -79,14 +80,14 @@ class Shapes(Benchmark):
 
     def image_score(self, judged: Judged) -> float | None:
         reply = judged.replies.get("eyes")
-        return None if reply is None else mean(reply["scores"].values())
+        return None if reply is None else float(reply["passed"])
 
     def summarise(self, judged: Sequence[Judged], *, published_rules: bool = False) -> Summary:
-        seen = [one for one in judged if "eyes" in one.replies]
+        replies = [(one.item.task, one.replies["eyes"]) for one in judged if "eyes" in one.replies]
         tasks = {
-            task: mean(one.replies["eyes"]["passed"] for one in seen if one.item.task == task)
+            task: mean(float(reply["passed"]) for kind, reply in replies if kind == task)
             for task in dict.fromkeys(one.item.task for one in judged)
         }
         known = [value for value in tasks.values() if value is not None]
-        scores = [score for one in seen if (score := self.image_score(one)) is not None]
-        return Summary(mean(known), tasks, {"mean score of the experts": mean(scores)})
+        rewards = mean(fmean(reply["scores"].values()) for _, reply in replies)
+        return Summary(mean(known), tasks, {"mean score of the experts": rewards})
