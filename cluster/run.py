@@ -1,24 +1,16 @@
-"""A run in progress: where it stands, what it leaves behind, how it stops, and how it goes back to a
-checkpoint.
-"""
+"""A run in progress: where it stands, what it leaves behind, what a step ends with."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.checkpoint import (
-    Checkpoint,
-    CheckpointManager,
-    State,
-    newest,
-    truncate_after,
-)
+from cluster.checkpoint import Checkpoint, CheckpointManager, State, truncate_after
 from cluster.config import RunConfig
 from cluster.fingerprints import fingerprints
+from cluster.learner_run import LearnerRun, Limits
 from cluster.ledger import Entry, Ledger, Outcome
 from cluster.pending import RolloutBatch, ScoredGroup
-from cluster.recovery import LearnerLost, Stopped, learner_at_work
+from cluster.recovery import learner_at_work
 from cluster.requests import Requested, Requests
 from cluster.validate import Inputs
 from cluster.watch.benchmarks import BenchmarkSlice, benchmark_metrics
@@ -39,7 +31,7 @@ _EMPTY_STEPS_TOLD = 3
 
 
 @dataclass
-class Run:
+class Run(LearnerRun):
     """What the loop works with. `weights` is the newest published version (None: as loaded, version
     0)."""
 
@@ -99,29 +91,17 @@ class Run:
 
     @property
     def learner(self) -> LearnerGroup:
-        """The present one."""
         assert self.workers.learner is not None
         return self.workers.learner
 
+    @property
+    def limits(self) -> Limits:
+        return self.config.train
+
     # --- going back ---
 
-    def rollback(self, lost: LearnerLost) -> None:
-        """Rebuild the learner from the newest checkpoint, and continue from its step. Raises `lost`
-        again after `train.max_learner_restarts` losses at the same step."""
-        self.lost_at.append(self.step)
-        if self.lost_at.count(self.step) > self.config.train.max_learner_restarts:
-            raise lost
-        started = time.monotonic()
-        self.checkpoints.abandon()
-        checkpoint = newest(self.checkpoints.folder, self.progress.say)
-        ranks = self.config.learner.ranks
-        with learner_at_work():
-            self.workers.start_learner(checkpoint.resume(ranks) if checkpoint else None)
-        self.restore(checkpoint)
-        self.progress.say(
-            f"the learner was lost in step {self.lost_at[-1]} ({lost}); it was built again from step"
-            f" {self.step} in {time.monotonic() - started:.0f} s"
-        )
+    def restart_learner(self, checkpoint: Checkpoint | None) -> None:
+        self.workers.start_learner(checkpoint.resume(self.config.learner.ranks) if checkpoint else None)
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Restore step, statistics, records and weights from a checkpoint that the learner has loaded;
@@ -202,15 +182,6 @@ class Run:
         if staleness > self.config.train.max_staleness:
             raise RuntimeError(f"a group is {staleness} steps old: max_staleness was not kept")
 
-    def check_skipped(self, skipped: bool) -> None:
-        """Count steps in a row that changed nothing. Raises UserError when there are too many."""
-        self.skipped = self.skipped + 1 if skipped else 0
-        if self.skipped >= self.config.train.max_skipped_steps:
-            raise UserError(
-                f"the gradient was not finite in {self.skipped} steps in a row, up to step {self.step};"
-                f" the last good checkpoint is in {self.checkpoints.folder}"
-            )
-
     def check_empty(self, rollout: RolloutBatch, trained: Sequence[ScoredGroup]) -> None:
         """Count steps in a row without a group to learn from, and warn. Raises UserError, after a
         checkpoint, when there are too many."""
@@ -245,9 +216,8 @@ class Run:
         with learner_at_work():
             self.checkpoints.poll(self.learner)
 
-    def save(self) -> None:
-        """Begin a checkpoint of where the run stands."""
-        state = State(
+    def state(self) -> State:
+        return State(
             step=self.step,
             weights_version=self.version,
             ranks=self.config.learner.ranks,
@@ -257,24 +227,6 @@ class Run:
             requested=self.requests.so_far(),
             coefficients=self.coefficients,
         )
-        self.checkpoints.begin(self.learner, state)
-
-    def finish(self) -> None:
-        """Wait for the checkpoint that is being written."""
-        with learner_at_work():
-            self.checkpoints.wait(self.learner, pause=lambda: time.sleep(0.05))
-
-    def leave_checkpoint(self) -> None:
-        """A checkpoint of this step, whole on disk."""
-        with learner_at_work():
-            if self.checkpoints.begun != self.step:
-                self.save()
-        self.finish()
-
-    def stop(self) -> None:
-        """Leave a checkpoint of this step, and raise Stopped."""
-        self.leave_checkpoint()
-        raise Stopped(self.step)
 
     # --- evaluations ---
 

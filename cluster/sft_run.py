@@ -1,21 +1,19 @@
-"""A run of `bicot sft` in progress: where it stands, what it leaves behind, how it stops, and how it
-goes back to a checkpoint."""
+"""A run of `bicot sft` in progress: where it stands, what it leaves behind, what a step ends with."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from cluster.checkpoint import Checkpoint, CheckpointManager, State, newest, truncate_after
-from cluster.recovery import LearnerLost, Stopped, learner_at_work
+from cluster.checkpoint import Checkpoint, CheckpointManager, State, truncate_after
+from cluster.learner_run import LearnerRun, Limits
+from cluster.recovery import learner_at_work
 from cluster.sft_config import SftConfig
 from cluster.watch.console import SftProgress
 from cluster.watch.recorder import Recorder
 from cluster.watch.wandb_log import WandbLog
 from learner.group import LearnerGroup
-from policy.errors import UserError
 from policy.records import Sample
 
 _RECORDED = ("loss", "step/skipped", "grad_norm", "lr", "epoch", "time/", "throughput/")
@@ -38,12 +36,12 @@ def start_learner(
 
 
 @dataclass
-class SftRun:
+class SftRun(LearnerRun):
     """What the loop works with."""
 
     config: SftConfig
     place: PlacementGroup
-    learner: LearnerGroup
+    started_learner: LearnerGroup
     progress: SftProgress
     recorder: Recorder
     checkpoints: CheckpointManager
@@ -75,27 +73,21 @@ class SftRun:
             run.restore(start)
         return run
 
+    @property
+    def learner(self) -> LearnerGroup:
+        return self.started_learner
+
+    @property
+    def limits(self) -> Limits:
+        return self.config.sft
+
     # --- going back ---
 
-    def rollback(self, lost: LearnerLost) -> None:
-        """Rebuild the learner from the newest checkpoint, and continue from its step. Raises `lost`
-        again after `sft.max_learner_restarts` losses at the same step."""
-        self.lost_at.append(self.step)
-        if self.lost_at.count(self.step) > self.config.sft.max_learner_restarts:
-            raise lost
-        self.checkpoints.abandon()
+    def restart_learner(self, checkpoint: Checkpoint | None) -> None:
         self.learner.stop()
-        checkpoint = newest(self.checkpoints.folder, self.progress.say)
-        with learner_at_work():
-            self.learner = start_learner(self.config, self.place, checkpoint)
-        self.restore(checkpoint)
-        self.progress.say(
-            f"the learner was lost in step {self.lost_at[-1]} ({lost}); it was built again from step"
-            f" {self.step}"
-        )
+        self.started_learner = start_learner(self.config, self.place, checkpoint)
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Restore step and records from a checkpoint that the learner has loaded; None: the start."""
         self.step, self.skipped = (checkpoint.state.step if checkpoint else 0), 0
         self.recorder.close()
         truncate_after(self.config.folder / "metrics.jsonl", self.step)
@@ -121,15 +113,6 @@ class SftRun:
         with learner_at_work():
             self.checkpoints.poll(self.learner)
 
-    def check_skipped(self, skipped: bool) -> None:
-        """Count steps in a row that changed nothing. Raises UserError when there are too many."""
-        self.skipped = self.skipped + 1 if skipped else 0
-        if self.skipped >= self.config.sft.max_skipped_steps:
-            raise UserError(
-                f"the gradient was not finite in {self.skipped} steps in a row, up to step {self.step};"
-                f" the last good checkpoint is in {self.checkpoints.folder}"
-            )
-
     def evaluate(self, heldout: Sequence[Sample]) -> None:
         """The loss on held-out examples, if there are any."""
         if not heldout:
@@ -142,31 +125,14 @@ class SftRun:
         self.recorder.step(self.step, metrics)
         self.progress.heldout(self.step, metrics)
 
-    # --- checkpoints ---
-
-    def save(self) -> None:
-        """Begin a checkpoint of where the run stands."""
-        state = State(
+    def state(self) -> State:
+        return State(
             step=self.step,
             weights_version=self.step,
             ranks=self.config.learner.ranks,
             config=self.config.model_dump(mode="json"),
             fingerprints=self.fingerprints,
         )
-        self.checkpoints.begin(self.learner, state)
-
-    def finish(self) -> None:
-        """Wait for the checkpoint that is being written."""
-        with learner_at_work():
-            self.checkpoints.wait(self.learner, pause=lambda: time.sleep(0.05))
-
-    def stop(self) -> None:
-        """Leave a checkpoint of this step, and raise Stopped."""
-        with learner_at_work():
-            if self.checkpoints.begun != self.step:
-                self.save()
-        self.finish()
-        raise Stopped(self.step)
 
     def close(self) -> None:
         self.recorder.close()
