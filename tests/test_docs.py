@@ -1,4 +1,4 @@
-"""The documentation: pages are listed, links lead somewhere, configuration keys are told."""
+"""The documentation: pages are listed, links lead somewhere, configuration keys are explained."""
 
 import json
 import re
@@ -55,8 +55,8 @@ def test_no_part_of_the_configuration_is_left_out():
 
 def test_every_configuration_key_has_a_meaning():
     every = [*models(), *models(SftConfig)]
-    told = {key: set(model.model_fields) - set(meanings(model)) for key, model in every}
-    assert not any(told.values()), told
+    unexplained = {key: set(model.model_fields) - set(meanings(model)) for key, model in every}
+    assert not any(unexplained.values()), unexplained
 
 
 def test_the_page_of_the_configuration_is_current():

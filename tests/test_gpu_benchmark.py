@@ -41,7 +41,7 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 
 
 def measure(folder: Path, *arguments: str, **environment: str):
-    """Exit status, what it said, and the lines of JSON."""
+    """Exit status, output, and the lines of JSON."""
     out = folder / "figures.jsonl"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--tiny", f"--out={out}", *arguments],
@@ -58,19 +58,19 @@ def measure(folder: Path, *arguments: str, **environment: str):
     "part", [pytest.param(p, marks=needs_vllm if p == "vllm" else ()) for p in PARTS]
 )
 def test_a_part_gives_its_figures_on_a_tiny_model(part, tmp_path):
-    status, said, lines = measure(tmp_path, part)
+    status, output, lines = measure(tmp_path, part)
     logs = "".join(log.read_text()[-3000:] for log in tmp_path.glob("*/*.log"))
-    assert status == 0, said + logs
+    assert status == 0, output + logs
     assert {line["part"] for line in lines} == {part}
     assert FIGURES[part] <= {line["figure"] for line in lines}
-    assert "failed" not in said
+    assert "failed" not in output
     for line in lines:
-        assert line["figure"].replace("_", " ") in said
+        assert line["figure"].replace("_", " ") in output
         assert line["conditions"]["model"] == "tiny"
         if line["predicted"]:  # on a CPU there are predictions of what rounding does, and of no time
             low, high = line["predicted"]
             assert low <= line["value"] <= high, line
-            assert line["rests_on"] in said
+            assert line["rests_on"] in output
 
 
 @pytest.mark.parametrize(
@@ -98,20 +98,20 @@ def test_predictions_are_of_figures_that_there_are():
 def test_without_ray_the_learner_is_measured_and_what_needs_ray_says_so_in_one_line(tmp_path):
     (tmp_path / "ray.py").write_text("raise ImportError('there is no Ray here')\n")
     path = f"{tmp_path}{os.pathsep}{ROOT}"
-    status, said, lines = measure(tmp_path, "end_to_end", "learn", PYTHONPATH=path)
-    assert status == 1, said
-    assert [line for line in said.splitlines() if "failed" in line and "needs Ray" in line]
-    assert "Traceback" not in said
+    status, output, lines = measure(tmp_path, "end_to_end", "learn", PYTHONPATH=path)
+    assert status == 1, output
+    assert [line for line in output.splitlines() if "failed" in line and "needs Ray" in line]
+    assert "Traceback" not in output
     failed = [line for line in lines if "failed" in line]
     assert [(line["part"], line["failed"]) for line in failed] == [("end_to_end", "end_to_end")]
     assert "step_s" in {line.get("figure") for line in lines if line["part"] == "learn"}
-    assert said.splitlines()[-1].startswith("not whole: end_to_end (")
+    assert output.splitlines()[-1].startswith("not whole: end_to_end (")
 
 
-def test_a_part_that_hangs_is_ended_and_told_and_the_next_one_goes_on(tmp_path):
-    status, said, lines = measure(tmp_path, "decode", "env", "--limit=0.5")
+def test_a_part_that_hangs_is_ended_and_reported_and_the_next_one_goes_on(tmp_path):
+    status, output, lines = measure(tmp_path, "decode", "env", "--limit=0.5")
     assert status == 1
-    assert said.count("no end after 0.5 s") == 2
+    assert output.count("no end after 0.5 s") == 2
     assert [line["part"] for line in lines] == ["decode", "env"]
 
 

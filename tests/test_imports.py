@@ -57,8 +57,8 @@ HEAVY = {
 
 def imported_by(code: str) -> set[str]:
     """The heavy ones among the modules that a process of its own has imported by its end."""
-    told = f"{code}\nimport sys; print(*({HEAVY!r} & sys.modules.keys()))"
-    command = [sys.executable, "-c", told]
+    program = f"{code}\nimport sys; print(*({HEAVY!r} & sys.modules.keys()))"
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split())

@@ -117,18 +117,18 @@ def test_who_listens_hears_every_token_as_it_is_drawn(janus, sampling, orders):
     sampler = TorchSampler(janus, sampling, run_seed=0)
     prompts = [janus.cot_prompt_ids(order.prompt.text) for order in orders[:8]]
     keys = list(range(8))
-    heard: list[list[list[int]]] = []
+    snapshots: list[list[list[int]]] = []
 
     def listen(ids):
-        heard.append([list(row) for row in ids])
+        snapshots.append([list(row) for row in ids])
 
     cots = sampler.generate_cots(prompts, keys, listen)
     assert cots == sampler.generate_cots(prompts, keys)
-    assert heard == [[row[:n] for row in cots.ids] for n in range(1, max(map(len, cots.ids)) + 1)]
-    heard.clear()
+    assert snapshots == [[row[:n] for row in cots.ids] for n in range(1, max(map(len, cots.ids)) + 1)]
+    snapshots.clear()
     images = sampler.generate_images(prompts, keys, listen).ids.tolist()
     assert images == sampler.generate_images(prompts, keys).ids.tolist()
-    assert heard == [[row[:n] for row in images] for n in range(1, janus.image_tokens + 1)]
+    assert snapshots == [[row[:n] for row in images] for n in range(1, janus.image_tokens + 1)]
 
 
 def test_without_thinking_the_model_is_asked_for_the_prompt_as_it_stands(janus, prompts, sampling):

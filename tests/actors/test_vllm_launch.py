@@ -1,4 +1,4 @@
-"""What vLLM is told when an engine starts; no engine starts here."""
+"""The settings that vLLM gets when an engine starts; no engine starts here."""
 
 import json
 import stat
@@ -34,13 +34,13 @@ def test_an_actor_with_a_part_of_a_gpu_asks_for_its_share_of_that_part(
     monkeypatch, roomy_policy, num_gpus, share
 ):
     """From the run's configuration to vLLM's; on a CPU (0) it means nothing."""
-    told = []
+    engine_configs = []
 
     class NotStarted(Exception):
         pass
 
     def engine(*args):
-        told.append(engine_config(*args))
+        engine_configs.append(engine_config(*args))
         raise NotStarted
 
     monkeypatch.setattr(actors.vllm.sampler, "Engine", engine)
@@ -50,7 +50,7 @@ def test_an_actor_with_a_part_of_a_gpu_asks_for_its_share_of_that_part(
     )
     with pytest.raises(NotStarted):
         make_sampler(roomy_policy, config, 0)
-    assert told[0].cache_config.gpu_memory_utilization == pytest.approx(share)
+    assert engine_configs[0].cache_config.gpu_memory_utilization == pytest.approx(share)
 
 
 def test_vllm_finds_what_it_compiled_for_an_equal_model_and_for_no_other():

@@ -83,7 +83,7 @@ def worker(engine):
 
 
 def held(engine):
-    """Slots that the worker keeps for requests, once it has heard of the last that ended."""
+    """Slots that the worker keeps for requests, once it knows which of them have ended."""
     while core(engine).scheduler.has_requests() or core(engine).batch_queue:
         engine._engine.step()
     return worker(engine).states.num_reqs

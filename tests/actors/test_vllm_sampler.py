@@ -140,19 +140,19 @@ def test_samples_aborted_half_way_leave_the_others_as_they_are(samplers, oracle,
 def test_who_listens_hears_every_token_as_it_is_drawn(samplers, oracle, pairs, phase):
     """In a room so tight that some wait while others are done."""
     prompts, keys = (column[:16] for column in pairs)
-    heard: list[list[list[int]]] = []
+    snapshots: list[list[list[int]]] = []
 
     def listen(ids):
-        heard.append([list(row) for row in ids])
+        snapshots.append([list(row) for row in ids])
 
     draw = getattr(samplers["tight"], f"generate_{phase}")
     sampled = draw(prompts, keys, listen).ids
     wanted = getattr(oracle, f"generate_{phase}")(prompts, keys).ids
     sampled, wanted = ([list(map(int, row)) for row in ids] for ids in (sampled, wanted))
-    assert sampled == wanted == heard[-1]
+    assert sampled == wanted == snapshots[-1]
     for row, whole in enumerate(wanted):
-        lengths = [len(ids[row]) for ids in heard]
-        assert {ids[row] == whole[:n] for ids, n in zip(heard, lengths, strict=True)} == {True}
+        lengths = [len(ids[row]) for ids in snapshots]
+        assert {ids[row] == whole[:n] for ids, n in zip(snapshots, lengths, strict=True)} == {True}
         assert sorted(set(lengths)) == [*range(min(lengths), len(whole) + 1)]
         assert min(lengths) <= 1
 

@@ -30,17 +30,17 @@ def bicot(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
 
 
 def bicot_here(*arguments: object) -> tuple[int, str]:
-    """The same in this process, for commands that start no Ray: exit status and what it says. A fault
+    """The same in this process, for commands that start no Ray: exit status and output. A fault
     of the program is raised."""
-    told = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", ["bicot", *map(str, arguments)])
         patch.setattr(sys, "excepthook", sys.excepthook)  # put back at the end, as the next is
         patch.setattr(sys, "path", sys.path[:])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-    return ended.value.code or 0, told.getvalue()
+    return ended.value.code or 0, output.getvalue()
 
 
 def obey_ctrl_c() -> None:

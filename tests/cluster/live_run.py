@@ -63,14 +63,14 @@ class LiveRun:
         victims[0].send_signal(how)
 
     def wait(self) -> str:
-        """All that it said, when it has ended."""
+        """Its whole output, when it has ended."""
         self.process.wait(240)
         return self.log.read_text()
 
     def wait_for_success(self) -> str:
-        told = self.wait()
-        assert self.process.returncode == 0, told
-        return told
+        output = self.wait()
+        assert self.process.returncode == 0, output
+        return output
 
     def model(self, step: int) -> str:
         """A digest of the weights after a step: of bytes, pytest would show the difference for

@@ -54,23 +54,23 @@ def state(step, config=None, **changes):
 
 
 @pytest.fixture
-def told():
+def messages():
     return []
 
 
 @pytest.fixture
-def checkpoints(tmp_path, told):
-    return CheckpointManager(tmp_path / "checkpoints", 2, told.append)
+def checkpoints(tmp_path, messages):
+    return CheckpointManager(tmp_path / "checkpoints", 2, messages.append)
 
 
-def test_the_newest_are_kept(checkpoints, told):
+def test_the_newest_are_kept(checkpoints, messages):
     for step in (5, 10, 15):
         checkpoints.begin(InstantLearner(), state(step))
         checkpoints.poll(InstantLearner())
     names = sorted(path.name for path in checkpoints.folder.iterdir())
     assert names == ["step_000010", "step_000015"]
-    assert newest(checkpoints.folder, told.append).state.step == 15
-    assert not told
+    assert newest(checkpoints.folder, messages.append).state.step == 15
+    assert not messages
     assert checkpoints.metrics().keys() == {"checkpoint/stall_s", "checkpoint/write_s"}
     assert checkpoints.metrics() == {}
 
@@ -93,7 +93,7 @@ def test_the_newest_are_kept(checkpoints, told):
         {"step": 5},
     ],
 )
-def test_a_torn_checkpoint_is_told_of_and_the_one_before_is_used(checkpoints, told, harm):
+def test_a_torn_checkpoint_is_reported_and_the_one_before_is_used(checkpoints, messages, harm):
     for step in (5, 10):
         checkpoints.begin(InstantLearner(), state(step))
         checkpoints.poll(InstantLearner())
@@ -111,11 +111,11 @@ def test_a_torn_checkpoint_is_told_of_and_the_one_before_is_used(checkpoints, to
         (last / "state.json").write_text(json.dumps(written | harm))
     else:
         (last / "state.json").write_text('{"step": 1')
-    assert newest(checkpoints.folder, told.append).state.step == 5
-    assert "step_000010 is not whole" in told[0]
+    assert newest(checkpoints.folder, messages.append).state.step == 5
+    assert "step_000010 is not whole" in messages[0]
 
 
-def test_every_file_has_a_digest_and_one_of_an_earlier_version_has_none(checkpoints, told):
+def test_every_file_has_a_digest_and_one_of_an_earlier_version_has_none(checkpoints, messages):
     checkpoints.begin(InstantLearner(), state(5))
     checkpoints.poll(InstantLearner())
     file = checkpoints.folder / "step_000005" / "state.json"
@@ -123,11 +123,11 @@ def test_every_file_has_a_digest_and_one_of_an_earlier_version_has_none(checkpoi
     assert written["sha256"] == {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
     del written["sha256"]
     file.write_text(json.dumps(written | {"format": 1}))
-    assert newest(checkpoints.folder, told.append).state.step == 5
+    assert newest(checkpoints.folder, messages.append).state.step == 5
 
 
 def test_ranks_tell_the_digests_of_what_they_wrote(tmp_path):
-    """As `sha256sum` takes them of the files; what they were told in is gone."""
+    """As `sha256sum` takes them of the files; the file that brought them is gone."""
     writer = Writer()
     (tmp_path / "learner").mkdir()
     (tmp_path / "config.json").write_text("{}")
@@ -143,7 +143,7 @@ def test_ranks_tell_the_digests_of_what_they_wrote(tmp_path):
     assert torch.load(file)["a"].tolist() == list(range(5000))
 
 
-def test_a_full_disk_is_told_as_one(tmp_path):
+def test_a_full_disk_raises_an_os_error(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
     try:
@@ -153,15 +153,15 @@ def test_a_full_disk_is_told_as_one(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
-def test_steps_are_in_their_order_however_many_figures_they_have(checkpoints, told):
+def test_steps_are_in_their_order_however_many_figures_they_have(checkpoints, messages):
     for step in (999_998, 999_999, 1_000_000):
         checkpoints.begin(InstantLearner(), state(step))
         checkpoints.poll(InstantLearner())
     assert [step for step, _ in by_step(checkpoints.folder, "step")] == [999_999, 1_000_000]
-    assert newest(checkpoints.folder, told.append).state.step == 1_000_000
+    assert newest(checkpoints.folder, messages.append).state.step == 1_000_000
 
 
-def test_what_a_lost_rank_still_writes_is_in_nobodys_way(checkpoints, told):
+def test_what_a_lost_rank_still_writes_is_in_nobodys_way(checkpoints, messages):
     """Its thread goes on for a while, in the folder that was given up: it makes it again."""
     checkpoints.begin(InstantLearner(), state(5))
     (given_up,) = checkpoints.folder.iterdir()
@@ -172,56 +172,56 @@ def test_what_a_lost_rank_still_writes_is_in_nobodys_way(checkpoints, told):
     given_up.mkdir()
     (given_up / "model.safetensors").write_text("late")
     checkpoints.poll(InstantLearner())
-    assert newest(checkpoints.folder, told.append).state.step == 5
-    assert not told
+    assert newest(checkpoints.folder, messages.append).state.step == 5
+    assert not messages
 
 
-def test_a_torn_one_of_a_later_step_keeps_no_new_one_out(tmp_path, told):
-    checkpoints = CheckpointManager(tmp_path / "checkpoints", 1, told.append)
+def test_a_torn_one_of_a_later_step_keeps_no_new_one_out(tmp_path, messages):
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", 1, messages.append)
     for step in (12, 10):
         checkpoints.begin(InstantLearner(), state(step))
         checkpoints.poll(InstantLearner())
         if step == 12:
             (checkpoints.folder / "step_000012" / "model.safetensors").unlink()
-    assert newest(checkpoints.folder, told.append).state.step == 10
+    assert newest(checkpoints.folder, messages.append).state.step == 10
 
 
-def test_a_write_that_fails_leaves_the_one_before(checkpoints, told):
+def test_a_write_that_fails_leaves_the_one_before(checkpoints, messages):
     checkpoints.begin(InstantLearner(), state(5))
     checkpoints.poll(InstantLearner())
     checkpoints.begin(InstantLearner(), state(10))
     checkpoints.poll(InstantLearner(OSError(28, "No space left on device")))
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000005"]
-    assert "step 10 could not be written: [Errno 28] No space left on device" in told[0]
+    assert "step 10 could not be written: [Errno 28] No space left on device" in messages[0]
     checkpoints.begin(InstantLearner(), state(15))
     checkpoints.poll(InstantLearner())
-    assert newest(checkpoints.folder, told.append).state.step == 15
+    assert newest(checkpoints.folder, messages.append).state.step == 15
 
 
-def test_a_half_written_one_is_swept_away(checkpoints, told):
+def test_a_half_written_one_is_swept_away(checkpoints, messages):
     checkpoints.begin(InstantLearner(), state(5))
-    again = CheckpointManager(checkpoints.folder, 2, told.append)
-    assert newest(again.folder, told.append) is None
+    again = CheckpointManager(checkpoints.folder, 2, messages.append)
+    assert newest(again.folder, messages.append) is None
     assert not list(again.folder.iterdir())
 
 
-def test_a_newer_version_is_refused(checkpoints, told):
+def test_a_newer_version_is_refused(checkpoints, messages):
     checkpoints.begin(InstantLearner(), state(5))
     checkpoints.poll(InstantLearner())
     file = checkpoints.folder / "step_000005" / "state.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": FORMAT + 1, "new": 1}))
     with pytest.raises(UserError, match="written by a newer version of bicot"):
-        newest(checkpoints.folder, told.append)
+        newest(checkpoints.folder, messages.append)
 
 
 # --- whether to go on ---
 
 
 @pytest.fixture
-def stopped(tmp_path, told):
+def stopped(tmp_path, messages):
     """A configuration, and a run of it that stopped at step 100."""
     config = load_config(ROOT / TRAIN, [f"runs_dir={tmp_path}"])
-    checkpoints = CheckpointManager(config.folder / "checkpoints", 2, told.append)
+    checkpoints = CheckpointManager(config.folder / "checkpoints", 2, messages.append)
     checkpoints.begin(InstantLearner(), state(100, config.model_dump(mode="json")))
     checkpoints.poll(InstantLearner())
     return config
@@ -235,52 +235,52 @@ def with_changes(config, *overrides):
     "free",
     ["train.steps=300", "actors.count=1", "learner.ranks=1", "rewards.experts.count.replicas=2"],
 )
-def test_a_run_goes_on_with_settings_that_may_change(stopped, told, free):
-    assert where_to_start(with_changes(stopped, free), told.append).state.step == 100
+def test_a_run_goes_on_with_settings_that_may_change(stopped, messages, free):
+    assert where_to_start(with_changes(stopped, free), messages.append).state.step == 100
 
 
 @pytest.mark.parametrize(
     "binding", ["seed=3", "learner.lr=1e-5", "policy.path=elsewhere", "rewards.experts.count.weight=2"]
 )
-def test_a_run_of_other_settings_is_refused_by_their_names(stopped, told, binding):
+def test_a_run_of_other_settings_is_refused_by_their_names(stopped, messages, binding):
     key = binding.partition("=")[0]
     with pytest.raises(UserError, match=rf"stopped at step 100, of other settings: .*{key} \("):
-        where_to_start(with_changes(stopped, binding), told.append)
-    assert where_to_start(with_changes(stopped, binding, "train.resume=never"), told.append) is None
+        where_to_start(with_changes(stopped, binding), messages.append)
+    assert where_to_start(with_changes(stopped, binding, "train.resume=never"), messages.append) is None
 
 
 @pytest.mark.parametrize("changed", ["train.prompts", "policy.path"])
-def test_files_that_are_no_longer_the_same_are_refused(tmp_path, told, changed):
+def test_files_that_are_no_longer_the_same_are_refused(tmp_path, messages, changed):
     prompts, model = tmp_path / "prompts.jsonl", tmp_path / "model"
     prompts.write_text("first")
     model.mkdir()
     (model / "model.safetensors").write_bytes(bytes(100))
     overrides = [f"runs_dir={tmp_path}", f"train.prompts={prompts}", f"policy.path={model}"]
     config = load_config(ROOT / TRAIN, overrides)
-    checkpoints = CheckpointManager(config.folder / "checkpoints", 2, told.append)
+    checkpoints = CheckpointManager(config.folder / "checkpoints", 2, messages.append)
     marks = fingerprints(config)
     checkpoints.begin(InstantLearner(), state(100, config.model_dump(mode="json"), fingerprints=marks))
     checkpoints.poll(InstantLearner())
-    assert where_to_start(config, told.append).state.step == 100
+    assert where_to_start(config, messages.append).state.step == 100
     if changed == "train.prompts":
         prompts.write_text("other")
     else:
         (model / "model.safetensors").write_bytes(bytes(50) + b"1" + bytes(49))
     with pytest.raises(UserError, match=rf"the files of {changed} are no longer the ones"):
-        where_to_start(config, told.append)
+        where_to_start(config, messages.append)
 
 
-def test_a_run_that_ended_is_not_gone_on_with(stopped, told):
+def test_a_run_that_ended_is_not_gone_on_with(stopped, messages):
     """But one that ended and was killed before its report still has that to write."""
     ended = with_changes(stopped, "train.steps=100")
-    assert where_to_start(ended, told.append) is None
+    assert where_to_start(ended, messages.append) is None
     (stopped.folder / "metrics.jsonl").touch()
-    assert where_to_start(ended, told.append).state.step == 100
-    assert where_to_start(with_changes(stopped, "train.steps=99"), told.append) is None
+    assert where_to_start(ended, messages.append).state.step == 100
+    assert where_to_start(with_changes(stopped, "train.steps=99"), messages.append) is None
     (stopped.folder / "report.html").touch()
-    assert where_to_start(ended, told.append) is None
+    assert where_to_start(ended, messages.append) is None
     os.utime(stopped.folder / "report.html", (0, 0))  # made in the middle of the run
-    assert where_to_start(ended, told.append).state.step == 100
+    assert where_to_start(ended, messages.append).state.step == 100
 
 
 def test_a_run_directory_has_one_run(tmp_path):
@@ -318,7 +318,7 @@ def test_a_ledger_reads_back_and_forgets_later_steps(tmp_path):
     assert read_ledger(tmp_path) == ENTRIES[:6]
 
 
-def test_a_line_of_a_ledger_ends_at_a_line_feed_alone(tmp_path, told):
+def test_a_line_of_a_ledger_ends_at_a_line_feed_alone(tmp_path):
     """Other separators are letters, and so is half a surrogate, of which a question mark is left."""
     ledger = Ledger(tmp_path)
     odd = ["a\u2028b", "a\u2029b\x85\x0b\x0c\x1c", "a\r", "\ud800"]
@@ -354,9 +354,9 @@ def test_the_line_that_is_no_entry_is_named(tmp_path):
             read_ledger(tmp_path)
 
 
-def test_lines_wait_for_room(tmp_path, told):
+def test_lines_wait_for_room(tmp_path, messages):
     """The disk takes seven bytes more, then nothing, then all."""
-    ledger = Ledger(tmp_path, told.append)
+    ledger = Ledger(tmp_path, messages.append)
     ledger.add(ENTRIES[:1])
     whole = (tmp_path / "ledger.jsonl").read_bytes()
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -372,8 +372,8 @@ def test_lines_wait_for_room(tmp_path, told):
     ledger.add([ENTRIES[3]])
     ledger.close()
     assert read_ledger(tmp_path) == ENTRIES[:4]
-    assert [text.partition(":")[0] for text in told] == ["warning", "ledger.jsonl is written again"]
-    assert "ledger.jsonl could not be written: File too large" in told[0]
+    assert [text.partition(":")[0] for text in messages] == ["warning", "ledger.jsonl is written again"]
+    assert "ledger.jsonl could not be written: File too large" in messages[0]
 
 
 def test_a_lock_that_is_gone_at_the_end_is_nobodys_fault(tmp_path):

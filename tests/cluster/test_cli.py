@@ -61,14 +61,14 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file"
     for command in (["generate", TRAIN, "a red circle", "--out"], ["train", TRAIN]):
-        status, told = bicot_here(*command, f"runs_dir={out}" if command[0] == "train" else out)
+        status, output = bicot_here(*command, f"runs_dir={out}" if command[0] == "train" else out)
         assert status == 2
-        assert told.startswith(f"error: {out}")
-        assert "cannot be written: " in told
-        assert told.count("\n") == 1
-    status, told = bicot_here("report", tmp_path / ("n" * 300))
-    assert (status, told.count("\n")) == (2, 1)
-    assert "File name too long" in told
+        assert output.startswith(f"error: {out}")
+        assert "cannot be written: " in output
+        assert output.count("\n") == 1
+    status, output = bicot_here("report", tmp_path / ("n" * 300))
+    assert (status, output.count("\n")) == (2, 1)
+    assert "File name too long" in output
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -89,13 +89,13 @@ def test_a_prompt_is_a_prompt_whatever_files_there_are(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("no_ray")
 def test_a_dry_run_prints_config_and_placement_and_starts_nothing(tmp_path):
-    status, told = bicot_here(
+    status, output = bicot_here(
         "train", TRAIN, "--dry-run", f"runs_dir={tmp_path}/runs", "actors.count=3"
     )
     assert status == 0
-    assert "max_staleness: 0" in told
-    assert "rollout" in told
-    assert "spread over nodes" in told
+    assert "max_staleness: 0" in output
+    assert "rollout" in output
+    assert "spread over nodes" in output
     assert not (tmp_path / "runs").exists()
 
 
@@ -118,9 +118,9 @@ def test_an_address_where_nobody_answers_is_named_at_once(tmp_path, command):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, so that nobody else listens there
         own = [f"runs_dir={tmp_path}/runs"] if command[0] == "train" else []
-        status, told = bicot_here(*(part.format(address) for part in command), *own)
+        status, output = bicot_here(*(part.format(address) for part in command), *own)
     assert status == 2
-    assert f"error: no Ray cluster answers at {address}: " in told
+    assert f"error: no Ray cluster answers at {address}: " in output
     assert not (tmp_path / "runs").exists()
 
 
@@ -195,8 +195,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, which):
     assert not ours(alive), ours(alive)
     assert len(gone) == len(children)
     assert "Traceback" not in log.read_text()
-    told = "stopped; what" if which == signal.SIGINT else "stopped after step"
-    assert told in log.read_text()
+    message = "stopped; what" if which == signal.SIGINT else "stopped after step"
+    assert message in log.read_text()
     left = list((tmp_path / "shapes" / "checkpoints").glob("step_*/state.json"))
     assert len(left) == (which == signal.SIGTERM)
     lines = (tmp_path / "shapes" / "metrics.jsonl").read_text().splitlines()

@@ -84,7 +84,7 @@ def test_one_evaluation_of_a_run_may_be_named(two):
     assert rows(found)["", "Reward"].difference.text == "+0.304"
 
 
-def test_what_makes_two_runs_less_comparable_is_said(tmp_path):
+def test_what_makes_two_runs_less_comparable_is_noted(tmp_path):
     one = recorded(tmp_path / "a", rewarded(5, LEVELS[:10]), weight=1)
     other = recorded(tmp_path / "b", rewarded(5, LEVELS[:10], first=4, seed=9), weight=0)
     found = compare_runs(read_side(one), read_side(other))
@@ -116,8 +116,8 @@ def test_the_page_needs_nothing_and_strangers_words_stay_text(two, tmp_path):
     assert ATTACK not in page and "&lt;script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
     assert page.index("number 7 of p") < page.index("number 0 of p")
-    said = console.file.getvalue()
-    assert "+0.204" in said and str(out) in said
+    output = console.file.getvalue()
+    assert "+0.204" in output and str(out) in output
 
 
 def test_results_of_benchmarks_make_the_same_page(runs, two, tmp_path, monkeypatch):  # noqa: F811

@@ -236,7 +236,7 @@ def test_the_command_tells_time_money_and_the_split(monkeypatch):
     command = ["estimate", str(SEVEN_B), "--gpus", "8", "--gpu", "h100", "--price", "2"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    for told in (
+    for text in (
         "bottleneck: generate",
         "images/GPU-s on 8 GPUs",
         "hours for 1600 steps",
@@ -247,12 +247,12 @@ def test_the_command_tells_time_money_and_the_split(monkeypatch):
         "8% more images than as configured, within the model's error of 15%",
         "every factor is assumed",
     ):
-        assert told in result.output
+        assert text in result.output
     assert max(map(len, result.output.splitlines())) <= 100
     assert "…" not in result.output
 
 
-def test_a_smaller_gpu_is_told_apart():
+def test_a_smaller_gpu_has_its_own_result_and_an_unknown_one_is_refused():
     l40s = CliRunner().invoke(app, ["estimate", str(ONE_B), "--gpu", "l40s", "--gpus", "4"])
     assert l40s.exit_code == 1  # not as configured, on one
     assert "the best of 4 GPUs: actors.count=" in l40s.output

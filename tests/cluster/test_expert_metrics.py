@@ -17,10 +17,10 @@ def rollout(*groups: dict[str, list[float] | Failure], left_out=()) -> RolloutBa
             GroupResults(
                 ("p/0", "p/1"),
                 {
-                    name: ExpertResult(said, 0.5, retries=2)
-                    if isinstance(said, Failure)
-                    else ExpertResult(ExpertScores(np.array(said, np.float32)), 0.1)
-                    for name, said in group.items()
+                    name: ExpertResult(outcome, 0.5, retries=2)
+                    if isinstance(outcome, Failure)
+                    else ExpertResult(ExpertScores(np.array(outcome, np.float32)), 0.1)
+                    for name, outcome in group.items()
                 },
             )
             for group in groups
@@ -44,7 +44,7 @@ def test_each_expert_is_counted_over_all_groups():
     assert metrics["expert/a/constant"] == metrics["expert/b/failures"] == 0
 
 
-def test_an_expert_that_said_nothing_has_no_statistics():
+def test_an_expert_without_scores_has_no_statistics():
     metrics = expert_metrics(rollout({"a": Failure("a", 1, "nan", not_a_score=True)}, left_out=["a"]))
     assert metrics["expert/a/not_finite"] == metrics["expert/a/left_out"] == 1
     assert "expert/a/std" not in metrics
@@ -52,7 +52,7 @@ def test_an_expert_that_said_nothing_has_no_statistics():
     assert expert_metrics(RolloutBatch(pending=None)) == {}
 
 
-def test_an_alarm_is_told_of_once_a_spell():
+def test_a_warning_comes_once_while_its_cause_lasts():
     reward_warnings = RewardWarnings()
     constant = expert_metrics(rollout({"a": [1, 1], "b": [0, 1]}))
     varied = expert_metrics(rollout({"a": [0, 1], "b": [0, 1]}))
@@ -71,7 +71,7 @@ def test_an_alarm_is_told_of_once_a_spell():
     assert reward_warnings.new(wrong) == ["expert a gave NaN or infinity instead of a score"]
 
 
-def test_rewards_are_told_apart_by_task_type():
+def test_rewards_are_averaged_by_task_type():
     def group(task_type: str, *rewards: float) -> ScoredGroup:
         ids, values = ("p/0", "p/1"), np.array([rewards], np.float32).T
         scores = Scores(ids, ("a",), values, values[:, 0], values[:, 0] > 0.5)

@@ -94,9 +94,9 @@ def run(original, tmp_path_factory) -> Path:
 
 
 def exported(run: Path, target: Path, layout="transformers", **options) -> str:
-    told = Console(file=io.StringIO(), width=60)
-    export(run, target, layout, told, **options)
-    return told.file.getvalue()
+    console = Console(file=io.StringIO(), width=60)
+    export(run, target, layout, console, **options)
+    return console.file.getvalue()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -131,8 +131,8 @@ def test_after_training_the_published_layout_has_all_that_the_source_had(run, or
 
 
 def test_the_model_alone_is_exported(run, tmp_path):
-    told = exported(run, tmp_path / "new")
-    assert told == f"{tmp_path / 'new'}: the model after step 10\n"
+    output = exported(run, tmp_path / "new")
+    assert output == f"{tmp_path / 'new'}: the model after step 10\n"
     checkpoint = run / "checkpoints" / "step_000010"
     found = files(tmp_path / "new")
     assert found == {
@@ -159,13 +159,13 @@ def front_matter(folder: Path) -> dict:
 
 
 def test_a_card_says_what_the_model_is_and_what_training_changed(carded, run, original):
-    told = front_matter(carded)
-    assert told["license"] == "mit"
-    assert told["license_name"] == "deepseek"
-    assert told["pipeline_tag"] == "text-to-image"
-    assert told["library_name"] == "transformers"
-    assert {"bicot", "janus", "reinforcement-learning"} < set(told["tags"])
-    assert "base_model" not in told  # a folder is nowhere for others
+    metadata = front_matter(carded)
+    assert metadata["license"] == "mit"
+    assert metadata["license_name"] == "deepseek"
+    assert metadata["pipeline_tag"] == "text-to-image"
+    assert metadata["library_name"] == "transformers"
+    assert {"bicot", "janus", "reinforcement-learning"} < set(metadata["tags"])
+    assert "base_model" not in metadata  # a folder is nowhere for others
     text = (carded / "README.md").read_text()
     assert text.partition("\n# ")[2].startswith("my-janus\n")
     rows: dict[str, list[str]] = {}
@@ -219,7 +219,7 @@ def test_the_base_of_a_run_from_a_run_is_the_first_model(run, original, tmp_path
     assert find_base(str(tmp_path / "gone")).license == {}
 
 
-def test_what_a_run_does_not_say_is_told_of(run, tmp_path):
+def test_what_a_run_lacks_is_reported(run, tmp_path):
     """A run that has only begun, of a model that is not here any more."""
     bare = tmp_path / "bare"
     shutil.copytree(run / "checkpoints", bare / "checkpoints")
@@ -227,10 +227,10 @@ def test_what_a_run_does_not_say_is_told_of(run, tmp_path):
         ROOT / TRAIN, [f"policy.path={tmp_path}/gone", f"policy.templates={tmp_path}/gone"]
     )
     (bare / "config.yaml").write_text(dump_config(config))
-    told = exported(bare, tmp_path / "new", card=True)
-    assert f"README.md: the files of {tmp_path}/gone tell no license" in told
-    assert "README.md: no reward curve: " in told
-    assert "README.md: without the model's wording: " in told
+    output = exported(bare, tmp_path / "new", card=True)
+    assert f"README.md: the files of {tmp_path}/gone tell no license" in output
+    assert "README.md: no reward curve: " in output
+    assert "README.md: without the model's wording: " in output
     text = (tmp_path / "new" / "README.md").read_text()
     assert "license" not in front_matter(tmp_path / "new")
     assert "The run has no evaluation that says what training changed." in text

@@ -51,7 +51,7 @@ def test_a_run_in_trouble_ends_as_one_in_peace(peace, tmp_path):
     run.process.kill()
     run.wait()
     again = LiveRun(tmp_path / "rough", 16)
-    told = again.wait_for_success()
+    output = again.wait_for_success()
     for text in (
         "is lost; its groups are generated again",
         "hangs; its groups",
@@ -59,7 +59,7 @@ def test_a_run_in_trouble_ends_as_one_in_peace(peace, tmp_path):
         "the learner was lost in step",
         "goes on from step",
     ):
-        assert text in told
+        assert text in output
 
     assert again.model(16) == peace.model(16)
     assert_all_accounted_for(again, groups=3 * 16)
@@ -84,9 +84,9 @@ def test_a_node_is_lost_with_all_that_ran_on_it(peace, tmp_path):
         )
         run.reach(3)
         cluster.remove_node(nodes[0], allow_graceful=False)
-        told = run.wait_for_success()
+        output = run.wait_for_success()
     finally:
         cluster.shutdown()
-    assert "is lost; its groups are generated again" in told
+    assert "is lost; its groups are generated again" in output
     assert run.model(8) == peace.model(8)
     assert_all_accounted_for(run, groups=3 * 8)

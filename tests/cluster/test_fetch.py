@@ -157,9 +157,9 @@ def test_without_a_network_one_line_says_which_files_go_where(tmp_path):
         (kept / "prompts.json").write_bytes(CONTENT["data/prompts.json"])
         with pytest.raises(UserError) as caught:
             fetch(source, tmp_path)
-        told = str(caught.value)
+        message = str(caught.value)
         wanted = f" get {source.url}/data/instruction.txt, {source.url}/src/trainer.py some other way"
-        assert wanted in told and f"into {kept}/" in told and "\n" not in told
+        assert wanted in message and f"into {kept}/" in message and "\n" not in message
 
         for path in ("data/instruction.txt", "src/trainer.py"):
             (kept / path.split("/")[-1]).write_bytes(CONTENT[path])
@@ -187,12 +187,12 @@ def fetch_benchmark(source: Release, out: Path, console: Console = QUIET) -> Non
 
 def test_a_benchmarks_files_are_written_as_they_are(server, tmp_path):
     source, _, asked = server
-    told = io.StringIO()
-    fetch_benchmark(source, tmp_path, Console(file=told))
+    output = io.StringIO()
+    fetch_benchmark(source, tmp_path, Console(file=output))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
         path.rsplit("/", 1)[-1]: content for path, content in CONTENT.items()
     }
-    assert f"{tmp_path}: 3 files of github.com/some/where at 0000000; licence: MIT" in told.getvalue()
+    assert f"{tmp_path}: 3 files of github.com/some/where at 0000000; licence: MIT" in output.getvalue()
     fetch_benchmark(source, tmp_path)
     assert asked == list(CONTENT)  # nothing is asked for twice
 
@@ -214,9 +214,9 @@ def test_without_a_network_a_benchmarks_files_may_be_put_there(tmp_path):
         source = release(f"http://127.0.0.1:{free.getsockname()[1]}")
         with pytest.raises(UserError) as caught:
             fetch_benchmark(source, tmp_path)
-        told = str(caught.value)
-        assert all(f"{source.url}/{path}" in told for path in CONTENT)
-        assert f"into {tmp_path}/" in told and "\n" not in told
+        message = str(caught.value)
+        assert all(f"{source.url}/{path}" in message for path in CONTENT)
+        assert f"into {tmp_path}/" in message and "\n" not in message
         for path, content in CONTENT.items():
             (tmp_path / path.rsplit("/", 1)[-1]).write_bytes(content)
         fetch_benchmark(source, tmp_path)
@@ -266,6 +266,6 @@ def test_a_recipe_says_what_to_fetch(recipe, tmp_path, monkeypatch):
 
 def test_a_dry_run_says_what_to_fetch():
     missing = "train.prompts=nowhere/t2i_r1/train.jsonl"
-    status, told = bicot_here("train", "examples/shapes/train.yaml", "--dry-run", missing)
+    status, output = bicot_here("train", "examples/shapes/train.yaml", "--dry-run", missing)
     assert status == 2
-    assert "`bicot fetch t2i_r1 --out nowhere/t2i_r1`" in told
+    assert "`bicot fetch t2i_r1 --out nowhere/t2i_r1`" in output

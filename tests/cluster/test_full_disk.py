@@ -37,7 +37,7 @@ def fill(file) -> None:
 
 @pytest.mark.timeout(400)
 def test_a_full_disk_costs_what_it_has_no_room_for_and_no_step(small_disk, tmp_path):
-    """Pictures, TensorBoard and a checkpoint are told of; ledger and metrics are whole in the end."""
+    """Pictures, TensorBoard and a checkpoint are reported; ledger and metrics are whole in the end."""
     run = LiveRun(
         tmp_path,
         18,
@@ -51,14 +51,14 @@ def test_a_full_disk_costs_what_it_has_no_room_for_and_no_step(small_disk, tmp_p
     while not run.has_reached(10):
         fill(small_disk / "fill")  # a checkpoint that was given up leaves room
     (small_disk / "fill").unlink()
-    told = run.wait_for_success()
+    output = run.wait_for_success()
 
-    assert "Traceback" not in told
+    assert "Traceback" not in output
     shown = ("tensorboard/", "samples/step_*.png", "samples/eval_*")
     for what in ("ledger.jsonl", "metrics.jsonl", *shown):
-        assert f"warning: {what} could not be written: No space left on device" in told
-        assert f"{what} is written again" in told
-    assert "the checkpoint of step 8 could not be written" in told
+        assert f"warning: {what} could not be written: No space left on device" in output
+        assert f"{what} is written again" in output
+    assert "the checkpoint of step 8 could not be written" in output
     entries = read_ledger(run.folder)
     assert faults(entries) == []
     assert len(entries) == 3 * 18

@@ -44,15 +44,15 @@ def calls(monkeypatch) -> list[list[str]]:
 
 
 def draw(out, prompts=THREE, *overrides, samples=2, batch=2) -> str:
-    """The command, two pictures at a time: what it says."""
-    told = Console(file=io.StringIO(), width=100)
+    """The command, two pictures at a time: its output."""
+    console = Console(file=io.StringIO(), width=100)
     config = load_config(TRAIN, [f"actors.batch_size={batch}", "actors.sampler=torch", *overrides])
     try:
-        generate(config, list(prompts), out, samples, told)
+        generate(config, list(prompts), out, samples, console)
     finally:
-        said = told.file.getvalue()
-        (out.parent / "said").write_text(said)
-    return said
+        output = console.file.getvalue()
+        (out.parent / "output").write_text(output)
+    return output
 
 
 def rows(folder) -> list[dict]:
@@ -72,8 +72,8 @@ def test_what_was_stopped_goes_on_and_comes_out_the_same(tmp_path, calls):
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         draw(out)
-    said = (tmp_path / "said").read_text()
-    assert f"stopped; what was drawn is in {out}, and the same command goes on from there\n" in said
+    output = (tmp_path / "output").read_text()
+    assert f"stopped; what was drawn is in {out}, and the same command goes on from there\n" in output
     assert sorted(files(out)) == ["0000.png", "0001.png", "cots.jsonl", "generated.json"]
     assert [row["image"] for row in rows(out)] == ["0000.png", "0001.png"]
     calls.stop_at = None
@@ -85,7 +85,7 @@ def test_what_was_stopped_goes_on_and_comes_out_the_same(tmp_path, calls):
     calls.clear()
     assert "6 of 6 pictures are there already" in draw(out)
     assert calls == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["at_once", "said", "stopped"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["at_once", "output", "stopped"]
 
 
 def test_a_killed_writer_and_a_lost_picture_are_made_good(tmp_path, calls):
@@ -112,11 +112,11 @@ def test_another_model_seed_setting_or_prompt_is_refused_by_name(tmp_path, calls
     def refusal(*overrides: str, prompts=THREE, samples: int = 2) -> str:
         with pytest.raises(UserError) as refused:
             draw(out, prompts, f"policy.templates={words}", *overrides, samples=samples)
-        told = str(refused.value)
-        assert told.startswith(f"{out}: there is another run in it (")
-        assert told.endswith("asked for): choose another --out")
-        assert "\n" not in told
-        return told.partition("(")[2]
+        message = str(refused.value)
+        assert message.startswith(f"{out}: there is another run in it (")
+        assert message.endswith("asked for): choose another --out")
+        assert "\n" not in message
+        return message.partition("(")[2]
 
     assert refusal("seed=7").startswith("seed: 0 there, 7 asked for")
     assert refusal("actors.sampling.guidance=2").startswith("policy.guidance: 1.5 there, 2.0 asked for")
@@ -134,9 +134,9 @@ def test_another_model_seed_setting_or_prompt_is_refused_by_name(tmp_path, calls
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "notes").write_text("mine")
-    status, told = bicot_here("generate", TRAIN, "a red circle", "--out", tmp_path)
+    status, output = bicot_here("generate", TRAIN, "a red circle", "--out", tmp_path)
     assert status == 2
-    assert told == (
+    assert output == (
         f"error: {tmp_path}: holds notes and is no folder of `bicot generate`: name a new or an empty"
         " folder with --out\n"
     )

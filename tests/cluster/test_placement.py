@@ -1,4 +1,4 @@
-"""Roles find their nodes on a cluster of several, or it is said at once what is missing."""
+"""Roles find their nodes on a cluster of several, or an error names at once what is missing."""
 
 import subprocess
 import sys
@@ -25,11 +25,11 @@ def test_what_fits_one_by_one_is_not_missing(nodes, cpus, gpus, count):
     for node in left:
         while node["CPU"] >= cpus and node["GPU"] >= gpus and placed < count:
             node["CPU"], node["GPU"], placed = node["CPU"] - cpus, node["GPU"] - gpus, placed + 1
-    told = missing({"CPU": cpus, "GPU": gpus}, count, nodes)
-    assert (told is None) == (placed == count)
+    shortage = missing({"CPU": cpus, "GPU": gpus}, count, nodes)
+    assert (shortage is None) == (placed == count)
 
 
-def test_what_is_missing_is_said():
+def test_what_is_missing_is_named():
     nodes = [{"CPU": 8}, {"CPU": 8}, {"CPU": 4, "rollout": 1}]
     assert missing({"CPU": 2, "rollout": 1}, 2, nodes) == (
         "the nodes hold 1 of them, having 2 x 8 CPU, 0 rollout; 1 x 4 CPU, 1 rollout"
@@ -71,16 +71,16 @@ CLUSTER = """
             return str(error), time.monotonic() - started
         raise AssertionError("there should be no room")
 
-    told, took = refused(Role("learner", 1, 0.5, 4, "PACK"), RayConfig())
-    assert "no room for learner, 1 x 0.5 CPU, 4 GPU: the nodes hold 0 of them" in told, told
-    assert "ray.wait_for_nodes_s" in told and took < 5, told
+    message, took = refused(Role("learner", 1, 0.5, 4, "PACK"), RayConfig())
+    assert "no room for learner, 1 x 0.5 CPU, 4 GPU: the nodes hold 0 of them" in message, message
+    assert "ray.wait_for_nodes_s" in message and took < 5, message
     nowhere = Role("expert", 1, 0.5, 0, "PACK", labels={"meant-for": "expert"})
-    told, took = refused(nowhere, RayConfig())
-    assert "1 x 0.5 CPU on nodes with meant-for=expert: there are no such nodes" in told, told
+    message, took = refused(nowhere, RayConfig())
+    assert "1 x 0.5 CPU on nodes with meant-for=expert: there are no such nodes" in message, message
     assert took < 5
     busy = Role("rollout", 3, 0.5, 0, "SPREAD", {"rollout": 1})
-    told, _ = refused(busy, RayConfig(start_timeout_s=1))
-    assert "the cluster has enough, but others use it" in told and "2 rollout" in told, told
+    message, _ = refused(busy, RayConfig(start_timeout_s=1))
+    assert "the cluster has enough, but others use it" in message and "2 rollout" in message, message
 
     late = cluster.add_node(num_cpus=1, resources={"expert": 1}, wait=False)
     reserve(Role("expert", 1, 0.5, 0, "PACK", {"expert": 1}), RayConfig(wait_for_nodes_s=60))

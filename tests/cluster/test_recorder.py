@@ -89,7 +89,7 @@ def test_evaluation_metrics_are_the_means_one_gets_by_hand(evaluation):
     }
 
 
-def test_what_nothing_can_be_said_on_is_absent():
+def test_metrics_without_data_are_absent():
     metrics = Evaluation(0, 0, (scored(plan=None),)).metrics()
     known = {"eval/reward", "eval/strict_accuracy", "eval/cot_tokens", "eval/reward/task/spatial"}
     assert set(metrics) == known
@@ -220,10 +220,10 @@ def test_metrics_are_ray_gauges_where_ray_runs(tmp_path, local_ray):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_cannot_be_written_is_told_once_and_written_again_later(tmp_path, evaluation):
+def test_what_cannot_be_written_is_reported_once_and_written_again_later(tmp_path, evaluation):
     """Files can grow to no size that a picture has; TensorBoard's thread dies of it."""
-    told = []
-    recorder = Recorder(tmp_path, tell=told.append)
+    messages = []
+    recorder = Recorder(tmp_path, tell=messages.append)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2, limit[1]))
     try:
@@ -233,13 +233,13 @@ def test_what_cannot_be_written_is_told_once_and_written_again_later(tmp_path, e
             recorder.evaluation(step, evaluation)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert len(told) == 5
-    assert all("could not be written: File too large; the run goes on" in text for text in told)
+    assert len(messages) == 5
+    assert all("could not be written: File too large; the run goes on" in text for text in messages)
     recorder.step(3, {"loss": 3.0})
     recorder.samples(3, [scored(shade=9, reward=0.25)])
     recorder.evaluation(3, evaluation)
     recorder.close()
-    assert len(told) == 10
+    assert len(messages) == 10
     assert [line["step"] for line in lines(tmp_path)] == [1, 1, 2, 2, 3, 3]
     assert [event.value for event in board(tmp_path).Scalars("loss")] == [3]
     assert load_evaluation(tmp_path / "samples" / "eval_000003").step == 100

@@ -154,11 +154,11 @@ def test_lines_that_are_no_metrics_are_named_and_left_out(run, odd):
         file.write(json.dumps(good | odd, ensure_ascii=False) + "\n" + json.dumps(good) + "\n")
     lines, unreadable = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in lines][-2:] == [10, 11]
-    (told,) = unreadable
-    assert f"metrics.jsonl:13: `{min(odd)}` is no " in told
-    said = []
-    assert "11 steps" in Page(write_report(run, said.append).read_text()).text
-    assert said == [f"left out: {told}"]
+    (complaint,) = unreadable
+    assert f"metrics.jsonl:13: `{min(odd)}` is no " in complaint
+    messages = []
+    assert "11 steps" in Page(write_report(run, messages.append).read_text()).text
+    assert messages == [f"left out: {complaint}"]
 
 
 def test_status_names_the_lines_that_it_leaves_out(run):
@@ -171,9 +171,9 @@ def test_status_names_the_lines_that_it_leaves_out(run):
         file.write('{"step": 12, "time/step": 2.0}\n')
     console = Console(file=io.StringIO(), width=200)
     show_status(run, console)
-    said = console.file.getvalue()
-    assert "metrics.jsonl:13: `time/step` is no number" in said
-    assert f"12 of {config.train.steps}" in said
+    output = console.file.getvalue()
+    assert "metrics.jsonl:13: `time/step` is no number" in output
+    assert f"12 of {config.train.steps}" in output
 
 
 def test_a_run_that_was_killed_before_its_report_gets_it_and_nothing_else(run, monkeypatch):
@@ -197,18 +197,18 @@ def test_a_run_that_was_killed_before_its_report_gets_it_and_nothing_else(run, m
 
 
 @pytest.mark.parametrize("odd", ["[]", '{"scored": 5}', '{"scored": [[]]}', "{", "cut image"])
-def test_an_evaluation_that_cannot_be_read_is_told_of_and_left_out(run, odd):
+def test_an_evaluation_that_cannot_be_read_is_reported_and_left_out(run, odd):
     folder = run / "samples" / "eval_000010"
     if odd == "cut image":
         (folder / "0001.png").write_bytes((folder / "0001.png").read_bytes()[:40])
     else:
         (folder / "evaluation.json").write_text(odd)
-    said = []
-    text = Page(write_report(run, said.append).read_text()).text
+    messages = []
+    text = Page(write_report(run, messages.append).read_text()).text
     assert "2 evaluations" in " ".join(text.split())
-    assert len(said) == 1
-    assert "eval_000010/evaluation.json: not a readable evaluation" in said[0]
-    assert first_and_last(run, said.append)[1].step == 0
+    assert len(messages) == 1
+    assert "eval_000010/evaluation.json: not a readable evaluation" in messages[0]
+    assert first_and_last(run, messages.append)[1].step == 0
 
 
 def test_a_run_that_went_on_with_other_prompts_compares_like_with_like(run):
@@ -216,11 +216,11 @@ def test_a_run_that_went_on_with_other_prompts_compares_like_with_like(run):
     recorder = Recorder(run)
     for step in (999_999, 1_000_000):
         recorder.evaluation(step, evaluation(step, 0.5, name="q"))
-        said = []
-        before, after = first_and_last(run, said.append)
-        paths = write_summary(run, before, after, said.append)
+        messages = []
+        before, after = first_and_last(run, messages.append)
+        paths = write_summary(run, before, after, messages.append)
         names = [path.name for path in paths]
-        assert not said
+        assert not messages
         assert after.step == step
         if step == 999_999:
             assert before is None
@@ -232,11 +232,11 @@ def test_a_run_that_went_on_with_other_prompts_compares_like_with_like(run):
 
 
 def test_half_a_surrogate_does_not_cost_the_report(run):
-    said = []
-    recorder = Recorder(run, tell=said.append)
+    messages = []
+    recorder = Recorder(run, tell=messages.append)
     recorder.evaluation(20, evaluation(20, 0.5, name="\ud800"))
     recorder.close()
-    assert not said
+    assert not messages
     assert "?0" in (run / "samples/eval_000020/evaluation.json").read_text()
     write_report(run)
 
@@ -298,7 +298,7 @@ def test_every_series_is_in_exactly_one_chart(run):
     assert titles["eval/reward/task/color"] == "Held-out reward by task type"
 
 
-# --- what a reader is told -----------------------------------------------------------------------
+# --- what a reader learns ------------------------------------------------------------------------
 
 
 def noisy(step: int, rewards: list[float], **weights: float) -> Evaluation:
@@ -337,9 +337,9 @@ def test_an_expert_of_weight_0_is_watched_and_not_rewarded(run):
     for odd in ("", "rewards: 5", "rewards: {experts: [1]}", "sft: {}", "rewards: {experts: {a: 1}}"):
         assert experts_of(odd, "here") == {}
     (run / "config.yaml").write_text("a: [")
-    said = []
-    write_report(run, said.append)
-    assert len(said) == 1 and "config.yaml" in said[0]
+    messages = []
+    write_report(run, messages.append)
+    assert len(messages) == 1 and "config.yaml" in messages[0]
 
 
 def test_pictures_stand_before_curves_and_faults_that_never_happened_in_a_line(run):
@@ -377,10 +377,10 @@ def test_the_report_says_how_the_run_was_started(run, tmp_path):
     assert report.text.count(first.command) == 2
     assert f"bicot {first.version}" in report.text
     (run / "starts.jsonl").write_text('{"command": 5}\n')
-    said = []
-    write_report(run, said.append)
-    assert said == [f"left out: {run}/starts.jsonl:1: no start of a run: time, command, version, commit"
-                    " must be texts"]  # fmt: skip
+    messages = []
+    write_report(run, messages.append)
+    wrong = "time, command, version, commit must be texts"
+    assert messages == [f"left out: {run}/starts.jsonl:1: no start of a run: {wrong}"]
     assert command(["/x/cluster/__main__.py", "train", "a b"]) == "bicot train 'a b'"
     assert command(["bicot", "\udcff"]) == "bicot '?'"
 

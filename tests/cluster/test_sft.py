@@ -85,7 +85,7 @@ def model_of(folder):
 
 
 def test_both_cots_become_likelier_also_in_held_out_examples(whole):
-    folder, told = whole
+    folder, output = whole
     looks = [line for line in lines_of(folder) if "eval/loss" in line]
     assert [line["step"] for line in looks] == [0, 10, 20, STEPS]
     for name in ("eval/loss", "eval/loss/cot", "eval/loss/image"):
@@ -94,12 +94,12 @@ def test_both_cots_become_likelier_also_in_held_out_examples(whole):
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert np.mean([s["loss"] for s in steps[-5:]]) < np.mean([s["loss"] for s in steps[:5]])
     assert not any(name.startswith(("sampler_gap", "reward")) for name in steps[0])
-    assert f"step {STEPS}/{STEPS}  loss" in told and "held-out examples at step 0: loss" in told
+    assert f"step {STEPS}/{STEPS}  loss" in output and "held-out examples at step 0: loss" in output
 
 
 def test_the_run_directory_is_one_that_the_commands_read(whole, capsys):
-    folder, told = whole
-    assert str(folder / "report.html") in told
+    folder, output = whole
+    assert str(folder / "report.html") in output
     assert "Held-out loss" in (folder / "report.html").read_text()
     app(["status", str(folder)], standalone_mode=False)
     shown = capsys.readouterr().out
@@ -156,8 +156,8 @@ def test_a_run_goes_on_with_no_other_data(config, whole):
     more = [f"runs_dir={config.parent}", f"sft.steps={STEPS + 2}", f"sft.data={other}"]
     done = bicot("sft", config, *more)
     assert done.returncode == 2
-    told = " ".join(done.stdout.split())
-    assert "of other settings: sft.data" in told and "sft.resume=never" in told
+    output = " ".join(done.stdout.split())
+    assert "of other settings: sft.data" in output and "sft.resume=never" in output
 
 
 def test_a_broken_picture_ends_the_run_before_anything_is_written(config, tmp_path):

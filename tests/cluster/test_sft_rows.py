@@ -131,7 +131,7 @@ def test_a_file_without_rows_is_an_error(model, tmp_path):
         read_examples(write(tmp_path, ""), model, resize=False)
 
 
-def test_a_picture_that_breaks_off_is_told_when_it_is_decoded(tmp_path):
+def test_a_picture_that_breaks_off_is_refused_when_it_is_decoded(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "p.png")
     whole = (tmp_path / "p.png").read_bytes()
@@ -233,8 +233,8 @@ def test_a_dry_run_reads_everything_and_writes_nothing(tmp_path, policy_config, 
     path.write_text(CONFIG.format(path=policy_config.path, data=write(tmp_path, RIGHT, RIGHT)))
     arguments = ["sft", str(path), f"runs_dir={tmp_path}/runs", "--dry-run"]
     app(arguments, standalone_mode=False)
-    told = capsys.readouterr().out
-    assert "2 examples, 0 held out" in told and "learner" in told
+    output = capsys.readouterr().out
+    assert "2 examples, 0 held out" in output and "learner" in output
     assert not (tmp_path / "runs").exists()
     write(tmp_path, RIGHT, {"prompt": "x"})
     with pytest.raises(UserError, match=r"rows\.jsonl:2"):

@@ -1,4 +1,4 @@
-"""What is said while processes start: in a terminal, in a log, and by whom."""
+"""Progress while processes start: in a terminal, in a log, and who reports it."""
 
 import io
 import time
@@ -58,7 +58,7 @@ def test_a_terminal_has_one_line_that_changes():
     assert shown == "starting experts: 1 of 2 ready; detector loading for 3 s"
 
 
-def test_of_many_names_the_first_are_told():
+def test_of_many_names_only_the_first_are_shown():
     names = [f"worker {n}" for n in range(12)]
     assert in_a_line("starting rollout workers", names[:2], names[2:], 7.4) == (
         "starting rollout workers: 2 of 12 ready; worker 2, worker 3, worker 4, worker 5 and 6 more"
@@ -82,11 +82,11 @@ class Loads:
 
 
 @pytest.mark.ray
-def test_workers_that_load_are_told_of_until_they_hold_the_model(local_ray, tmp_path):
-    gate, heard = tmp_path / "gate", []
+def test_workers_are_reported_as_loading_until_they_hold_the_model(local_ray, tmp_path):
+    gate, reports = tmp_path / "gate", []
 
     def listen(ready, loading):
-        heard.append((tuple(ready), tuple(loading)))
+        reports.append((tuple(ready), tuple(loading)))
         if ready == ["worker 0"]:
             gate.touch()
 
@@ -95,8 +95,8 @@ def test_workers_that_load_are_told_of_until_they_hold_the_model(local_ray, tmp_
 
     with heard_by(listen):
         RolloutWorkers(2, start, load_timeout_s=60)
-    assert (("worker 0",), ("worker 1",)) in heard
-    assert heard[-1] == (("worker 0", "worker 1"), ())
+    assert (("worker 0",), ("worker 1",)) in reports
+    assert reports[-1] == (("worker 0", "worker 1"), ())
     gate.unlink()
     with pytest.raises(
         UserError, match=r"have not loaded the model within actors.load_timeout_s \(2 s\)"

@@ -59,30 +59,30 @@ def test_the_recipes_weights_fit(file, gb, versions):
     need = store_need(load_config(file), held_out=100)
     assert need.version_bytes == pytest.approx(gb * 1e9, rel=0.01)
     assert need.versions == versions
-    size, told, small = store_size(RayConfig(), need, most_mb=10**6)
+    size, message, small = store_size(RayConfig(), need, most_mb=10**6)
     assert 0.8 * size * MB >= versions * gb * 0.99e9
     assert not small
-    assert f"object store: {size} MB, for {versions} versions of {gb}" in told
+    assert f"object store: {size} MB, for {versions} versions of {gb}" in message
 
 
 def test_floor_ceiling_and_the_number_that_was_given():
     tiny = StoreNeed(versions=2, version_bytes=1e6)
     assert store_size(RayConfig(), tiny, 10**6)[0] == FLOOR_MB
-    size, told, small = store_size(RayConfig(), LARGE, most_mb=700)
+    size, message, small = store_size(RayConfig(), LARGE, most_mb=700)
     assert (size, small) == (700, True)
-    assert "30% of this machine's memory; Ray will spill to disk: 1073 MB hold" in told
-    size, told, small = store_size(RayConfig(object_store_mb=600), LARGE, 10**6)
+    assert "30% of this machine's memory; Ray will spill to disk: 1073 MB hold" in message
+    size, message, small = store_size(RayConfig(object_store_mb=600), LARGE, 10**6)
     assert (size, small) == (600, True)
-    assert told.startswith("ray.object_store_mb: 600 is too small")
+    assert message.startswith("ray.object_store_mb: 600 is too small")
     assert store_size(RayConfig(object_store_mb=2000), LARGE, 10**6)[::2] == (2000, False)
 
 
-def test_a_cluster_is_told_what_it_must_have():
-    told, small = asked_of_cluster(LARGE, "head:6379")
-    assert "should have 1073 MB (ray start --object-store-memory=1125122048)" in told
+def test_the_memory_that_a_cluster_should_have_is_named():
+    message, small = asked_of_cluster(LARGE, "head:6379")
+    assert "should have 1073 MB (ray start --object-store-memory=1125122048)" in message
     assert not small
-    told, small = asked_of_cluster(LARGE, "head:6379", largest_mb=600)
-    assert "should have 1073 MB but has 600 MB" in told
+    message, small = asked_of_cluster(LARGE, "head:6379", largest_mb=600)
+    assert "should have 1073 MB but has 600 MB" in message
     assert small
     assert asked_of_cluster(LARGE, "head:6379", largest_mb=1100)[1] is False
 
@@ -100,8 +100,8 @@ def test_a_dry_run_says_it_in_one_line(file, overrides, line):
     command = ["train", str(file), *PROMPTS, *overrides, "runs_dir=/nowhere", "--dry-run"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    (told,) = (o for o in result.output.splitlines() if "object store:" in o or "mb: 512 is" in o)
-    assert told.startswith(line)
+    (printed,) = (o for o in result.output.splitlines() if "object store:" in o or "mb: 512 is" in o)
+    assert printed.startswith(line)
 
 
 SESSION = """

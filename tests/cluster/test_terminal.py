@@ -66,10 +66,10 @@ def test_logs_and_tracebacks():
         "import logging; from cluster.terminal import guard_terminal; guard_terminal();"
         "logging.warning('\\x1b[2J'); raise RuntimeError('\\x1b]0;owned')"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).stderr
-    assert b"\x1b" not in told
-    assert rb"WARNING root: \x1b[2J" in told
-    assert rb"RuntimeError: \x1b]0;owned" in told
+    log = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).stderr
+    assert b"\x1b" not in log
+    assert rb"WARNING root: \x1b[2J" in log
+    assert rb"RuntimeError: \x1b]0;owned" in log
 
 
 def test_a_log_on_a_full_disk_changes_no_exit_status(tmp_path):
@@ -116,7 +116,7 @@ def test_no_table_cuts_a_path(tmp_path):
     shown = Console(file=io.StringIO(), width=40)
     found = {str(checkpoint): evaluation(10, 0.5)}
     shown.print(evaluation_table("held-out prompts", found))
-    told = shown.file.getvalue()
-    assert "…" not in told
-    cells = [line.split("┃")[2].strip() for line in told.splitlines() if line.startswith("┃")]
+    table = shown.file.getvalue()
+    assert "…" not in table
+    cells = [line.split("┃")[2].strip() for line in table.splitlines() if line.startswith("┃")]
     assert "".join(cells) == str(checkpoint)

@@ -129,8 +129,8 @@ def test_a_benchmark_is_scored_before_the_first_step_and_after_the_last(sync_run
         assert line["bench/shapes/overall"] == result["overall"]
         assert all(line[f"bench/shapes/{task}"] == result["tasks"][task] for task in TASKS)
         assert line["bench/shapes/unjudged"] == 0
-        told = f"benchmark at step {line['step']}: shapes: overall {result['overall']:.4f}\n"
-        assert told in done.stdout
+        message = f"benchmark at step {line['step']}: shapes: overall {result['overall']:.4f}\n"
+        assert message in done.stdout
         judge = Eyes()
         for row in map(json.loads, (kept / "replies.jsonl").read_text().splitlines()):
             item = next(i for i in Shapes(Path()).items if i.key == row["item"])
@@ -153,9 +153,9 @@ def test_a_benchmark_gets_the_images_that_its_command_draws(sync_run):
 
 @pytest.mark.slow
 def test_generating_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropped(tmp_path):
-    """max_staleness 1, and an expert that is blind to yellow: its groups go, told and counted. Another,
-    blind to blue, is left out of the steps that have any, and takes no group with it. A benchmark's
-    judge fails, too: its images are counted, and are in no score."""
+    """max_staleness 1, and an expert that is blind to yellow: its groups are dropped, reported and
+    counted. Another, blind to blue, is left out of the steps that have any, and takes no group with it.
+    A benchmark's judge fails, too: its images are counted, and are in no score."""
     held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=40)
     without = [line for line in held_out.read_text().splitlines() if "yellow" not in line]
     held_out.write_text("\n".join(without) + "\n")
@@ -303,13 +303,13 @@ def test_a_run_that_learns_nothing_stops_and_says_why(sync_run, tmp_path):
     assert newest(run / "checkpoints", print).state.step == 4
 
 
-def test_a_run_whose_experts_give_no_score_says_what_they_said(tmp_path):
+def test_a_run_whose_experts_give_no_score_ends_with_their_error(tmp_path):
     done = bicot(
         *QUIETLY,
         "learner.ranks=1",
         "actors.count=1",
         "rewards.retries=0",
-        "rewards.experts={odd: {use: tests.rewards.experts_for_tests:SaysWhatItIsTold,"
+        "rewards.experts={odd: {use: tests.rewards.experts_for_tests:FixedAnswer,"
         " options: {values: [1]}}}",
         f"evaluate.prompts={a_few('heldout.jsonl', tmp_path / 'few.jsonl', every=40)}",
         f"runs_dir={tmp_path}",
@@ -333,7 +333,7 @@ def test_a_run_whose_experts_give_no_score_says_what_they_said(tmp_path):
         ),
     ],
 )
-def test_a_role_that_cannot_start_is_told_in_one_line(tmp_path, overrides, complaint):
+def test_a_role_that_cannot_start_is_reported_in_one_line(tmp_path, overrides, complaint):
     done = bicot(*QUIETLY, f"runs_dir={tmp_path}/runs", *overrides)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith(f"error: {complaint}")
@@ -349,7 +349,7 @@ def test_a_role_that_cannot_start_is_told_in_one_line(tmp_path, overrides, compl
         ("RAY_ADDRESS", "http://127.0.0.1:{port}", "an http:// address is for `ray job submit`"),
     ],
 )
-def test_ray_that_cannot_start_is_told_in_one_line(tmp_path, name, value, complaint):
+def test_ray_that_cannot_start_is_reported_in_one_line(tmp_path, name, value, complaint):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

@@ -1,4 +1,4 @@
-"""Benchmarks of a run: what it is configured to look at, what its judges take, and what is told."""
+"""Benchmarks of a run: what it is configured to look at, what its judges take, and what is reported."""
 
 import io
 import json
@@ -107,7 +107,7 @@ def test_judges_are_served_beside_the_experts_under_names_that_no_expert_can_hav
         ),
     ],
 )
-def test_what_cannot_work_is_told_in_one_line_before_anything_starts(tmp_path, overrides, complaint):
+def test_what_cannot_work_is_refused_in_one_line_before_anything_starts(tmp_path, overrides, complaint):
     config = config_of(*(override.replace("TMP", str(tmp_path)) for override in overrides))
     with pytest.raises(UserError) as caught:
         validate_run(config)
@@ -154,18 +154,18 @@ def test_the_console_says_the_score_and_what_is_not_in_it(tmp_path, as_json):
         event = json.loads(first)
         assert (event["event"], event["step"], event["bench/toy/overall"]) == ("benchmark", 3, 0.2)
     else:
-        told = "benchmark at step 3: toy: overall 0.2000, 6 of 8 images not judged"
-        assert first == told
+        message = "benchmark at step 3: toy: overall 0.2000, 6 of 8 images not judged"
+        assert first == message
     assert any("it fell asleep" in line for line in others)
 
 
 def test_the_report_sets_the_last_look_beside_the_first_of_the_same_prompts(tmp_path):
-    recorder, said = Recorder(tmp_path), []
+    recorder, messages = Recorder(tmp_path), []
     looks = {0: ([10, 10], 2), 5: ([51] * 4, 4), 10: ([102, 102, 102, 51], 4)}
     for step, (levels, keys) in looks.items():
         result = looked_at(tmp_path, step, levels, keys=keys)
         recorder.step(step, benchmark_metrics("toy", result))
-    (table,) = benchmark_tables(tmp_path, said.append)
+    (table,) = benchmark_tables(tmp_path, messages.append)
     assert (table.before, table.now) == (5, 10)
     even, odd, overall = table.rows
     assert (even.label, even.before, even.now) == ("even", "0.2000", "0.4000")
@@ -176,16 +176,16 @@ def test_the_report_sets_the_last_look_beside_the_first_of_the_same_prompts(tmp_
 
     looked_at(tmp_path, 15, [51] * 4, judged=0)
     recorder.close()
-    (table,) = benchmark_tables(tmp_path, said.append)
+    (table,) = benchmark_tables(tmp_path, messages.append)
     assert [row.now for row in table.rows] == ["-", "-", "-", "8"]
     assert {row.difference for row in table.rows[:3]} == {"-"}
     assert any("it fell asleep" in note for note in table.notes)
-    assert not said
+    assert not messages
     (tmp_path / "samples/bench_toy_000015/result.json").write_text("[]")
-    (table,) = benchmark_tables(tmp_path, said.append)
+    (table,) = benchmark_tables(tmp_path, messages.append)
     assert table.now == 10
-    (told,) = said
-    assert "bench_toy_000015/result.json" in told
+    (message,) = messages
+    assert "bench_toy_000015/result.json" in message
 
 
 def test_every_benchmark_has_a_chart_and_its_gaps_another():

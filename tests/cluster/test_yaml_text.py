@@ -73,6 +73,6 @@ NINE = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 9)}]\n" 
     ],
 )
 def test_what_is_no_configuration_is_refused_in_one_line(text, complaint):
-    with pytest.raises(UserError, match=complaint) as told:
+    with pytest.raises(UserError, match=complaint) as error:
         read_yaml(text, "f")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)

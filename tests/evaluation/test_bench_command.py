@@ -43,20 +43,20 @@ def run(tmp_path_factory):
     wait_for(lambda: journal.exists() and len(rows(journal)) >= 4, "the first images", lambda: "")
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     psutil.wait_procs(children, timeout=10)
     left = [child for child in children if child.is_running()]
     first = rows(journal)
     done = bicot(*RUN, *SMALL, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
-    return out, first, done, (process.returncode, told, left)
+    return out, first, done, (process.returncode, output, left)
 
 
 def test_ctrl_c_keeps_what_there_is_and_leaves_no_process(run):
-    out, first, _, (status, told, left) = run
+    out, first, _, (status, output, left) = run
     assert status not in (0, 2) and not left
-    assert f"stopped; what was drawn and judged is in {out}" in told.replace("\n", " ")
-    assert "Traceback" not in told
+    assert f"stopped; what was drawn and judged is in {out}" in output.replace("\n", " ")
+    assert "Traceback" not in output
     assert 4 <= len(first) < 32
 
 
@@ -104,15 +104,15 @@ def test_images_of_a_folder_are_judged_anew_into_another_and_compared(run, tmp_p
         ["bench", "compare", str(out), str(again), "--out", str(tmp_path / "side")],
         standalone_mode=False,
     )
-    told = capsys.readouterr().out
-    assert "before (with CoT)" in told and "again" in told
+    output = capsys.readouterr().out
+    assert "before (with CoT)" in output and "again" in output
     page = (tmp_path / "side" / "compare.html").read_text()
     assert page.count("data:image/png") == 8 * 2 * 2
     assert (tmp_path / "side" / "compare.csv").read_text().count("\n") == 1 + 2 * 6
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "complaint"),
     [
         (
             ("run", "genevil", "--policy", CHECKPOINT),
@@ -136,13 +136,13 @@ def test_images_of_a_folder_are_judged_anew_into_another_and_compared(run, tmp_p
         (("compare", "{run}", "{tmp}"), "no such result"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(run, no_ray, tmp_path, arguments, told):
+def test_a_mistake_is_one_line_and_leaves_nothing(run, no_ray, tmp_path, arguments, complaint):
     out, *_ = run
     before = sorted(path.name for path in out.iterdir())
     there = {"run": out, "tmp": tmp_path}
     with pytest.raises(UserError) as error:
         app(["bench", *(argument.format(**there) for argument in arguments)], standalone_mode=False)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert complaint in str(error.value) and "\n" not in str(error.value)
     assert sorted(path.name for path in out.iterdir()) == before
     assert not os.listdir(tmp_path)
     assert not (ROOT / "bench").exists()

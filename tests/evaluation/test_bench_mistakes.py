@@ -73,7 +73,7 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "complaint"),
     [
         ((), "the judge vlm is a vision-language model on a server: name both, as --judge-url"),
         (("--judge-url", SERVER["url"]), "name both, as --judge-url"),
@@ -92,11 +92,11 @@ def images(tmp_path):
         (("--no-judge",), "no judge was asked yet: leave out --no-judge"),
     ],
 )
-def test_a_judge_that_cannot_be_asked_is_told_before_anything_starts(
-    images, data, tmp_path, options, told
+def test_a_judge_that_cannot_be_asked_is_refused_before_anything_starts(
+    images, data, tmp_path, options, complaint
 ):
     common = ("--benchmark", SmallWise.name, "--data", data, "--out", tmp_path / "out")
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=complaint) as error:
         bench("score", images, *common, *options)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -150,7 +150,7 @@ def test_images_that_are_not_as_published_are_named(run, data, capsys):
     result = json.loads((run / "result.json").read_text())
     assert result["tasks"] == dict.fromkeys(result["tasks"]) | {"CHEMISTRY": 1.0}
     notes = "\n".join(result["notes"])
-    for told in (
+    for text in (
         "2 images are missing: 1/0 (1.png), 2/0 (2.png)",
         "4 images cannot be read: 3/0 (not a file), 521/0 (20000 x 10 pixels",
         "641/0 (has mode I;16; use 8 bits a channel)",
@@ -158,7 +158,7 @@ def test_images_that_are_not_as_published_are_named(run, data, capsys):
         "401/0 by vlm (another image was judged, or asked about otherwise)",
         r"3 files belong to no prompt and were passed over: 1.PNG, 2.jpg, 'a\x1b[2J\nb.png'",
     ):
-        assert told in notes
+        assert text in notes
     assert "\x1b[2J" not in capsys.readouterr().out
 
 
@@ -166,7 +166,7 @@ def test_images_that_are_not_as_published_are_named(run, data, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "complaint"),
     [
         ("replies.jsonl", b"{}\n", r"replies\.jsonl:9: item: Field required"),
         ("replies.jsonl", b'{"item": [1]}\n', r"replies\.jsonl:9: item: "),
@@ -177,11 +177,11 @@ def test_images_that_are_not_as_published_are_named(run, data, capsys):
         ("bench.json", b"", r"bench\.json: not valid JSON"),
     ],
 )
-def test_a_record_that_was_spoiled_is_named_with_its_line(run, data, name, content, told):
+def test_a_record_that_was_spoiled_is_named_with_its_line(run, data, name, content, complaint):
     path = run / name
     path.write_bytes(content if name == "bench.json" else path.read_bytes() + content)
     before = path.read_bytes()
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=complaint) as error:
         bench("score", run, "--no-judge", "--data", data)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == before and not (run / "result.json").exists()

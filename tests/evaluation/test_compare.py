@@ -68,7 +68,7 @@ def test_one_run_alone_shows_its_worst_and_its_best(runs):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "complaint"),
     [
         (
             lambda r: r["judges"]["meter"].update(model="other"),
@@ -87,12 +87,12 @@ def test_one_run_alone_shows_its_worst_and_its_best(runs):
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused_or_marked(runs, change, told):
+def test_what_cannot_be_compared_is_refused_or_marked(runs, change, complaint):
     path = runs[1] / "result.json"
     result = json.loads(path.read_text())
     change(result)
     path.write_text(json.dumps(result))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=complaint):
         tables(read_runs(runs))
     (table,) = tables(read_runs(runs), anyway=True)
     assert len(table.differing) == 1

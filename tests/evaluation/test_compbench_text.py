@@ -55,8 +55,8 @@ def test_published_questions():
 
 
 def test_adjectives_are_dropped():
-    told = without_adjectives("The black chair was next to the wooden table.")
-    assert told == "The chair was to the table ."
+    text = without_adjectives("The black chair was next to the wooden table.")
+    assert text == "The chair was to the table ."
 
 
 def test_published_texts_without_adjectives():
@@ -65,8 +65,8 @@ def test_published_texts_without_adjectives():
     for case in cases("clip"):
         for image in case["images"]:
             prompt = prompt_of_file(image["file"])
-            told = without_adjectives(prompt) if case["complex"] else prompt
-            assert told == image["text_embedded"]
+            text = without_adjectives(prompt) if case["complex"] else prompt
+            assert text == image["text_embedded"]
 
 
 # --- relations ---

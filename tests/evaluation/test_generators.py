@@ -81,7 +81,7 @@ def test_a_server_that_is_busy_is_asked_again(server):
     assert len(asked) == 3 and one.image.shape == (8, 8, 3)
 
 
-def test_a_prompt_that_is_refused_is_told_in_the_place_of_its_image(server):
+def test_a_refused_prompt_has_its_reason_in_the_place_of_its_image(server):
     url, asked, first = server
     first += [(400, {"error": "not\nthis one"})]
     refused, drawn = api(url, concurrent=1).draw(ITEMS, 1)
@@ -90,7 +90,7 @@ def test_a_prompt_that_is_refused_is_told_in_the_place_of_its_image(server):
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "complaint"),
     [
         ((401, {"error": "no key"}), "prompt a: 401: .*no key"),
         ((200, b"<html>"), "not a reply of an images API"),
@@ -99,10 +99,10 @@ def test_a_prompt_that_is_refused_is_told_in_the_place_of_its_image(server):
         ((200, {"data": [{"b64_json": base64.b64encode(b"no image").decode()}]}), "image"),
     ],
 )
-def test_a_reply_that_is_no_image_ends_the_run_in_one_line(server, answer, told):
+def test_a_reply_that_is_no_image_ends_the_run_in_one_line(server, answer, complaint):
     url, _, first = server
     first.append(answer)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=complaint) as error:
         api(url, concurrent=1).draw(ITEMS[:1], 1)
     assert "\n" not in str(error.value)
 

@@ -149,7 +149,7 @@ def test_colors_are_those_of_the_best_and_enough_of_them():
     assert verdict.reason == "expected red cup>=2, found 0 red; and 1 green, 1 blue"
 
 
-def test_a_color_that_decides_and_was_not_said_is_no_verdict():
+def test_without_a_color_that_decides_there_is_no_verdict():
     nobody_looked = [Detected("cup", box(0, 0), 0.9), Detected("cup", box(0, 0), 0.4, "red")]
     assert decide("colors", one("cup", color="red"), nobody_looked) is None
     assert decide("single_object", one("cup"), nobody_looked) is not None
@@ -319,14 +319,14 @@ def test_nothing_judged_is_no_score(bare):
         assert found.overall is None and found.further == {"images": None, "prompts": None}
 
 
-def test_a_detector_that_finds_nothing_and_one_with_other_weights_are_told(bare):
+def test_a_detector_that_finds_nothing_and_one_with_other_weights_are_noted(bare):
     rows = judged_rows([(task, task, True) for task in TASKS])
     empty = [Judged(r.item, 0, {"objects": {"detections": []}}) for r in rows]
     assert any("show it a photograph first" in note for note in bare.summarise(empty).notes)
-    for weights, told in (("transformers", True), ("mmdet", False)):
+    for weights, noted in (("transformers", True), ("mmdet", False)):
         by = {"model": "x", "weights": weights}
         some = [Judged(r.item, 0, {"objects": {**r.replies["objects"], "by": by}}) for r in rows]
-        assert any("not the published judge's" in note for note in bare.summarise(some).notes) == told
+        assert any("not the published judge's" in note for note in bare.summarise(some).notes) == noted
 
 
 def test_an_image_is_right_or_wrong_or_not_judged(bare):

@@ -146,13 +146,13 @@ def plain_colors(folder: Path, crops, name: str) -> list[str]:
             with torch.no_grad():
                 each.append(F.normalize(model.get_text_features(**words).pooler_output, dim=-1))
         means.append(F.normalize(torch.cat(each).mean(0), dim=-1))
-    told = []
+    colors = []
     for crop in crops:
         pixels = processor(clip_square(crop, tiny.SIZE), return_tensors="pt").pixel_values
         with torch.no_grad():
             shown = model.get_image_features(pixel_values=pixels).pooler_output[0]
-        told.append(COLORS[int((torch.stack(means) @ shown).argmax())])
-    return told
+        colors.append(COLORS[int((torch.stack(means) @ shown).argmax())])
+    return colors
 
 
 def test_replies_are_what_both_models_say(judge, detector_folder, clip_folder):
@@ -184,8 +184,8 @@ def test_replies_are_what_both_models_say(judge, detector_folder, clip_folder):
 def test_it_answers_as_an_expert_in_json(judge, detector_folder):
     image = tiny.images(1, 60, 84)[0]
     asked = ask(*seen_classes(detector_folder, image)[:1], colors_of=["thing a"])
-    said = score_checked("objects", judge, [image], [ask_prompt("00000", asked)])
-    reply = json.loads(said.explanation[0])
+    scores = score_checked("objects", judge, [image], [ask_prompt("00000", asked)])
+    reply = json.loads(scores.explanation[0])
     by = reply.pop("by")
     assert reply == judge.replies([image], [asked])[0] and reply["detections"]
     assert all(np.float32(score) == score for _, _, score, _ in reply["detections"])

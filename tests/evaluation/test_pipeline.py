@@ -1,4 +1,4 @@
-"""Drawing and judging side by side, on a real Ray with real judges on Serve."""
+"""Images are generated and judged side by side, on a real Ray with real judges on Serve."""
 
 import json
 

@@ -88,13 +88,13 @@ def test_what_is_missing_is_counted_named_and_in_no_mean(full):
     assert result["tasks"]["even"] == pytest.approx((20 + 60) / 2 / 255)
     assert result["tasks"]["odd"] == pytest.approx((30 + 70 + 80) / 3 / 255)
     notes = "\n".join(result["notes"])
-    for told in (
+    for text in (
         "1 image is missing: 000/0 (000/0.png)",
         "001/1 (",
         "002/0 by meter (dark)",
         "misnamed.png",
     ):
-        assert told in notes
+        assert text in notes
     published = score(full, full.benchmark.items, published_rules=True)
     assert published["tasks"]["even"] == pytest.approx((0 + 20 + 0 + 60) / 4 / 255)
     assert read_result(full.folder)["rules"] == "mended"  # each has a file of its own
@@ -122,7 +122,7 @@ def test_an_unusable_reply_is_asked_for_again_and_then_counts(full):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "complaint"),
     [
         ({"seed": 1}, "seed: 0 there, 1 asked for"),
         ({"generator": {"kind": "policy", "path": "y"}}, 'generator.path: "x" there, "y" asked for'),
@@ -133,11 +133,11 @@ def test_an_unusable_reply_is_asked_for_again_and_then_counts(full):
         ({"benchmark": TiledToy()}, "benchmark"),
     ],
 )
-def test_two_runs_do_not_share_a_folder(full, changed, told):
+def test_two_runs_do_not_share_a_folder(full, changed, complaint):
     before = (full.folder / "bench.json").read_bytes()
     with pytest.raises(UserError, match="there is another run in it") as refused:
         opened(full.folder, **changed)
-    assert told in str(refused.value)
+    assert complaint in str(refused.value)
     assert (full.folder / "bench.json").read_bytes() == before
 
 

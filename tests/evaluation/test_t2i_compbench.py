@@ -68,13 +68,13 @@ def replies_to(benchmark: T2ICompBench, item: Item) -> dict[str, dict]:
     found = [[name, [100 * n, 0, 100 * n + 80, 80], 0.8] for n, name in enumerate(["cat", "dog"])]
     if item.task == "3d_spatial":
         found = [CAT, ["dog", [10, 0, 100, 100], 0.6]]
-    told = {
+    replies = {
         "vqa": {"yes": [0.9] * len(asks.get("vqa", {}).get("questions", ()))},
         "detector": {"detections": found, "size": [479, 479]} | BY,
         "clip": {"cosine": 0.3},
         "depth": {"nearness": [[3, 1], [2, 1]]},
     }
-    return {name: told[name] for name in asks}
+    return {name: replies[name] for name in asks}
 
 
 # --- prompts and files ---
@@ -265,6 +265,6 @@ def test_published_average_cosines(tmp_path, monkeypatch):
     for case in cases("clip"):
         if case["complex"]:
             continue  # no table of its own
-        told = [{"clip": {"cosine": answer}} for answer in case["out"]["answers"]]
-        found = published(tmp_path, monkeypatch, "non_spatial", case, lambda n, _, told=told: told[n])
+        rows = [{"clip": {"cosine": answer}} for answer in case["out"]["answers"]]
+        found = published(tmp_path, monkeypatch, "non_spatial", case, lambda n, _, rows=rows: rows[n])
         assert found == case["out"]["average"]

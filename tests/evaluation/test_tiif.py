@@ -44,11 +44,11 @@ def bench(monkeypatch, folder, asked=None):
     return TiifMini(put(monkeypatch, folder, "tiif_mini", files))
 
 
-def judged(kind, length, expected, said, number=0):
+def judged(kind, length, expected, answers, number=0):
     item = Item(
         f"{kind}-{length}-{number}", "x", "x", {"type": kind, "length": length, "expected": expected}
     )
-    return Judged(item, 0, {} if said is None else {JUDGE: {"answers": said}})
+    return Judged(item, 0, {} if answers is None else {JUDGE: {"answers": answers}})
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def vectors():
 
 
 def by_model(case):
-    """Rows [type, length, expected, said] of each model, the best one first, as in the workbook."""
+    """Rows [type, length, expected, answers] of each model, the best one first, as in the workbook."""
     accuracy = case["out"]["accuracy"]
     models = sorted(accuracy, key=lambda model: -accuracy[model]["Mean_Accuracy"])
     return {m: [row[1:] for row in case["verdicts"] if row[0] == m] for m in models}
@@ -89,8 +89,8 @@ def test_a_summary_by_published_rules_is_the_published_one(vectors, tmp_path, mo
         assert summary.further["Mean accuracy"] == case["out"]["accuracy"][model]["Mean_Accuracy"]
         numbers = summary.tasks | summary.further
         for name, published in PUBLISHED_NAMES.items():
-            told = [numbers[f"{name}, {length}"] for length in LENGTHS]
-            assert told == case["out"]["groups"][published][model], name
+            means = [numbers[f"{name}, {length}"] for length in LENGTHS]
+            assert means == case["out"]["groups"][published][model], name
 
 
 def test_replies_are_read_as_published(vectors):
@@ -175,7 +175,7 @@ def test_shares_are_shares_whatever_the_order(rows):
     found = shares(rows)
     assert all(0 <= share <= 1 for share in found.values())
     assert shares(rows[::-1]) == found
-    exact = shares((kind, length, said, said) for kind, length, _, said in rows)
+    exact = shares((kind, length, answers, answers) for kind, length, _, answers in rows)
     assert set(exact.values()) <= {1.0}
 
 

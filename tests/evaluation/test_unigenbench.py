@@ -110,7 +110,7 @@ def test_the_published_prompts(name, kind, points):
     assert benchmark.files(benchmark.items[3]) == ["3_0.png", "3_1.png", "3_2.png", "3_3.png"]
 
 
-def test_the_judge_is_told_prompt_points_and_format(tmp_path, monkeypatch):
+def test_the_judge_gets_prompt_points_and_format(tmp_path, monkeypatch):
     benchmark = english(monkeypatch, tmp_path, [row(0, POINTS, ["red", "ink"])])
     ask = benchmark.asks(benchmark.items[0])[JUDGE]
     assert (ask["points"], ask["read"], ask["image"], ask["tries"]) == (2, "unigenbench", "jpeg", 11)

@@ -111,8 +111,8 @@ def done(command, changed):
 
 def test_another_model_in_the_middle_is_one_line_and_nothing_is_mixed(changed, killed, out):
     assert changed.returncode == 2, changed.stdout + changed.stderr
-    (told,) = [line for line in changed.stdout.splitlines() if line.startswith("error:")]
-    assert f"the judge vlm was {MODEL} 127.0.0.1 and is now another-judge 127.0.0.1" in told
+    (message,) = [line for line in changed.stdout.splitlines() if line.startswith("error:")]
+    assert f"the judge vlm was {MODEL} 127.0.0.1 and is now another-judge 127.0.0.1" in message
     assert "Traceback" not in changed.stdout + changed.stderr
     assert not (out / "result.json").exists()
     kept, _ = killed
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(done, killed, server, out):
     assert sorted(int(row["item"]) for row in images) == sorted(IDS)
 
 
-def test_what_was_said_is_scored_and_what_was_not_is_told(done, out):
+def test_usable_replies_are_scored_and_a_missing_one_is_noted(done, out):
     result = json.loads((out / "result.json").read_text())
     assert result["tasks"] == {
         "CULTURE": pytest.approx(2 / 3),

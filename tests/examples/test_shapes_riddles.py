@@ -38,9 +38,9 @@ def test_several_facts_are_known_of_every_colour_and_shape():
     assert set(COLOR_FACTS) == set(COLORS)
     assert set(SHAPE_FACTS) == set(SHAPES)
     for facts in (COLOR_FACTS, SHAPE_FACTS):
-        told = [fact for some in facts.values() for fact in some]
+        every_fact = [fact for some in facts.values() for fact in some]
         assert all(len(some) >= 4 for some in facts.values())
-        assert len(set(told)) == len(told)
+        assert len(set(every_fact)) == len(every_fact)
 
 
 @given(riddles)

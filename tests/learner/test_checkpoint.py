@@ -113,7 +113,7 @@ def test_nothing_in_a_checkpoint_is_run(groups, start, tmp_path, stage, policy_c
         refused(files, lambda: load_janus(as_model))
 
 
-def test_a_write_that_fails_is_told(groups, start, tmp_path):
+def test_a_write_that_fails_raises_and_training_goes_on(groups, start, tmp_path):
     learner = start(ranks=1)
     (tmp_path / "model.safetensors").mkdir()  # no file can have that name now
     with pytest.raises(ray.exceptions.RayTaskError):

@@ -11,10 +11,10 @@ pytestmark = pytest.mark.deepspeed
 
 def refused(deepspeed, dtype="float32"):
     policy = PolicyConfig(path="examples/shapes/checkpoint", dtype=dtype)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         check_learner(LearnerConfig(deepspeed=deepspeed), policy)
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(

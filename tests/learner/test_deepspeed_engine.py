@@ -1,4 +1,4 @@
-"""What a rank's process is told before it starts."""
+"""Settings of a rank's process: it keeps the memory that it freed."""
 
 import platform
 import subprocess
@@ -26,7 +26,7 @@ print(faults)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc: nothing to be told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is one of glibc's")
 def test_memory_that_was_freed_is_there_for_the_next_tensor():
     """A step's large tensors again and again: in the end, most pages are made anew only where nobody
     kept those of the step before. (A heap that something blocks may lose one tensor of three.)"""

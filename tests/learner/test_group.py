@@ -110,7 +110,7 @@ def test_frozen_parts_stay_and_are_not_published(policy_config, groups, start, t
     assert not (tmp_path / "saved.part").exists()
 
 
-def test_the_phases_are_told_apart(groups, start):
+def test_metrics_are_separate_for_each_phase(groups, start):
     learner = start(ranks=1, cot_weight=0.0)
     metrics = [ray.get(learner.step(groups))[0] for _ in range(3)][-1]
     for name in ("loss", "kl", "clip_fraction", "ratio", "logp", "sampler_gap", "sampler_gap_max"):
@@ -157,9 +157,9 @@ def test_the_gap_to_the_sampler_is_measured(groups, start):
 
 def test_ranks_that_cannot_start_say_why_in_one_line(policy_config):
     config = settings(deepspeed={"optimizer": {"type": "Nonsense", "params": {"lr": 1e-4}}})
-    with pytest.raises(UserError, match=r"^the learner does not start: .*Nonsense") as told:
+    with pytest.raises(UserError, match=r"^the learner does not start: .*Nonsense") as error:
         LearnerGroup.start(policy_config, config, temperature=1.0, guidance=2.0)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_no_kl_weight_means_no_kl(groups, start):
@@ -178,7 +178,7 @@ def test_a_loss_of_ones_own_trains(samples, groups, start):
     assert first["grad_norm"] > 0
 
 
-def test_samples_that_are_lost_are_told_before_anything_is_learned(samples, groups, start):
+def test_samples_that_are_lost_are_named_before_anything_is_learned(samples, groups, start):
     learner = start(ranks=2)
     refs = ray.get(groups.samples)
     holder = ray.remote(num_cpus=0)(Holder).remote()

@@ -144,7 +144,7 @@ def test_one_update_against_the_learners_own_probabilities_is_exactly_on_policy(
     samples,
     start,
 ):
-    """However stale the samples are; the distance to the sampler is told beside it."""
+    """However stale the samples are; the distance to the sampler is reported beside it."""
     learner = start(ranks=1, old_logps="learner")
     stale = off_policy(samples)
     refs = [ray.put(stale[n : n + 2]) for n in range(0, len(stale), 2)]

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is said once, to a person, before anything is built or written."""
+"""What is wrong with a checkpoint is one readable error, before anything is built or written."""
 
 import json
 import pickle

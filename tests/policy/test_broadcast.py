@@ -63,7 +63,7 @@ def test_a_bucket_that_nobody_takes_fails_within_its_own_limit():
 
 
 @pytest.mark.parametrize("before", [None, "3"])
-def test_nccls_own_watchdog_is_told_to_leave_the_process_alone(monkeypatch, before):
+def test_nccls_own_watchdog_is_set_to_leave_the_process_alone(monkeypatch, before):
     monkeypatch.delenv(HANDLING, raising=False)
     if before is not None:
         monkeypatch.setenv(HANDLING, before)

@@ -73,7 +73,7 @@ def test_janus_pro_7b_takes_llamas_defaults():
 
 
 @pytest.mark.parametrize("original", [JANUS_PRO_1B, JANUS_PRO_7B], ids=["1B", "7B"])
-def test_a_published_model_is_said_in_the_published_words(original):
+def test_a_published_configuration_comes_back_as_published(original):
     config = to_transformers(original, TOKENS)
     again = to_original(config, "bfloat16")
     assert "_siglip" not in again and "_vq_small" not in again

@@ -45,10 +45,10 @@ def test_a_last_line_that_was_cut_off_is_the_last_line(tmp_path):
     ],
 )
 def test_what_is_no_object_is_refused_in_one_line(text, complaint):
-    with pytest.raises(UserError, match=complaint) as told:
+    with pytest.raises(UserError, match=complaint) as error:
         parse_object(text.encode(), "f:7")
-    assert str(told.value).startswith("f:7: ")
-    assert "\n" not in str(told.value)
+    assert str(error.value).startswith("f:7: ")
+    assert "\n" not in str(error.value)
 
 
 def test_a_whole_surrogate_pair_is_a_letter():

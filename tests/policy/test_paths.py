@@ -23,11 +23,11 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["file", "file/runs", "n" * 300, "a/" + "n" * 300, "a\0b", "/proc/a"])
-def test_a_folder_that_cannot_be_written_is_told(tmp_path, out):
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, out):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written: ") as told:
+    with pytest.raises(UserError, match="cannot be written: ") as error:
         check_writable(tmp_path / out)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == ["file"]
 
 

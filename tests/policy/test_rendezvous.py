@@ -16,7 +16,7 @@ def listening() -> set[tuple[str, int]]:
     return {tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN}
 
 
-def test_a_store_listens_where_it_is_told_and_nowhere_else():
+def test_a_store_listens_at_the_given_address_and_nowhere_else():
     before = listening()
     where = Rendezvous.at("127.0.0.1")
     store = where.meet(0, 1, timeout_s=10)

@@ -41,7 +41,7 @@ def test_a_template_without_its_placeholder_is_named(tmp_path):
         load_templates(tmp_path / "nowhere")
 
 
-def test_a_byte_order_mark_is_not_said_to_the_model(tmp_path):
+def test_a_byte_order_mark_does_not_reach_the_model(tmp_path):
     for name, text in (
         ("system", "be brief"),
         ("semantic_cot", "plan {prompt}"),

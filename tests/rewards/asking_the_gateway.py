@@ -23,7 +23,7 @@ CONFIG = RewardsConfig.model_validate(
             "spatial": {"use": f"{HERE}:OnlySpatial"},
             "boxes": {"use": f"{HERE}:Boxes", "weight": 0},
             "broken": {
-                "use": f"{HERE}:SaysWhatItIsTold",
+                "use": f"{HERE}:FixedAnswer",
                 "options": {"values": [float("nan")]},
                 "weight": 0,
             },

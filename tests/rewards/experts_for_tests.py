@@ -62,7 +62,7 @@ class GoesWrongOnce(Brightness):
         return super().score(images, prompts)
 
 
-class SaysWhatItIsTold(Expert):
+class FixedAnswer(Expert):
     """Answers with fixed values, right or wrong."""
 
     def __init__(self, values: Sequence[float], explanation: Sequence[str] = ()):

@@ -1,4 +1,4 @@
-"""GroupResults of a whole step become rewards: who is heard, who is left out, on which scale."""
+"""GroupResults of a whole step become rewards: which experts count, which do not, on which scale."""
 
 import numpy as np
 import pytest
@@ -20,15 +20,15 @@ def config(**experts) -> RewardsConfig:
 
 
 def group(**values: list[float] | None) -> GroupResults:
-    """One group: what each expert said of its samples; None: it failed."""
-    said = {
+    """One group: each expert's scores of its samples; None: it failed."""
+    outcomes = {
         name: Failure(name, 3, "OSError: gone") if v is None else ExpertScores(np.array(v, np.float32))
         for name, v in values.items()
     }
     samples = max(len(v) for v in values.values() if v is not None)
     ids = tuple(f"p/{n}" for n in range(samples))
     return GroupResults(
-        ids, {name: ExpertResult(s, 0.1, pass_threshold=0.5) for name, s in said.items()}
+        ids, {name: ExpertResult(s, 0.1, pass_threshold=0.5) for name, s in outcomes.items()}
     )
 
 
@@ -40,7 +40,7 @@ def test_a_failure_takes_its_group_and_no_other():
     assert settled.left_out == {}
 
 
-def test_an_expert_to_be_left_out_is_heard_by_no_group_of_the_step():
+def test_an_expert_to_be_left_out_counts_in_no_group_of_the_step():
     step = [group(a=[0, 1], b=[1, 1]), group(a=[0, 1], b=None), group(a=[0.5, 1], b=[0, 0])]
     settled = compute_rewards(step, config(a={}, b={"on_failure": "leave_out"}), {})
     assert [s.rewards.tolist() for s in settled.scores] == [[0, 1], [0, 1], [0.5, 1]]

@@ -66,8 +66,8 @@ def test_the_example_is_served_as_it_stands(gateway, tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     wanted = module.Colorful(gain=1.5).score([IMAGE], [None])
-    said = image["experts"]["colorful"]
-    assert said["score"] == pytest.approx(float(wanted.values[0]), rel=1e-5)
-    assert said["explanation"] == wanted.explanation[0]
+    scored = image["experts"]["colorful"]
+    assert scored["score"] == pytest.approx(float(wanted.values[0]), rel=1e-5)
+    assert scored["explanation"] == wanted.explanation[0]
     assert image["experts"]["objects"]["score"] is None
-    assert image["reward"] == said["score"]
+    assert image["reward"] == scored["score"]

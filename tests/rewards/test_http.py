@@ -47,7 +47,7 @@ def test_other_names_of_this_machine(proxy, url):
     assert not http_client(url)._mounts
 
 
-def test_a_proxy_that_cannot_be_used_is_told_in_one_line(monkeypatch):
+def test_a_proxy_that_cannot_be_used_is_refused_with_the_server_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "socksio", None)
     for proxy in ("socks5://127.0.0.1:9", "ftp://127.0.0.1:9"):
         monkeypatch.setenv("all_proxy", proxy)

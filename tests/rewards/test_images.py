@@ -105,7 +105,7 @@ def test_a_model_that_resizes_sees_nothing_long_and_thin():
         (b"{" + b",".join(b'"%d": 1' % n for n in range(10_000)) + b"}", ("body",)),
     ],
 )
-def test_of_a_hundred_thousand_faults_one_is_told(body, where):
+def test_of_a_hundred_thousand_faults_the_first_is_reported(body, where):
     model = AppliesBody if b"prompts" in body else ScoreBody
     with pytest.raises(RequestValidationError) as raised:
         parse_body(model, body)

@@ -80,7 +80,7 @@ def test_only_the_token_opens(header, status):
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
-def test_too_many_at_once_are_told_to_come_back():
+def test_more_requests_than_are_served_at_once_get_a_429_and_retry_after():
     async def post():
         counts: Counter[int] = Counter()
         app = app_behind(LimitConcurrency, most=2)

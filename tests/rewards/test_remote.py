@@ -30,9 +30,9 @@ def test_a_remote_expert_says_what_the_expert_says(http):
     assert remote.applies_to(prompts) == [True, False, True]
     assert remote.applies(prompts[0])
     images = [CIRCLE, draw(("blue", "circle", 2, 2))]
-    said, wanted = remote.score(images, prompts[::2]), local.score(images, prompts[::2])
-    np.testing.assert_allclose(said.values, wanted.values, rtol=1e-6)
-    assert said.explanation == wanted.explanation
+    found, wanted = remote.score(images, prompts[::2]), local.score(images, prompts[::2])
+    np.testing.assert_allclose(found.values, wanted.values, rtol=1e-6)
+    assert found.explanation == wanted.explanation
     boxed = RemoteExpert(str(http.base_url), "boxes").score([CIRCLE], prompts[:1])
     assert boxed.boxes == Boxes().score([CIRCLE], prompts[:1]).boxes
 
@@ -80,12 +80,12 @@ def test_a_token_and_a_narrow_door(narrow, monkeypatch):
     with pytest.raises(RemoteExpertError, match="status 401"):
         RemoteExpert(narrow, "bright")
 
-    # Eight clients at a door for one: told to come back (429), they do, and lose nothing.
+    # Eight clients at a door for one: refused for now (429), they try again, and lose nothing.
     experts = [RemoteExpert(narrow, "bright", "BICOT_CLIENT_TOKEN", retries=30) for _ in range(8)]
     greys = [np.full((4, 4, 3), 30 * n, np.uint8) for n in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda e, g: e.score([g], [plain_prompt("x")]).values, experts, greys))
-    np.testing.assert_allclose(np.ravel(said), [30 * n / 255 for n in range(8)], rtol=1e-6)
+        values = list(pool.map(lambda e, g: e.score([g], [plain_prompt("x")]).values, experts, greys))
+    np.testing.assert_allclose(np.ravel(values), [30 * n / 255 for n in range(8)], rtol=1e-6)
     headers = {"authorization": f"Bearer {TOKEN}"}
     with httpx.Client(base_url=narrow, headers=headers) as known:
         assert metric(known, "bicot_gateway_replies_total", status="429") > 0

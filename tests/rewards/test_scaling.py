@@ -67,7 +67,7 @@ def config(serving, tmp_path_factory) -> RewardsConfig:
                     "use": "bicot_tiny_expert:Half",
                     "runtime_env": {"py_modules": [f"file://{wheel(folder)}"]},
                 },
-                "told": {
+                "reader": {
                     "use": f"{HERE}:ReadsItsEnvironment",
                     "runtime_env": {"env_vars": {"BICOT_TEST_WORD": "bright"}},
                 },
@@ -192,7 +192,7 @@ def test_what_cannot_be_scaled_is_explained(config):
 
 
 def test_an_expert_brings_its_own_package_and_its_own_environment(config):
-    judge, _ = judge_of(config, "packed", "told", "plain")
+    judge, _ = judge_of(config, "packed", "reader", "plain")
     results = ray.get(judge.score_group.remote([ray.put([sample(PLAIN, GREY[0])])], Group(PLAIN, 1)))
     assert [float(o.outcome.values[0]) for o in results.by_expert.values()] == [0.5, 0, 0]
     with pytest.raises(ModuleNotFoundError):

@@ -22,7 +22,7 @@ from rewards.replica import ExpertReplica
 from rewards.rewards import compute_rewards
 from rewards.serving import check_applicability, deploy_experts
 from tests.rewards.drawing import draw
-from tests.rewards.experts_for_tests import SaysWhatItIsTold
+from tests.rewards.experts_for_tests import FixedAnswer
 from tests.rewards.samples import PLAIN, RED, WHITE, sample
 
 pytestmark = pytest.mark.serve
@@ -35,16 +35,16 @@ HERE = "tests.rewards.experts_for_tests"
 @pytest.mark.parametrize(
     ("values", "explanation", "complaint"),
     [
-        ([0.5], (), "expert told gave values of shape .1,., 2 explanations and 2 lists of boxes for 2"),
-        ([[0.5, 0.5]], (), "expert told gave values of shape .1, 2."),
-        ([0.5, float("nan")], (), "expert told gave nan for prompt 'something bright'"),
-        ([float("inf"), 0.5], (), "expert told gave inf for prompt 'a red circle'"),
+        ([0.5], (), "expert odd gave values of shape .1,., 2 explanations and 2 lists of boxes for 2"),
+        ([[0.5, 0.5]], (), "expert odd gave values of shape .1, 2."),
+        ([0.5, float("nan")], (), "expert odd gave nan for prompt 'something bright'"),
+        ([float("inf"), 0.5], (), "expert odd gave inf for prompt 'a red circle'"),
         ([0.5, 0.5], ("only one",), "1 explanations and 2 lists of boxes for 2 images"),
     ],
 )
 def test_a_wrong_answer_raises(values, explanation, complaint):
     with pytest.raises(RuntimeError, match=complaint):
-        score_checked("told", SaysWhatItIsTold(values, explanation), [WHITE, WHITE], [RED, PLAIN])
+        score_checked("odd", FixedAnswer(values, explanation), [WHITE, WHITE], [RED, PLAIN])
 
 
 def odd(explanation: Any = (), boxes: Any = (), values: Any = (0.5,)) -> ExpertScores:
@@ -78,23 +78,23 @@ def boxed(*xyxy: Any, label: Any = "a", score: Any = 0.5) -> ExpertScores:
     ],
 )
 def test_an_answer_that_json_cannot_hold_raises(answer, complaint):
-    expert = SaysWhatItIsTold([])
+    expert = FixedAnswer([])
     expert._answer = answer
     with pytest.raises(RuntimeError, match=complaint):
-        score_checked("told", expert, [WHITE], [RED])
+        score_checked("odd", expert, [WHITE], [RED])
 
 
 def test_numbers_of_an_answer_become_pythons_own():
-    expert = SaysWhatItIsTold([])
+    expert = FixedAnswer([])
     expert._answer = odd(("x",), ((Box("a", np.float32(0.5), np.zeros(4, np.float32)),),))
-    (box,) = score_checked("told", expert, [WHITE], [RED]).boxes[0]
+    (box,) = score_checked("odd", expert, [WHITE], [RED]).boxes[0]
     assert {type(number) for number in (box.score, *box.xyxy)} == {float}
 
 
 def test_an_expert_never_sees_an_image_that_is_long_and_thin():
     thin = np.zeros((1, 5000, 3), np.uint8)
     with pytest.raises(RuntimeError, match=r"an image of 5000 x 1 pixels"):
-        score_checked("told", SaysWhatItIsTold([0.5]), [thin], [RED])
+        score_checked("odd", FixedAnswer([0.5]), [thin], [RED])
 
 
 def test_an_expert_is_asked_only_where_it_applies(local_ray):
@@ -112,8 +112,8 @@ def test_an_expert_is_asked_only_where_it_applies(local_ray):
 
 def test_boxes_go_where_they_belong():
     box = Box("dog", 0.9, (0.0, 0.1, 0.5, 1.0))
-    said = ExpertScores(np.array([0.5], np.float32), ("one dog",), ((box,),))
-    answer = scatter(said, [False, True])
+    scores = ExpertScores(np.array([0.5], np.float32), ("one dog",), ((box,),))
+    answer = scatter(scores, [False, True])
     assert answer.boxes == ((), (box,))
     assert answer.explanation == ("", "one dog")
 
@@ -146,7 +146,7 @@ def experts(serving, tmp_path_factory):
             "timeout_s": 20,
         },
         "stopped": {"use": f"{HERE}:TellsItsProcess", "timeout_s": 20},
-        "nan": {"use": f"{HERE}:SaysWhatItIsTold", "options": {"values": [float("nan")]}},
+        "nan": {"use": f"{HERE}:FixedAnswer", "options": {"values": [float("nan")]}},
         "slow": {"use": f"{HERE}:WaitsForFile", "options": {"file": str(files / "go")}},
     }
     handles = deploy_experts(RewardsConfig(experts=entries))
@@ -239,7 +239,7 @@ def test_an_expert_that_stays_broken_gives_no_score(experts):
     assert why == f"expert dead failed 2 times, at last with: {reason}"
 
 
-def test_what_is_no_number_is_told_from_other_failures(experts):
+def test_a_score_that_is_no_number_is_distinguished_from_other_failures(experts):
     config = config_of(experts, "bright", "nan", retries=0)
     results, _ = ask_judge(config, [sample(PLAIN, WHITE)], [PLAIN])
     failure = results.by_expert["nan"].outcome

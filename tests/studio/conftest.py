@@ -152,8 +152,8 @@ def scored(
     prompt = Prompt(prompt_id(text), text, task)
     sample = Sample(prompt.id, index, 7, 1, none, none, cot, none, none, *[no_logps] * 3, image, "stop")
     boxes = {name: (Box("circle", 1.0, (0.25, 0.25, 0.75, 0.75)),) for name in scores}
-    told = {name: f"{name} saw a circle" for name in scores}
-    return ScoredSample(prompt, sample, reward, reward > 0.5, None, scores, told, boxes)
+    explanations = {name: f"{name} saw a circle" for name in scores}
+    return ScoredSample(prompt, sample, reward, reward > 0.5, None, scores, explanations, boxes)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_each_prompt_has_both_images_and_the_mean_scores(runs, tmp_path):  # noq
     assert bench_pairs(runs[0], *runs)["pairs"][0]["b"]["image"] is None  # it lies elsewhere
 
 
-def test_results_are_found_and_what_is_wrong_with_one_is_said(runs, tmp_path):  # noqa: F811
+def test_results_are_found_and_a_wrong_one_is_refused(runs, tmp_path):  # noqa: F811
     folders, files = RunFolders(tmp_path), SampleFiles()
     assert [one["path"] for one in comparable(folders)] == ["after", "before"]
     (runs[0] / "result.json").write_text("{}")

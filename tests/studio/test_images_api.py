@@ -49,14 +49,14 @@ def events(reply) -> list[dict]:
 
 def test_a_reply_is_openais_with_the_cot_beside_each_image(ask):
     (reply,) = ask({"prompt": TWO, "n": 2, "seed": 7, "model": "shapes", "size": "24x24"})
-    told = good(reply)
-    assert {"created", "size", "background", "output_format"} <= told.keys()
-    assert (told["size"], told["seed"]) == ("24x24", 7)
-    first, second = told["data"]
+    content = good(reply)
+    assert {"created", "size", "background", "output_format"} <= content.keys()
+    assert (content["size"], content["seed"]) == ("24x24", 7)
+    first, second = content["data"]
     assert pixels(first["b64_json"]).shape == (24, 24, 3)
     assert first["b64_json"] != second["b64_json"]
     assert first["revised_prompt"].strip() and first["revised_prompt"] != second["revised_prompt"]
-    usage = told["usage"]
+    usage = content["usage"]
     assert usage["output_tokens_details"]["image_tokens"] == 2 * 36
     assert usage["output_tokens"] == 72 + usage["output_tokens_details"]["text_tokens"]
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
@@ -134,17 +134,17 @@ def test_a_stream_tells_the_cot_as_it_is_written_then_the_image_as_it_grows(ask)
     plain, stream = ask(body, body | {"stream": True, "partial_images": 3})
     assert stream.headers["content-type"].startswith("text/event-stream")
     for index, data in enumerate(good(plain)["data"]):
-        told = [event for event in events(stream) if event["index"] == index]
-        kinds = [event["type"].removeprefix("image_generation.") for event in told]
+        sent = [event for event in events(stream) if event["index"] == index]
+        kinds = [event["type"].removeprefix("image_generation.") for event in sent]
         deltas = kinds.count("cot.delta")
         assert deltas > 3
         assert kinds == ["cot.delta"] * deltas + ["cot.done"] + ["partial_image"] * 3 + ["completed"]
-        assert "".join(e["delta"] for e in told[:deltas]).strip() == told[deltas]["text"]
-        assert told[deltas]["text"] == told[-1]["revised_prompt"] == data["revised_prompt"]
-        assert [e["partial_image_index"] for e in told[-4:-1]] == [0, 1, 2]
-        assert told[-1]["b64_json"] == data["b64_json"]
-        assert told[-1]["seed"] == 7
-        assert told[-1]["usage"]["output_tokens_details"]["image_tokens"] == 36
+        assert "".join(e["delta"] for e in sent[:deltas]).strip() == sent[deltas]["text"]
+        assert sent[deltas]["text"] == sent[-1]["revised_prompt"] == data["revised_prompt"]
+        assert [e["partial_image_index"] for e in sent[-4:-1]] == [0, 1, 2]
+        assert sent[-1]["b64_json"] == data["b64_json"]
+        assert sent[-1]["seed"] == 7
+        assert sent[-1]["usage"]["output_tokens_details"]["image_tokens"] == 36
 
 
 def test_an_image_so_far_is_gray_where_nothing_is_drawn(ask):
@@ -244,7 +244,7 @@ def test_what_is_not_there_is_refused_in_the_same_form(http, ask):
     assert all(r.json()["error"]["type"] == "invalid_request_error" for r in (nothing, method))
 
 
-def test_more_images_than_may_wait_are_told_to_come_back(http):
+def test_more_images_than_may_wait_get_a_429_and_retry_after(http):
     async def many():
         async with http(max_waiting=12, max_images=6) as client:
             bodies = [{"prompt": TWO, "n": 6}] * 2 + [{"prompt": TWO, "n": 1, "stream": True}]

@@ -78,7 +78,7 @@ def test_samples_are_shown_best_and_worst_first_with_their_boxes(runs, open_page
     expect(page.locator(".sample")).to_have_count(2)
 
 
-def test_runs_are_listed_overlaid_and_told_apart(runs, open_page):
+def test_runs_are_listed_overlaid_and_compared(runs, open_page):
     for name, steps in (("first", 3), ("second", 10)):
         run = GrowingRun(runs / name, steps)
         for step in range(1, 4):
@@ -162,7 +162,7 @@ def test_a_model_thinks_and_draws_from_a_changed_cot(runs, open_page, model_url)
     assert drawn.first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 24
 
 
-def test_a_model_that_is_not_there_is_said_so(open_page):
+def test_a_model_that_is_not_there_shows_no_answer(open_page):
     page = open_page("playground", "http://127.0.0.1:9")
     expect(page.locator(".model")).to_contain_text("no answer: ConnectError")
 

@@ -120,7 +120,7 @@ def test_a_file_that_was_cut_is_read_anew(path, replaced):
     assert curves(reader) == {}
 
 
-def test_runs_are_listed_last_heard_of_first(tmp_path):
+def test_runs_are_listed_last_written_first(tmp_path):
     for age, name in enumerate(["new", "old", "empty"]):
         folder = tmp_path / name
         folder.mkdir()

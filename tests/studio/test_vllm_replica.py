@@ -42,12 +42,12 @@ def test_vllm_draws_and_tells_what_the_torch_sampler_does(replica):
     settings = {"sampler": "vllm", "vllm": {"kv_cache_mb": 16, "block_size": 32}}
     actors = ACTORS.model_validate(ACTORS.model_dump() | settings)
     build = partial(ModelReplica, "shapes", POLICY, actors)
-    (images, told), (wanted, wanted_told) = (asyncio.run(draw(one)) for one in (build(), replica))
+    (images, streams), (wanted, wanted_streams) = (asyncio.run(draw(one)) for one in (build(), replica))
     assert [(i.cot, i.cot_tokens) for i in images] == [(i.cot, i.cot_tokens) for i in wanted]
     for image, other in zip(images, wanted, strict=True):
         pixels, others = (np.asarray(Image.open(io.BytesIO(i.png)), int) for i in (image, other))
         assert np.abs(pixels - others).max() <= 1  # the decoder's last bits
-    for events, others in zip(told, wanted_told, strict=True):
+    for events, others in zip(streams, wanted_streams, strict=True):
         for kind in (CotDone, PartialImage):
             assert len([e for e in events if isinstance(e, kind)]) == (1 if kind is CotDone else 2)
         texts = ["".join(e.delta for e in some if isinstance(e, CotDelta)) for some in (events, others)]

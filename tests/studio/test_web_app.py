@@ -113,7 +113,7 @@ def test_nothing_but_votes_is_written(runs, run):
         assert everything().keys() - before.keys() == {runs / "votes.jsonl"}
 
 
-def test_files_that_are_none_are_told_of(runs, run):
+def test_files_that_cannot_be_read_are_named_or_shown_as_empty(runs, run):
     path = run.folder / "samples" / "eval_000001" / "evaluation.json"
     with client(runs) as http:
         for text in ('{"scored": 3}', "[]", '{"scored": [', "\udcff"):
@@ -281,7 +281,7 @@ def test_a_folder_and_an_address_that_are_not_to_be_had_are_named(runs, run):
 # --- comparisons and votes ------------------------------------------------------------------------
 
 
-def test_what_is_not_alike_is_said(runs, run):
+def test_images_without_a_counterpart_are_noted(runs, run):
     run.evaluate(2, scored("a circle", 1.0), scored("another", 1.0))
     a, b = "mine/samples/eval_000001", "mine/samples/eval_000002"
     with client(runs) as http:

@@ -90,11 +90,11 @@ def test_it_is_not_the_expert(folder):
         [image], [{"questions": ["red dog?"]}]
     )
     expert = BlipVqa(str(folder), **tiny.EXACT)
-    (said,) = expert.yes([image], [["red dog"]])
-    assert said[0] == pytest.approx(by_hand(folder, image, "[CLS] red dog ? [SEP]", 14), abs=1e-5)
+    (answers,) = expert.yes([image], [["red dog"]])
+    assert answers[0] == pytest.approx(by_hand(folder, image, "[CLS] red dog ? [SEP]", 14), abs=1e-5)
     (asked,) = reply["yes"]
     assert asked == pytest.approx(by_hand(folder, image, "[ENC] red dog ? [SEP]", 14), abs=1e-6)
-    assert asked != said[0]
+    assert asked != answers[0]
 
 
 def test_a_long_question_is_cut_at_35_tokens(folder):
@@ -108,9 +108,9 @@ def test_a_long_question_is_cut_at_35_tokens(folder):
 def test_a_tokenizer_that_does_not_know_the_token_by_name(folder, tmp_path):
     nameless = blip(tmp_path)
     image, ask = tiny.images(1), [{"questions": ["a dog?"]}]
-    told = BlipQuestions(str(nameless), device="cpu", image_size=tiny.SIZE, encoder_token=17)
+    given = BlipQuestions(str(nameless), device="cpu", image_size=tiny.SIZE, encoder_token=17)
     known = BlipQuestions(str(folder), device="cpu", image_size=tiny.SIZE)
-    assert told.replies(image, ask) == known.replies(image, ask)
+    assert given.replies(image, ask) == known.replies(image, ask)
     with pytest.raises(UserError, match=r"encoder_token: 30523 is not one of the model's 18 tokens"):
         BlipQuestions(str(nameless), device="cpu", image_size=tiny.SIZE)
 

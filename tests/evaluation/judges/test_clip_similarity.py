@@ -50,9 +50,9 @@ def test_it_replies_the_cosine_of_the_two_embeddings(folder, batch_size):
 def test_it_is_the_raw_cosine_of_the_expert(folder):
     judge = ClipSimilarity(str(folder), **tiny.EXACT)
     prompts = tiny.prompts()
-    said = judge.replies(tiny.images(), [{"text": prompt.text} for prompt in prompts])
+    replies = judge.replies(tiny.images(), [{"text": prompt.text} for prompt in prompts])
     scores = CLIPScore(str(folder), **tiny.EXACT).score(tiny.images(), prompts)
-    assert [reply["cosine"] for reply in said] == scores.values.tolist()
+    assert [reply["cosine"] for reply in replies] == scores.values.tolist()
 
 
 def test_it_says_by_whom(folder):

@@ -75,14 +75,14 @@ class Server:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
             trial = len(self.asked) == 1
-            said = "yes" if trial else self.says.pop(0) if len(self.says) > 1 else self.says[0]
+            reply = "yes" if trial else self.says.pop(0) if len(self.says) > 1 else self.says[0]
             model = self.models.pop(0) if len(self.models) > 1 and not trial else self.models[0]
         time.sleep(self.pause_s)
         with self._lock:
             self._now -= 1
-        if callable(said):
-            said = said(body)
-        status, words = said if isinstance(said, tuple) else (200, said)
+        if callable(reply):
+            reply = reply(body)
+        status, words = reply if isinstance(reply, tuple) else (200, reply)
         if status != 200:
             return status, json.dumps({"error": words}).encode()
         choice = {"index": 0, "message": {"role": "assistant", "content": words}}
@@ -105,7 +105,7 @@ def pixels(part: dict) -> tuple[str, np.ndarray]:
     return kind, np.array(Image.open(io.BytesIO(base64.b64decode(encoded))))
 
 
-def test_a_reply_says_what_was_read_the_words_and_who_said_them(server):
+def test_a_reply_holds_what_was_read_the_words_and_which_model_wrote_them(server):
     server.says = ["Because.\nScore: 1"]
     (reply,) = judge(server).replies([IMAGE], [ASK])
     by = {"model": MODEL, "url": "127.0.0.1"}
@@ -190,16 +190,16 @@ def test_several_are_under_way_and_come_back_in_order(server):
 
 
 def test_every_reader_is_used_as_an_expert_is(server):
-    said = {
+    replies = {
         "wise": "Score: 1",
         "wise_legacy": "Consistency: 2\nRealism: 1\nAesthetic Quality: 0",
         "unigenbench": "<analysis>['so']</analysis><score>[True]</score>",
         "tiif": "yes, it is",
         "dpg": "1. yes",
     }
-    assert set(said) == set(READERS)
+    assert set(replies) == set(READERS)
     expert = judge(server)
-    for name, words in said.items():
+    for name, words in replies.items():
         server.says = [words]
         scores = expert.score([IMAGE], [ask_prompt("0", {"text": "?", "read": name, "points": 1})])
         reply = json.loads(scores.explanation[0])

@@ -49,9 +49,9 @@ def test_clip_score_is_the_cosine_of_the_model_itself(folder):
     texts = tokenizer([p.text for p in tiny.prompts()], padding=True, return_tensors="pt")
     pixels = processor(tiny.images(), return_tensors="pt").pixel_values
     with torch.no_grad():
-        told = CLIPModel.from_pretrained(folder)(**texts, pixel_values=pixels).logits_per_image
+        logits = CLIPModel.from_pretrained(folder)(**texts, pixel_values=pixels).logits_per_image
         scale = CLIPModel.from_pretrained(folder).logit_scale.exp().item()
-    np.testing.assert_allclose(values * scale, told.diagonal(), atol=1e-5)
+    np.testing.assert_allclose(values * scale, logits.diagonal(), atol=1e-5)
 
 
 def test_pick_score_in_its_published_unit(folder):

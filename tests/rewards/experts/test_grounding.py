@@ -114,16 +114,16 @@ def test_scores_are_those_of_its_detections_and_people_see_them(detector):
     asked = prompts()
     nouns = [detector.nouns(prompt) for prompt in asked]
     found = detector.detect(images(), nouns)
-    said = score_checked("detector", detector, images(), asked)
-    assert said.values[0] == pytest.approx(spatial_score(found[0], asked[0].spatial_info))
-    assert said.values[2] == pytest.approx(existence_score(found[2], asked[2].nouns))
-    assert [line.partition(":")[0] for line in said.explanation] == [
+    scores = score_checked("detector", detector, images(), asked)
+    assert scores.values[0] == pytest.approx(spatial_score(found[0], asked[0].spatial_info))
+    assert scores.values[2] == pytest.approx(existence_score(found[2], asked[2].nouns))
+    assert [line.partition(":")[0] for line in scores.explanation] == [
         "spatial",
         "count",
         "existence",
         "existence",
     ]
-    shown = said.boxes
+    shown = scores.boxes
     assert [len(some) for some in shown] == [len(some) for some in found]
     assert all(b.xyxy[0] <= b.xyxy[2] and b.xyxy[1] <= b.xyxy[3] for some in shown for b in some)
 
@@ -272,8 +272,8 @@ def test_the_published_variant_asks_by_task_and_misses_long_nouns(dino_folder, d
         {"prompt": "x", "task_type": "complex", "nouns": ["cat", "roll of tape"], "spatial_info": where}
     )
     assert dino.question(both) == "spatial" and published.question(both) == "existence"
-    said = published.score(tiny.images(1, 64, 64), [both])
-    assert said.values[0] == 0.5, "it looks for 'roll tape'"
+    scores = published.score(tiny.images(1, 64, 64), [both])
+    assert scores.values[0] == 0.5, "it looks for 'roll tape'"
 
 
 # --- OWLv2 ---

@@ -177,8 +177,8 @@ def test_an_answer_that_is_no_grade_is_an_error(server, words):
     st.integers(0, 100), st.sampled_from(["", "/10", " / 10", "."]), st.sampled_from(["", " ", "\n"])
 )
 def test_every_grade_is_read(tenths, ending, space):
-    said = f"{space}{tenths / 10:g}{ending}{space}"
-    assert grade_of(Choice(message={"content": said})) == pytest.approx(tenths / 100)
+    reply = f"{space}{tenths / 10:g}{ending}{space}"
+    assert grade_of(Choice(message={"content": reply})) == pytest.approx(tenths / 100)
 
 
 @given(st.floats(-30, 0), st.floats(-30, 0))
