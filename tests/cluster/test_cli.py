@@ -172,6 +172,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, which):
                 "cluster",
                 "train",
                 TRAIN,
+                "actors.count=1",
+                "learner.ranks=1",
                 f"runs_dir={tmp_path}",
                 f"evaluate.prompts={held_out}",
             ],
