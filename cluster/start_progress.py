@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from policy.starting import heard_by
+from policy.starting import reporting_to
 
 SAY_EVERY_S = 15.0
 _NAMED = 4
@@ -27,7 +27,7 @@ class StartProgress:
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._status)
-        self._stack.enter_context(heard_by(self))
+        self._stack.enter_context(reporting_to(self))
         return self
 
     def __exit__(self, *_) -> None:

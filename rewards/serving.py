@@ -20,7 +20,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 
 from policy.errors import UserError
 from policy.records import Prompt
-from policy.starting import tell
+from policy.starting import report
 from rewards import controller
 from rewards.config import AutoscaleConfig, ExpertConfig, HttpConfig, RewardsConfig
 from rewards.middleware import token_digest
@@ -90,7 +90,7 @@ def wait_until_running(apps: dict[str, str], timeout_s: float, say_every_s: floa
         status = controller.status().applications
         waiting = [app for app in apps if status[app].status != ApplicationStatus.RUNNING]
         short = {app: name.removeprefix("expert ") for app, name in apps.items()}
-        tell([short[app] for app in apps if app not in waiting], [short[app] for app in waiting])
+        report([short[app] for app in apps if app not in waiting], [short[app] for app in waiting])
         for app in waiting:
             if status[app].status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
                 raise UserError(f"{apps[app]} did not start: {_reason(status[app])}")
