@@ -86,7 +86,7 @@ class Layout:
 
     samples: tuple[int, ...]  # [N]
     lead: np.ndarray  # int64 [N] the conditional row, or the single one
-    partner: np.ndarray  # int64 [N] the unconditional row, or nothing at all
+    partner: np.ndarray  # int64 [N] the unconditional row; empty without guidance
     keys: Tensor  # int64 [N]
     lead_rows: Tensor  # int64 [N], `lead` on the device
     partner_rows: Tensor
