@@ -1,5 +1,5 @@
-"""A run of `bicot sft` in progress: where it stands, what it leaves behind, how it stops, and how it
-goes back to a checkpoint."""
+"""A run of `bicot sft` in progress: its position, its records, how it stops, and how it goes back to a
+checkpoint."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from policy.errors import UserError
 from policy.records import Sample
 
 _RECORDED = ("loss", "step/skipped", "grad_norm", "lr", "epoch", "time/", "throughput/")
-"""What a step's metrics begin with that mean something here. (The learner also compares its
-log-probabilities with a sampler's, which there is none of.)"""
+"""Prefixes of the step's metrics that apply here. (The learner also compares its log-probabilities with
+a sampler's, but there is no sampler.)"""
 
 
 def start_learner(
     config: SftConfig, place: PlacementGroup, checkpoint: Checkpoint | None
 ) -> LearnerGroup:
-    """The learner as a checkpoint has it, or as the model is. Raises UserError if it does not start."""
+    """Start the learner from a checkpoint, or from the model. Raises UserError if it does not start."""
     return LearnerGroup.start(
         config.policy,
         config.learner,
@@ -39,7 +39,7 @@ def start_learner(
 
 @dataclass
 class SftRun:
-    """What the loop works with."""
+    """The state of the loop."""
 
     config: SftConfig
     place: PlacementGroup
@@ -63,7 +63,7 @@ class SftRun:
         fingerprints: dict[str, str],
         start: Checkpoint | None,
     ) -> "SftRun":
-        """In a run directory that is new, or at the checkpoint that the learner was started from."""
+        """Begin in a new run directory, or at the checkpoint that the learner was started from."""
         wandb = None
         if config.sft.wandb:
             wandb = WandbLog(config.sft.wandb, config.folder, config.model_dump(mode="json"))
@@ -131,7 +131,7 @@ class SftRun:
             )
 
     def evaluate(self, heldout: Sequence[Sample]) -> None:
-        """The loss on held-out examples, if there are any."""
+        """Measure the loss on held-out examples, if there are any."""
         if not heldout:
             return
         size = self.config.sft.batch_size
@@ -145,7 +145,7 @@ class SftRun:
     # --- checkpoints ---
 
     def save(self) -> None:
-        """Begin a checkpoint of where the run stands."""
+        """Begin a checkpoint of the current step."""
         state = State(
             step=self.step,
             weights_version=self.step,

@@ -144,8 +144,8 @@ def _interval(parts: Sequence[_Means | None], unit: str) -> Interval | None:
 def _words(interval: Interval | None, unit: str, signed: bool = False) -> str:
     if interval is None:
         return ""
-    text = _signed if signed else number
-    return f"{text(interval.low, unit)} to {text(interval.high, unit)}"
+    as_text = _signed if signed else number
+    return f"{as_text(interval.low, unit)} to {as_text(interval.high, unit)}"
 
 
 def _signed(value: float, unit: str) -> str:

@@ -289,8 +289,8 @@ class RunFolder:
         if _model_of(before) != _model_of(by):  # the same model may be at another address
             raise UserError(
                 f"{self.folder}: the judge {judge} was {_named(before)} and is now {_named(by)};"
-                " replies of two judges cannot be scored together: bring the first one back, or score into"
-                " another folder with `bicot bench score DIR --out NEW`"
+                " replies of two judges cannot be scored together: bring the first one back, or score"
+                " into another folder with `bicot bench score DIR --out NEW`"
             )
 
 
