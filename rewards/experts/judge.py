@@ -98,7 +98,7 @@ class VlmJudge(Expert):
             if self._returns_logprobs():
                 return "yes_no"
             if answer == "yes_no":
-                raise UserError("the judge's server tells no log-probabilities: set answer: grade")
+                raise UserError("the judge's server returns no log-probabilities: set answer: grade")
         try:
             self._chat.ask(_TRIAL_IMAGE, _TRIAL_QUESTION, **_GRADE)
         except ChatError as error:

@@ -233,7 +233,7 @@ def test_what_a_run_does_not_say_is_told_of(run, tmp_path):
     assert "README.md: without the model's wording: " in told
     text = (tmp_path / "new" / "README.md").read_text()
     assert "license" not in front_matter(tmp_path / "new")
-    assert "The run has no evaluation that says what training changed." in text
+    assert "The run has no evaluation that shows what training changed." in text
     assert ".png" not in text
 
 
