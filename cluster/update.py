@@ -1,5 +1,4 @@
-"""From scored groups to an update: selects groups, computes advantages, takes one step of the
-learner."""
+"""Turns scored groups into an update: selects groups, computes advantages, takes a learner step."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -165,7 +165,7 @@ def count_score(
 
 
 def _once(found: Sequence[Found]) -> list[Found]:
-    """Without those that are the same object as an earlier one of their label."""
+    """Drop detections of the same object as an earlier one with their label."""
     kept: list[Found] = []
     for thing in found:
         if not any(other.label == thing.label and _same(thing.box, other.box) for other in kept):

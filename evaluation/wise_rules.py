@@ -1,4 +1,4 @@
-"""How WISE reads its judge's replies and makes scores of them: PKU-YuanGroup/WISE at eb51174,
+"""WISE's rules for reading its judge's replies and scoring them: PKU-YuanGroup/WISE at eb51174,
 `vllm_eval.py` and `calculate_verified.py` (Verified), `WISE_legacy/gpt_eval.py` and
 `WISE_legacy/Calculate.py` (legacy).
 

@@ -1,5 +1,4 @@
-"""The settings that each loss has in its paper. In a file of its own, so that reading a configuration
-needs no torch."""
+"""Settings of each loss in its paper; apart from the losses, so that a configuration needs no torch."""
 
 from dataclasses import dataclass
 from typing import Literal

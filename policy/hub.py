@@ -1,4 +1,4 @@
-"""Where a model is: a directory or a hub id, in one of two layouts."""
+"""Locates a model: a directory or a hub id, in one of two layouts."""
 
 import hashlib
 import os
@@ -111,7 +111,7 @@ _HUB_ERRORS = (
 def _unavailable(path: str, what: str, error: Exception) -> UserError:
     reason = str(error).strip().split("\n")[0]
     return UserError(
-        f"{path}: no such {what}, and it cannot be had from the Hugging Face hub: {reason}"
+        f"{path}: no such {what}, and it cannot be downloaded from the Hugging Face hub: {reason}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the processes of a group find each other before they exchange tensors.
+"""The rendezvous of a process group, before its members exchange tensors.
 
 torch's store listens on all interfaces without authentication. Here it listens on one address, that of
 its node in the cluster or loopback, and its keys start with a secret that only the members know.

@@ -11,10 +11,10 @@ Listener = Callable[[Sequence[str], Sequence[str]], None]
 _LOOK_EVERY_S = 1.0
 
 
-def _nobody(ready: Sequence[str], loading: Sequence[str]) -> None: ...
+def _ignore(ready: Sequence[str], loading: Sequence[str]) -> None: ...
 
 
-_listener: ContextVar[Listener] = ContextVar("listener", default=_nobody)
+_listener: ContextVar[Listener] = ContextVar("listener", default=_ignore)
 
 
 @contextmanager

@@ -174,7 +174,7 @@ def _why_not(group: GroupResults, config: RewardsConfig, left_out: Mapping[str, 
     if left_out:
         weighty = [o.scores.values for name, o in answered.items() if config.experts[name].weight > 0]
         if not weighty or np.isnan(weighty).all(0).any():
-            return f"nobody else scores it while {', '.join(left_out)} is left out"
+            return f"no other expert scores it while {', '.join(left_out)} is left out"
     return None
 
 

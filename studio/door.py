@@ -1,4 +1,4 @@
-"""Who may see the page: this machine's browser; from elsewhere, whoever has the token.
+"""Access control of the page: this machine's browser; from elsewhere, clients with the token.
 
 A person gives the token once, as `?token=` or in a form, and gets a cookie that is valid until the
 server stops; programs send it as a bearer token.

@@ -62,8 +62,8 @@ def serve_model(config: RunConfig, console: Console) -> None:
 def start_model(config: RunConfig) -> str:
     """Start the replicas, then the API. Returns its URL once it answers.
 
-    Raises UserError if its token or its address cannot be had, if there is no room, or if something
-    fails to start, after which nothing is left running.
+    Raises UserError if its token is not set, if its address cannot be bound, if there is no room, or if
+    something fails to start, after which nothing is left running.
     """
     digest = token_digest(config.serve)
     actors, fewest = config.actors, config.serve.fewest_replicas

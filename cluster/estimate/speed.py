@@ -177,7 +177,7 @@ class SpeedModel:
 
     @property
     def passes(self) -> int:
-        """Forward passes' worth of compute: forward, backward (twice a forward; with LoRA once) and
+        """Compute in units of a forward pass: forward, backward (twice a forward; with LoRA once) and
         recomputed forward for each round of updates; the reference and the learner's own old
         log-probabilities once."""
         learner = self.config.learner
