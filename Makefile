@@ -1,6 +1,6 @@
 # Two commands: `make train` runs the main job, `make test` the tests. Both set up .venv the first time.
 # `make test-all` adds the tests that take minutes each.
-# `make install` adds vLLM. `make test` tries to: where it cannot be had, its tests are skipped, and say so.
+# `make install` adds vLLM. `make test` tries to: where it cannot be installed, its tests are skipped with a message.
 
 # A python3 that fits, else one of the versions by name.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \

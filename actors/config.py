@@ -18,7 +18,7 @@ class SamplingConfig(BaseModel):
     temperature: float = Field(1.0, ge=0.0)
     """Divides the logits of both phases; 0 takes the likeliest token."""
     max_cot_tokens: int = Field(256, ge=1)
-    """A semantic CoT that has not ended by then is cut: its first tokens are kept."""
+    """A longer semantic CoT is cut: its first tokens are kept."""
 
 
 class ActorsConfig(BaseModel):
@@ -29,11 +29,12 @@ class ActorsConfig(BaseModel):
     num_cpus: float = Field(1.0, ge=0)
     """CPUs that Ray reserves for one actor."""
     num_gpus: float = Field(0.0, ge=0)
-    """Resources of one. With less than one GPU, vLLM takes its share of that part only."""
+    """GPUs that Ray reserves for one actor. With less than one GPU, vLLM takes its share of that part
+    only."""
     resources: CustomResources = {}
     """Custom resources of Ray that one actor takes, by name; only some nodes have them."""
     labels: Labels = {}
-    """Of the nodes that are meant for rollouts."""
+    """Labels of the nodes that are meant for rollouts."""
     sampler: Literal["auto", "torch", "vllm"] = "auto"
     """auto: vllm where it is installed and `num_gpus` asks for a GPU, else torch. The tokens are the
     same."""
@@ -53,7 +54,7 @@ class ActorsConfig(BaseModel):
     @model_validator(mode="after")
     def _parallel_parts_have_gpus(self):
         parts = self.vllm.tensor_parallel_size
-        if parts > 1 and 0 < self.num_gpus < parts:  # alone, a share of one will do
+        if parts > 1 and 0 < self.num_gpus < parts:  # one part alone may have a share of a GPU
             raise ValueError(
                 f"vllm.tensor_parallel_size of {parts} wants num_gpus: {parts}, not {self.num_gpus:g}"
             )

@@ -1,5 +1,5 @@
-"""What images look like in a few numbers, and how alike those of one group are: a policy that games an
-expert (flat posters, noise, one picture over and over) shows here before people see it.
+"""Statistics of images, and how alike those of one group are: they show a policy that games an expert
+(flat posters, noise, one picture over and over) before people see it.
 
 Pure functions on uint8 [N, H, W, 3]. They look at every k-th pixel in both directions, so that an image
 of any size costs what one of about 128 x 128 does.
@@ -20,8 +20,8 @@ _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class ImageSums:
-    """Sums over images and, of near duplicates, over pairs of a group: those of several workers add
-    up, and `means` is right whatever share of the images each had."""
+    """Sums over images and, for near duplicates, over pairs of a group. Sums of several workers add up,
+    and `means` is right whatever share of the images each had."""
 
     images: int = 0
     edge_density: float = 0.0
@@ -33,14 +33,14 @@ class ImageSums:
 
     @classmethod
     def of(cls, groups: Sequence[np.ndarray]) -> "ImageSums":
-        """Of groups of images, each uint8 [G, H, W, 3]."""
+        """The sums of groups of images, each uint8 [G, H, W, 3]."""
         return sum((_of_group(thinned(group)) for group in groups if len(group)), cls())
 
     def __add__(self, other: "ImageSums") -> "ImageSums":
         return ImageSums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def means(self) -> dict[str, float]:
-        """By name, as in the functions below; absent where there was no image, or no pair."""
+        """Means by name, as in the functions below; absent where there was no image, or no pair."""
         found = {}
         if self.images:
             names = ("edge_density", "color_entropy", "brightness", "saturation")

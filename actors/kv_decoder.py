@@ -1,8 +1,8 @@
-"""One Llama trunk, decoded step by step in a key/value cache of its own.
+"""Decodes one Llama trunk step by step, with a key/value cache of its own.
 
 transformers' generation copies its cache at every token, and pays Python for features that lockstep
 sampling never uses. Here projections that read the same input are one matrix product, all rows advance
-together, and the cache is allocated once. A test holds it to transformers' own forward.
+together, and the cache is allocated once. A test compares it with transformers' own forward.
 
 Shapes: B rows, T new positions, L cache length, H query heads, K key/value heads, C head size, D
 hidden."""
@@ -20,8 +20,8 @@ new shape, more than it takes to read some slots that are masked."""
 class FusedLlama:
     """A Llama trunk whose projections that read the same input share one matrix.
 
-    The model's own parameters become views into these matrices: they cost no memory beside them, and
-    weights that are copied into the model by name are here at once.
+    The model's own parameters become views into these matrices: that costs no memory, and weights that
+    are copied into the model by name change the matrices too.
     """
 
     def __init__(self, llama: LlamaModel):
@@ -38,7 +38,7 @@ class FusedLlama:
 
 @torch.no_grad()
 def _fused(*linears: nn.Linear) -> Tensor:
-    """Their weights as one matrix, which they become views of."""
+    """The layers' weights as one matrix; the layers' own weights become views of it."""
     whole = torch.cat([linear.weight for linear in linears])
     for linear, part in zip(linears, whole.split([len(x.weight) for x in linears]), strict=True):
         linear.weight.data = part
@@ -48,7 +48,7 @@ def _fused(*linears: nn.Linear) -> Tensor:
 class LockstepDecoder:
     """B sequences of different lengths that end at the same cache slot (left-padded).
 
-    What lies left of a row's prompt is neither attended to nor counted by its position ids.
+    Padding left of a row's prompt is neither attended to nor counted by its position ids.
     """
 
     def __init__(self, trunk: FusedLlama, lengths: Tensor):
@@ -100,13 +100,15 @@ class LockstepDecoder:
         self._resize(rows, self._bias.shape[-1])
 
     def _resize(self, rows: Tensor, room: int) -> None:
-        """Keep these rows, in a cache of so many slots. One layer is copied at a time, so that no more
-        than a layer is there twice."""
+        """Keep these rows, in a cache of `room` slots. One layer is copied at a time, so that no more
+        than one layer is held twice."""
         for cache in (self._keys, self._values):
             for index, old in enumerate(cache):
                 cache[index] = old.new_empty(len(rows), old.shape[1], room, old.shape[3])
                 cache[index][:, :, : self.used] = old[rows, :, : self.used]
-                cache[index][:, :, self.used :] = 0.0  # what is masked must still be a number
+                cache[index][:, :, self.used :] = (
+                    0.0  # masked slots must still hold numbers: 0 * nan is nan
+                )
         self._starts = self._starts[rows]
         self._bias = F.pad(self._bias[rows], (0, room - self._bias.shape[-1]), value=float("-inf"))
 
@@ -133,7 +135,7 @@ class LockstepDecoder:
         keys[:, :, begin:end] = turned[:, trunk.heads :]
         values[:, :, begin:end] = qkv[:, trunk.heads + trunk.kv_heads :]
         query = turned[:, : trunk.heads]
-        if index + 1 == len(trunk.layers):  # nobody reads what the last layer says of earlier positions
+        if index + 1 == len(trunk.layers):  # nobody reads the last layer's output at earlier positions
             query, bias, x, new = query[:, :, -1:], bias[:, :, -1:], x[:, -1:], 1
         seen = bias.shape[-1]
         attended = _attend(query, keys[:, :, :seen], values[:, :, :seen], bias)
@@ -170,7 +172,7 @@ def _norm(norm: LlamaRMSNorm, x: Tensor) -> Tensor:
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary position embedding on [B, heads, T, C]; rope: cos and sin, [B, 1, T, C] each, whose two
-    split_at_image are alike."""
+    halves are alike."""
     cos, sin = rope
     first, second = x.chunk(2, -1)
     turned = x * cos

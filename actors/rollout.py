@@ -1,4 +1,5 @@
-"""The rollout worker: a sampler in a process of its own, which pulls the weights it is told to use."""
+"""The rollout worker: a sampler in a process of its own, which pulls the weights that a request
+names."""
 
 import time
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class RolloutStats:
     pull_s: float
     generate_s: float
     group_tokens: tuple[int, ...]
-    """Of each group, both CoTs together."""
+    """Tokens of each group, both CoTs together."""
     images: ImageSums = field(default_factory=ImageSums)
 
 
@@ -98,10 +99,10 @@ class RolloutWorker:
         return True
 
     def generate(self, work: Work, which: int | None = None) -> list[list[Sample] | RolloutStats]:
-        """Generate one of the batches (None: the one of its own number, so that a call need not say)
-        with exactly the weights that `work` names.
+        """Generate batch `which` (None: the batch of this worker's own number) with exactly the weights
+        that `work` names.
 
-        Returns one list of samples a group and, last, a RolloutStats; call it with `num_returns` of one
+        Returns one list of samples a group and, last, a RolloutStats. Call it with `num_returns` one
         more than the batch has groups, so that each group is an object of its own.
         """
         groups = work.batch(self.number if which is None else which)
@@ -128,7 +129,7 @@ class RolloutWorker:
 
     def _pull(self, weights: PublishedWeights | None) -> float:
         """Bring the sampler to a version. All buckets are here before the first weight is replaced, so
-        a transfer that breaks leaves the version in place whole."""
+        that a broken transfer leaves the old version whole."""
         if weights is None or (weights.incarnation, weights.version) == self._held:
             return 0.0
         started = time.perf_counter()
@@ -149,12 +150,12 @@ class RolloutWorker:
     # --- weights by broadcast, instead of pulling ---
 
     def join_broadcast(self, rendezvous: BroadcastRendezvous, rank: int, manifest: Manifest) -> None:
-        """Be one of the receivers of all versions to come; waits for the others."""
+        """Become one of the receivers of all later versions; waits for the others."""
         self._manifest = manifest
         self._broadcast = Broadcast(rendezvous, rank, self.device)
 
     def receive(self, version: int, incarnation: int = 0) -> None:
-        """Take part in the broadcast of a version. All receivers call it, and the sender sends."""
+        """Receive a version by broadcast. All receivers call it while the sender sends."""
         self._load(version, incarnation, self._broadcast, self._manifest)
 
     def _load(

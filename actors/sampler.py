@@ -1,7 +1,7 @@
-"""What a sampler is: it turns requests into samples, with weights that can be replaced under it.
+"""The interface of samplers: requests become samples, with weights that can be replaced.
 
-`TwoPhaseSampler` is what all samplers of a Janus share: the two phases in order, and the record that
-comes of them.
+`TwoPhaseSampler` is what all samplers of a Janus share: the two phases in order, and the record made of
+them.
 """
 
 from abc import ABC, abstractmethod
@@ -33,8 +33,8 @@ class Sampler(ABC):
 
     @abstractmethod
     def generate(self, requests: Sequence[SampleRequest], *, think: bool = True) -> list[Sample]:
-        """Generate one sample a request, in the requests' order. Not to `think` is to draw the prompt
-        as it stands, with no semantic CoT: what the model was before this method."""
+        """Generate one sample a request, in the requests' order. `think=False` draws the prompt as it
+        stands, without a semantic CoT, as the published model does."""
 
     @abstractmethod
     def load_weights(
@@ -45,10 +45,10 @@ class Sampler(ABC):
     ) -> None:
         """Replace the named parameters (transformers' names) in place.
 
-        Names and shapes are checked before the first is touched: by `specs`, which say what will
-        come, so that each tensor can be let go as soon as it is loaded; without them all are held.
-        Raises ValueError for tensors that are not the model's. If `tensors` breaks off, its error
-        passes, and the sampler refuses to generate until it has loaded a version whole.
+        Names and shapes are checked before the first is replaced: by `specs`, which announce the
+        tensors, so that each is freed as soon as it is loaded; without them all are held. Raises
+        ValueError for tensors that are not the model's. If `tensors` breaks off, its error passes, and
+        the sampler refuses to generate until it has loaded a version whole.
         """
 
 
@@ -70,12 +70,12 @@ class Images:
 
 
 Progress = Callable[[Sequence[Sequence[int]]], None]
-"""Hears, token by token, what a phase has drawn so far: the ids of every row, in the order of the
-prompts. They grow on afterwards, so who keeps them copies them. What it raises ends the phase."""
+"""Called after every token with the ids of every row so far, in the order of the prompts. The lists
+grow afterwards: copy them to keep them. What it raises ends the phase."""
 
 
 class TwoPhaseSampler(Sampler):
-    """Writes the CoTs, then the images. How each is done is the subclass's business."""
+    """Writes the CoTs, then the images; subclasses implement the two phases."""
 
     def __init__(self, janus: PolicyModel, config: SamplingConfig, run_seed: int):
         self.janus = janus
@@ -152,7 +152,7 @@ class TwoPhaseSampler(Sampler):
 
     @abstractmethod
     def load_parameters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy tensors, checked already, over the parameters of these names."""
+        """Copy tensors, which are checked already, into the parameters of these names."""
 
     def _keys(self, requests: Sequence[SampleRequest], phase: str) -> list[int]:
         return [stream_key(self.run_seed, o.prompt.id, o.index, phase) for o in requests]

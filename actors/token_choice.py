@@ -1,4 +1,4 @@
-"""The random choice of a token, as a pure function of where it is chosen.
+"""The random choice of a token, as a pure function of stream and position.
 
 A token is sampled by an exponential race (the Gumbel-max trick, without its second logarithm): each
 token i gets a standard exponential time E_i, and the one with the largest p_i / E_i wins, which happens
@@ -22,7 +22,7 @@ except ImportError:  # Triton comes with torch's CUDA builds alone
 
 _MASK = 0xFFFFFFFF
 _WORK_SET = 2**17
-"""Elements that a CPU core works on at a time, so that they stay in its cache."""
+"""Elements that a CPU core handles at a time, so that they stay in its cache."""
 _STRIPE = 256
 
 
@@ -52,9 +52,9 @@ def choose_tokens(
     """Draw one token a row from uncond + guidance * (cond - uncond), or from cond alone.
 
     Args:
-        conditional, unconditional: logits, float32 [B, V].
-        keys, positions: int64 [B], the stream of each row and how far it is.
-        temperature: divides the logits; 0 takes the likeliest token, with log-probabilities at 1.
+        conditional, unconditional: logits, float32 [B, V]. keys, positions: int64 [B], the stream of
+        each row and the position in it. temperature: divides the logits; 0 takes the likeliest token,
+        with log-probabilities at 1.
     """
     if conditional.is_cuda and token_choice_kernel is not None:
         return Choice(
@@ -125,8 +125,8 @@ def exponential_noise(keys: Tensor, positions: Tensor, vocabulary: int) -> Tenso
 
 
 def _row_words(keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Two hashes of a row's stream and position, int32 [B]: an odd one and any one. With a token's own
-    word t they make its noise: a hash of (t ^ any) * odd."""
+    """Two hashes of a row's stream and position, int32 [B]: one odd, one of any value. With a token's
+    own word t they make its noise: a hash of (t ^ any) * odd."""
     row = _mix(keys ^ _mix(positions + 0x9E3779B9))
     return _int32(_mix(row + 0x85EBCA6B) | 1), _int32(row)
 
@@ -147,7 +147,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _int32(x: Tensor) -> Tensor:
-    """The same 32 bits, of an int64 tensor, as int32."""
+    """The low 32 bits of an int64 tensor as int32."""
     return (x - ((x & 0x80000000) << 1)).int()
 
 

@@ -1,4 +1,4 @@
-"""The plain-PyTorch sampler: two phases, all rows in lockstep. The oracle for every other sampler.
+"""The plain-PyTorch sampler: two phases, all rows in lockstep. The reference for every other sampler.
 
 Phase 1 writes the semantic CoT as text. Phase 2 generates the image tokens with classifier-free
 guidance: each sample has a conditional and an unconditional row, and the token sampled from both goes
@@ -54,7 +54,7 @@ class TorchSampler(TwoPhaseSampler):
             unfinished = [place for place, row in enumerate(rows) if not ended[row]]
             if not unfinished or position + 1 == self.config.max_cot_tokens:
                 break
-            if len(unfinished) <= len(rows) // 2:  # CoTs differ in length: do not draw on for nobody
+            if len(unfinished) <= len(rows) // 2:  # CoTs differ in length: drop finished rows
                 places = torch.tensor(unfinished, device=self.device)
                 decoder.keep(places)
                 tokens, streams = tokens[places], streams[places]
@@ -97,7 +97,7 @@ class TorchSampler(TwoPhaseSampler):
         return Images(*(torch.stack(column, 1) for column in zip(*choices, strict=True)))
 
     def _read(self, prompts: list[list[int]], new_tokens: int) -> tuple[LockstepDecoder, Tensor]:
-        """A decoder that has read the prompts, each different one once; hidden states [B, D]."""
+        """A decoder that has read the prompts (equal ones once), and their hidden states [B, D]."""
         numbers: dict[tuple[int, ...], int] = {}
         rows = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
         width = max(map(len, numbers))

@@ -1,9 +1,9 @@
-"""What each algorithm is worth in the shapes world: `python -m benchmarks.algorithms`.
+"""Compares the algorithms in the shapes world: `python -m benchmarks.algorithms`.
 
 Each variant is `bicot train examples/shapes/train.yaml` with some keys, for each seed, with the same
-number of samples. Runs that are there already are not made again, so the command may be stopped and
-given again. Prints a table of the held-out scores after training, mean and spread over the seeds, as
-Markdown, and draws it.
+number of samples. Finished runs are not repeated, so the command may be stopped and given again. It
+prints a Markdown table of the held-out scores after training, mean and spread over the seeds, and plots
+it.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Job(NamedTuple):
 
 
 def scores(run: Path) -> tuple[dict[str, float], dict[str, float]] | None:
-    """Of the first and the last evaluation of a run that is finished, else None."""
+    """The scores of the first and the last evaluation of a finished run, else None."""
     if not (run / "report.html").exists():
         return None
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -85,7 +85,8 @@ def scores(run: Path) -> tuple[dict[str, float], dict[str, float]] | None:
 
 
 def train(job: Job, steps: int) -> None:
-    """One run, unless it is there. One worker of each role, so that two runs share two cores."""
+    """Make one run, unless it is there. It has one worker of each role, so that two runs share two
+    cores."""
     if scores(job.run):
         return
     small = ["learner.ranks=1", "actors.count=1", "ray.dashboard=false"]
@@ -99,13 +100,13 @@ def train(job: Job, steps: int) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean, and half the range."""
+    """Mean and half the range, as text."""
     half = (max(values) - min(values)) / 2
     return f"{statistics.mean(values):.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "")
 
 
 def table(found: dict[str, list[dict[str, float]]], groups: Sequence[str]) -> str:
-    """Markdown."""
+    """The table as Markdown."""
     lines = ["| | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     wanted = {"": ["before training"]} | {group: list(VARIANTS[group]) for group in groups}
     for group, names in wanted.items():
@@ -119,7 +120,7 @@ def table(found: dict[str, list[dict[str, float]]], groups: Sequence[str]) -> st
 
 
 def picture(found: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Each variant's reward, a dot a seed, beside that before training."""
+    """Plot each variant's reward, a dot a seed, beside that before training."""
     names = [name for group in VARIANTS.values() for name in group if name in found]
     figure = Figure(figsize=(7, 0.32 * len(names) + 1.2), layout="constrained")
     axes = figure.subplots()

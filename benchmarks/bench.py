@@ -1,9 +1,9 @@
-"""Whether drawing and judging overlap: `python -m benchmarks.bench`.
+"""Do drawing and judging overlap? `python -m benchmarks.bench`.
 
-The shapes benchmark on one worker, with a judge that is as slow as one on a GPU of its own, and as idle
-on the CPU: the images alone; the judge alone, on images that are there; both as one run. They take
-turns; printed are medians, and how much longer the whole takes than the slower of its halves. The judge
-is as slow as the drawing was, where there is most to lose.
+Runs the shapes benchmark on one worker, with a judge that waits as if it ran on a GPU of its own:
+drawing alone; judging alone, of existing images; both as one run. They take turns. Prints medians, and
+how much longer the whole run takes than its slower half. The judge takes as long as drawing did, where
+overlap matters most.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from rewards.serving import deploy_experts, shutdown_experts
 CHECKPOINT = "examples/shapes/checkpoint"
 
 
-class SlowEyes(Judge):
-    """Takes its time over each image, and computes nothing."""
+class SlowJudge(Judge):
+    """A judge that waits for each image, and computes nothing."""
 
     def __init__(self, seconds_per_image: float):
         self._seconds = seconds_per_image
@@ -73,7 +73,7 @@ def _measure(
     folder: Path,
     runs: int,
 ) -> list[tuple[float, float, float]]:
-    """Seconds of (drawing, judging, both), a run."""
+    """Seconds of (drawing, judging, both) for each run."""
     images = len(items) * benchmark.images_per_prompt
 
     def go(path: Path, draws: bool, judges: RewardsConfig | None) -> float:
@@ -85,7 +85,7 @@ def _measure(
 
     go(folder / "warm", True, None)
     seconds = go(folder / "first", True, None) / images
-    entry = {"use": "benchmarks.bench:SlowEyes", "options": {"seconds_per_image": seconds}}
+    entry = {"use": "benchmarks.bench:SlowJudge", "options": {"seconds_per_image": seconds}}
     judges = judges_of(benchmark, config.model_copy(update={"judges": {"eyes": entry}}))
     assert judges is not None
     deploy_experts(judges)

@@ -1,9 +1,9 @@
-"""How long training stands still for a checkpoint, against how long the checkpoint takes to write.
+"""Compares how long training waits for a checkpoint with how long the checkpoint takes to write.
 
     OMP_NUM_THREADS=1 python -m benchmarks.checkpoint [--hidden 1024] [--layers 6] [--repeats 5]
 
 A DeepSpeed learner with one rank and full training (parameters and Adam's two moments, float32) takes a
-step, then saves again and again as `cluster/checkpoint.py` has it: `begin_save` copies to memory, and
+step, then saves again and again as `cluster/checkpoint.py` does: `begin_save` copies to memory, and
 threads write. Every file is flushed to the disk at the end, so that "written" does not mean "cached".
 """
 

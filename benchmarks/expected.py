@@ -1,10 +1,10 @@
-"""What a step of Janus-Pro-7B should take on 8 GPUs, and what would make it faster, by the speed model.
+"""Predicts the step time of Janus-Pro-7B on 8 GPUs, and what would make it faster, by the speed model.
 
     python -m benchmarks.expected
 
 Nothing here is measured: cluster/estimate/speed.py computes it from shapes, data sheets and the factors
-of cluster/estimate/hardware.py. The published run alone is a fact (38 s a step on 8 x H800, from the 16
-to 18 hours that T2I-R1's authors give for 1600 steps of 128 images), which the model is held against.
+of cluster/estimate/hardware.py. Only the published run is a fact (38 s a step on 8 x H800, from the 16
+to 18 hours that T2I-R1's authors give for 1600 steps of 128 images); the model is compared with it.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ from cluster.estimate.step_times import Times
 RECIPE = Path(__file__).parents[1] / "examples" / "janus_pro" / "train.yaml"
 ON = 8
 OLD_BATCHES = [5, 5, 5, 1]
-"""Groups of each batch as long as they were cut in samples."""
+"""Groups of each batch when batches were cut by samples."""
 SYNCHRONIZE_S = 4.7e-3
-"""Assumed wait of a vLLM decode step that reads its token on the host."""
+"""Assumed wait of a vLLM decoding step that reads its token on the host."""
 ONE_BY_ONE_S = 0.05
 """Assumed seconds of an expert that takes one image at a time."""
 
@@ -70,7 +70,7 @@ def today(images: int = 128) -> SpeedModel:
 
 
 def steps_so_far() -> list[Case]:
-    """How it was, and what each mend should bring."""
+    """The earlier state, and the gain expected of each fix."""
     now = today()
     waiting = replace(now, efficiency=Efficiency({"synchronize_s.vllm": SYNCHRONIZE_S}))
     return [
@@ -87,7 +87,7 @@ def steps_so_far() -> list[Case]:
 
 
 def ideas() -> Iterator[Case]:
-    """What could come next, each beside today's recipe."""
+    """Possible next changes, each beside today's recipe."""
     now = today()
     graphed = now.efficiency.replaced(launch_s_a_layer__torch=0.0)
     for name, model in {

@@ -1,11 +1,11 @@
-"""Does the gateway stand its ground? `python -m benchmarks.gateway --clients 60 --seconds 60`.
+"""Does the gateway withstand attacks? `python -m benchmarks.gateway --clients 60 --seconds 60`.
 
-A real gateway before the shapes experts, on the loopback address, with a token. Honest clients ask it
-as fast as it lets them: first alone, then beside a third as many attackers, who send what is malformed,
-or small and costly, and beside connections that never send a whole head. Looked for: no reply of 500 or
-more, every attack refused as what it is, honest requests' p95 at most twice that without attackers, and
-processes that do not grow (resident sizes in the first against the last third of the attack, after a
-warm-up). Exit status 1 where one of these fails.
+A real gateway before the shapes experts, on the loopback address, with a token. Honest clients send
+requests as fast as it lets them: first alone, then beside a third as many attackers, who send malformed
+requests, or small and costly ones, and beside connections that never send a whole head. It checks that
+no reply is 500 or more, that every attack is refused with the right status, that honest requests' p95
+is at most twice that without attackers, and that processes do not grow (resident sizes in the first
+against the last third of the attack, after a warm-up). Exit status 1 if a check fails.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def bomb() -> bytes:
 
 
 def scans(count: int) -> bytes:
-    """A JPEG of 4096 x 4096 pixels that passes over them `count` times."""
+    """A JPEG of 4096 x 4096 pixels with `count` scans."""
     out = BytesIO()
     Image.new("L", (4096, 4096), 128).save(out, "JPEG", progressive=True)
     scan = out.getvalue()[out.getvalue().rfind(b"\xff\xda") : -2]
@@ -113,7 +113,7 @@ BAD = {
 
 @dataclass
 class StepMetrics:
-    """What came back: statuses by kind of request, seconds of the good ones, and what is wrong."""
+    """Results: statuses by kind of request, seconds of the good ones, and wrong replies."""
 
     statuses: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
     seconds: list[float] = field(default_factory=list)
@@ -130,7 +130,7 @@ class StepMetrics:
 async def client(
     http: httpx.AsyncClient, tally: StepMetrics, end: float, seed: int, attacks: bool
 ) -> None:
-    """One request after another; it comes back later when it is told to."""
+    """Sends one request after another; waits when the server asks it to retry later."""
     chance = random.Random(seed)
     while time.monotonic() < end:
         kind = chance.choice(list(BAD if attacks else GOOD))
@@ -149,7 +149,7 @@ async def client(
 
 
 async def slow_head(url: str, tally: StepMetrics, end: float) -> None:
-    """A connection that begins a request and never ends it; another one when it is closed."""
+    """Opens a connection that begins a request and never ends it; opens another when it is closed."""
     host, _, port = url.removeprefix("http://").partition(":")
     while time.monotonic() < end:
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -172,7 +172,7 @@ def sizes() -> dict[str, float]:
                 continue
             found[title] = process.memory_info().rss / 2**20
         except (psutil.Error, IndexError):
-            continue  # it ended meanwhile
+            continue  # the process ended meanwhile
     return found
 
 
@@ -203,7 +203,7 @@ async def storm(
 def report(
     alone: StepMetrics, tally: StepMetrics, grown: dict[str, list[float]], console: Console
 ) -> bool:
-    """Prints what was seen; whether all of it is as it should be."""
+    """Prints the results. Returns whether all checks pass."""
     table = Table("request", "replies", title="replies by status")
     for kind, statuses in tally.statuses.items():
         table.add_row(kind, ", ".join(f"{status}: {n}" for status, n in statuses.most_common()))
@@ -227,7 +227,7 @@ def report(
 
 
 def stays_flat(grown: dict[str, list[float]], console: Console) -> bool:
-    """Prints the processes' sizes over the run; whether none grew."""
+    """Prints the processes' sizes over the run. Returns whether none grew."""
     names = [f"{n + 1}/{PARTS}" for n in range(PARTS)]
     table = Table("process", *names, "last third / first", title="resident MB over the run")
     flat = True

@@ -1,13 +1,14 @@
-"""Peak memory of one learner step (forward and backward), against the straightforward way to write it.
+"""Compares the peak memory of one learner step (forward and backward) with a straightforward
+implementation.
 
     python -m benchmarks.memory
 
 Janus-Pro's vocabularies (102,400 text tokens, 16,384 image tokens) on a small trunk; 8 samples of 576
-image tokens and up to 64 CoT tokens; float32 on the CPU. Each variant has a process of its own; what
-is shown is by how much its peak resident memory exceeds what it held before the step.
+image tokens and up to 64 CoT tokens; float32 on the CPU. Each variant has a process of its own; it
+shows by how much the peak resident memory exceeds that before the step.
 
-Straightforward is what the published code does: both heads over all positions of both sequences, all
-hidden states kept, the log-softmax of a whole sequence at a time.
+The straightforward implementation is that of the published code: both heads over all positions of both
+sequences, all hidden states kept, the log-softmax of a whole sequence at a time.
 
 Exit status 1 unless ours takes at most half, for a loss within 1e-5.
 """
@@ -45,7 +46,7 @@ VARIANTS = ("straightforward", "ours", "ours, layers checkpointed")
 
 
 def build() -> Janus:
-    """Frozen as in training: only the language model has gradients."""
+    """A model frozen as in training: only the language model has gradients."""
     text = LlamaConfig(
         vocab_size=TEXT_VOCABULARY,
         hidden_size=HIDDEN,
@@ -148,7 +149,9 @@ def measure(variant: str) -> tuple[float, float, float]:
     janus, batch = build(), random_batch()
     parameters = [p for p in janus.model.parameters() if p.requires_grad]
     for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)  # every variant has these, and none is the cause
+        parameter.grad = torch.zeros_like(
+            parameter
+        )  # all variants have these, so that they do not count
     before = psutil.Process().memory_info().rss
     if variant == "straightforward":
         logps = straightforward(janus, batch)

@@ -1,15 +1,15 @@
-"""A whole step beside one in the published code's manner: `python -m benchmarks.published`.
+"""Compares a whole step with one as the published code does it: `python -m benchmarks.published`.
 
 One group of 8 samples from a small Janus with Janus-Pro's vocabularies (102,400 text tokens, 16,384
 image tokens, 576 of them an image), float32, one thread: generate, then learn.
 
-The published manner (github.com/CaraJ7/T2I-R1, `compute_loss`): transformers' growing cache,
-multinomial draws, conditional and unconditional rows in one batch; then both CoTs teacher-forced with
-all hidden states kept and gradient checkpointing on, the text head on every position of both sequences
-(and once more on the text, where its logits are read), the reference model likewise, one AdamW step.
-Here: the rollout worker's sampler, and the learner's worker as training starts it. Both generate the
-same number of tokens and learn from the same samples. They take turns; medians and their ratios are
-printed, for times on a shared machine say little.
+The published code (github.com/CaraJ7/T2I-R1, `compute_loss`): transformers' growing cache, multinomial
+draws, conditional and unconditional rows in one batch; then both CoTs teacher-forced with all hidden
+states kept and gradient checkpointing on, the text head on every position of both sequences (and once
+more on the text, where its logits are read), the reference model likewise, one AdamW step. Here: the
+rollout worker's sampler, and the learner's worker as training starts it. Both generate the same number
+of tokens and learn from the same samples. They take turns; medians and their ratios are printed,
+because absolute times on a shared machine vary.
 """
 
 import argparse
@@ -43,7 +43,7 @@ GUIDANCE = 5.0
 
 
 class Published:
-    """Generates and learns in the published code's manner."""
+    """Generates and learns as the published code does."""
 
     def __init__(self, janus: Janus):
         self.janus, self.reference = janus, deepcopy(janus)
@@ -82,7 +82,7 @@ def teacher_forced(janus: Janus, batch: Batch) -> torch.Tensor:
         output = janus.trunk(
             inputs_embeds=embedded, attention_mask=mask.long(), output_hidden_states=True
         )
-        janus.text_logits(output.hidden_states[-1])  # of either sequence; nobody reads them
+        janus.text_logits(output.hidden_states[-1])  # of either sequence; they are not used
         return output.hidden_states[-1]
 
     def gather(logits, ids):

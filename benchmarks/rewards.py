@@ -1,13 +1,13 @@
-"""What judging costs: `python -m benchmarks.rewards`, or with the names of some parts.
+"""The cost of scoring: `python -m benchmarks.rewards`, or with the names of some parts.
 
 | part | compares, in one run on one machine |
 |---|---|
-| `batching` | an expert asked about 16 images at once, and about each alone |
+| `batching` | an expert that scores 16 images at once, and each alone |
 | `replicas` | three replicas of a slow expert, and one |
 | `overhead` | 32 images of 384x384 scored through Ray Serve, and by the expert itself |
 
-The two sides of a part take turns; medians are printed, and ratios within a turn, since absolute times
-on a shared machine say little. Models are tiny and random, of the published classes, on one CPU thread.
+The two sides of a part take turns; medians are printed, and ratios within a turn, because absolute
+times on a shared machine vary. Models are tiny and random, of the published classes, on one CPU thread.
 """
 
 import argparse
@@ -49,7 +49,7 @@ PROMPTS = (
 
 
 class Sleeper(Expert):
-    """As slow as an expert on a GPU, and as idle on the CPU."""
+    """Waits as long as an expert on a GPU takes, without using the CPU."""
 
     def __init__(self, seconds_per_image: float = 0.01):
         self.seconds_per_image = seconds_per_image
@@ -114,7 +114,7 @@ def tiny_clip(folder: Path) -> None:
 
 
 def numbers(scores: ExpertScores) -> np.ndarray:
-    """All that an expert says: its values, and how sure it is of every box."""
+    """All numbers of an expert's answer: its values, and the confidence of every box."""
     return np.array([*scores.values, *(box.score for some in scores.boxes for box in some)])
 
 

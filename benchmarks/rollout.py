@@ -1,10 +1,10 @@
 """Images per second of the torch sampler against a plain transformers loop: `python -m
 benchmarks.rollout`.
 
-Same model, same prompts, same batch, same number of tokens, in one run, one CPU thread (or the
-GPU). The plain loop is what one writes with transformers alone: forward calls with a cache that
-grows by a token a step, multinomial draws, conditional and unconditional rows in one batch. The two
-take turns; medians and their ratio are printed, since absolute times on a shared machine say little.
+Same model, same prompts, same batch, same number of tokens, in one run, one CPU thread (or the GPU).
+The plain loop is what one writes with transformers alone: forward calls with a cache that grows by a
+token a step, multinomial draws, conditional and unconditional rows in one batch. The two take turns;
+medians and their ratio are printed, because absolute times on a shared machine vary.
 """
 
 import argparse
@@ -99,7 +99,7 @@ class TransformersBaseline:
 
 
 def main() -> None:
-    # Here, for the plain loop is measured on machines that have none of it, too.
+    # Imported here, because the plain loop is also measured on machines without it.
     from rich.console import Console
     from rich.table import Table
 

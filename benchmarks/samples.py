@@ -1,4 +1,4 @@
-"""Samples that hold nothing but an image, for what never looks at the rest."""
+"""Samples that hold nothing but an image, for code that uses nothing else."""
 
 from functools import cache
 
@@ -29,5 +29,5 @@ def dummy_sample(draw: SampleRequest, image: np.ndarray, tokens: int = 1) -> Sam
 
 @cache
 def _zeros(tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same for all samples, so that to pack hundreds costs little."""
+    """The same arrays for all samples, so that packing hundreds costs little."""
     return np.zeros(tokens, np.int64), np.zeros(tokens, np.float32)

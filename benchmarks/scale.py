@@ -4,13 +4,13 @@
 
 The loop, the rollout manager, rewards, metrics, ledger and recorder are the program's own, and so are
 Ray's calls: one a worker and step, one for all scoring, two for the learner's step, and weights that
-are published as a stream of buckets. What answers are three processes that wait
+are published as a stream of buckets. Three waiting processes stand for the roles
 (benchmarks/simulated.py). Every rollout worker generates one group of 8 a step, so work grows with the
 workers, and an ideal step takes the same time at any number of them. 64 experts' replicas score.
 
-Shown: the throughput as a share of the ideal, and the time that the loop's thread computes in a step
-(what it does not spend waiting), with a plot. Each run has a process and a Ray of its own; of several
-runs of a size the medians count.
+It shows the throughput as a share of the ideal, and the time that the loop's thread computes in a step
+(without waiting), with a plot. Each run has a process and a Ray of its own; several runs of a size give
+medians.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from rich.table import Table
 from benchmarks.simulated import GENERATE_S, GROUP_SIZE, LEARN_S, SCORE_S, Pace, ideal_s, measure
 
 BOUND_MS = 100
-"""The driver's, at 256 actors."""
+"""Bound of the driver's time a step, at 256 actors."""
 
 
 @dataclass(frozen=True)

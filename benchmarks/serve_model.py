@@ -1,14 +1,14 @@
-"""Does the images API stand its ground? `python -m benchmarks.serve_model --clients 64 --seconds 60`.
+"""Does the images API hold up under load? `python -m benchmarks.serve_model --clients 64 --seconds 60`.
 
-The shapes model behind its API, on the loopback address, with a token. Clients ask as fast as they are
-answered; one request in four is malformed. Then all of them hang up at once. Looked for: no reply of
-500 or more, every malformed request refused as what it is, processes that do not grow (resident sizes
-in the first against the last third, after a warm-up), images drawn at 90 % at least of the pace that
-the sampler alone has in batches of the same size, and a queue that is empty once nobody waits. Exit
-status 1 where one of these fails.
+The shapes model behind its API, on the loopback address, with a token. Clients send requests as fast as
+they are answered; one request in four is malformed. Then all of them hang up at once. It checks that no
+reply is 500 or more, that every malformed request is refused with the right status, that processes do
+not grow (resident sizes in the first against the last third, after a warm-up), that images are drawn at
+90 % at least of the sampler's own pace in batches of the same size, and that the queue is empty once no
+client waits. Exit status 1 if a check fails.
 
-The sampler's own pace is taken in this process, right before and right after; the model has one core in
-either case.
+The sampler's own pace is measured in this process, right before and right after; the model has one core
+in either case.
 """
 
 import argparse
@@ -43,7 +43,7 @@ IMAGES = 4  # a request
 SHARE = 0.9  # of the sampler's own pace
 OWN_S = 10.0  # how long that is measured, twice
 MALFORMED = 0.25
-EMPTY_S = 5.0  # after which nothing may wait that nobody waits for
+EMPTY_S = 5.0  # after which the queue must be empty
 
 
 def body(**fields) -> dict:
@@ -85,7 +85,7 @@ BAD = {
 async def client(
     http: httpx.AsyncClient, tally: StepMetrics, prompts: Sequence[Prompt], end: float, seed: int
 ) -> None:
-    """One request after another; it comes back later when it is told to."""
+    """Sends one request after another; waits when the server asks it to retry later."""
     chance = random.Random(seed)
     while time.monotonic() < end:
         kind, expected = "good", 200
@@ -109,7 +109,7 @@ async def client(
 async def storm(
     http: httpx.AsyncClient, prompts: Sequence[Prompt], clients: int, seconds: float
 ) -> tuple[StepMetrics, dict[str, list[float]], float]:
-    """What came back, the processes' sizes, and images a second."""
+    """The replies, the processes' sizes, and images a second."""
     tally, grown = StepMetrics(), defaultdict[str, list[float]](list)
     began = time.monotonic()
     end, first = began + seconds, await drawn(http)
@@ -128,7 +128,8 @@ async def drawn(http: httpx.AsyncClient, name: str = "bicot_model_images_total")
 
 
 async def hang_up(http: httpx.AsyncClient, clients: int, batch_size: int, console: Console) -> bool:
-    """All clients ask at once and go away; whether their places are free soon after."""
+    """All clients send a request at once and go away. Returns whether their places are free soon
+    after."""
     before, batch = await drawn(http), batch_size
     asking = [asyncio.create_task(http.post(PATH, **body(n=IMAGES, seed=n))) for n in range(clients)]
     await asyncio.sleep(0.3)
@@ -149,7 +150,7 @@ async def hang_up(http: httpx.AsyncClient, clients: int, batch_size: int, consol
 
 
 def own_pace(config: RunConfig, prompts: Sequence[Prompt]) -> float:
-    """Images a second of the sampler alone, in batches of the same make."""
+    """Images a second of the sampler alone, in batches of the same kind."""
     torch.set_num_threads(1)
     sampler, size = make_sampler(config.policy, config.actors, config.seed), config.actors.batch_size
     chance, done, began = random.Random(0), 0, 0.0
@@ -171,7 +172,7 @@ def report(
     own: Sequence[float],
     console: Console,
 ) -> bool:
-    """Prints what was seen; whether all of it is as it should be."""
+    """Prints the results. Returns whether all checks pass."""
     table = Table("request", "replies", title="replies by status")
     for kind, statuses in sorted(tally.statuses.items()):
         table.add_row(kind, ", ".join(f"{status}: {n}" for status, n in statuses.most_common()))

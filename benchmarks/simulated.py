@@ -1,4 +1,4 @@
-"""A run whose loop is real and whose roles only wait, as long as real ones were measured to take."""
+"""A run with the real loop, whose roles only wait as long as real ones take."""
 
 import asyncio
 import os
@@ -34,7 +34,8 @@ from rewards.client import RewardWorker
 from rewards.expert import ExpertResult, ExpertScores, GroupResults
 
 GENERATE_S, SCORE_S, LEARN_S, PUBLISH_S = 2.0, 0.2, 1.0, 0.1
-"""Of one group of a 1B model on a GPU, in round numbers; what matters is that they do not grow."""
+"""Seconds of one group of a 1B model on a GPU, in round numbers; it matters only that they do not
+grow."""
 REPLICAS, BUCKETS = 64, 56
 GROUP_SIZE = 8
 EXPERTS = ("objects", "count", "relation")
@@ -45,8 +46,8 @@ IMAGE = np.zeros((1, 1, 3), np.uint8)
 
 
 class Host:
-    """Stands for all rollout workers, so that a core is left to the driver. All groups are one and the
-    same: what each actor does on a core of its own would here be done in turns, on the driver's."""
+    """Stands for all rollout workers, so that a core is left to the driver. All groups are the same
+    object: work that each actor does on a core of its own would here run in turns, on the driver's."""
 
     def __init__(self):
         nothing = dummy_sample(SampleRequest(Prompt("nothing", "nothing", "nothing"), 0), IMAGE)
@@ -63,17 +64,17 @@ class Host:
 
 
 class Experts(RewardWorker):
-    """Stands for all experts' replicas; what is asked of them is asked by the real judge."""
+    """Stands for all experts' replicas; the real reward worker calls them."""
 
     def __init__(self):
         self._free = asyncio.Semaphore(REPLICAS)
-        said = ExpertScores(np.linspace(0, 1, GROUP_SIZE, dtype=np.float32))
-        self._opinions = dict.fromkeys(EXPERTS, ExpertResult(said, SCORE_S, 0, 0.5))
+        scores = ExpertScores(np.linspace(0, 1, GROUP_SIZE, dtype=np.float32))
+        self._results = dict.fromkeys(EXPERTS, ExpertResult(scores, SCORE_S, 0, 0.5))
 
     async def score_group(self, sample_refs, group: Group) -> GroupResults:
         async with self._free:
             await asyncio.sleep(SCORE_S)
-        return GroupResults(tuple(d.sample_id for d in group), self._opinions)
+        return GroupResults(tuple(d.sample_id for d in group), self._results)
 
 
 class Rank:
@@ -90,7 +91,7 @@ class Rank:
         return {"loss": 0.0, "step/skipped": 0.0}
 
     def publish(self) -> Iterator[np.ndarray]:
-        """The manifest, and as many buckets as a 7B model has of 256 MB; without what is in them."""
+        """The manifest, and as many buckets as a 7B model has of 256 MB, but empty."""
         for _ in range(1 + BUCKETS):
             yield IMAGE
             time.sleep(PUBLISH_S / (1 + BUCKETS))
@@ -111,8 +112,8 @@ def simulated_learner(config: RunConfig) -> LearnerGroup:
     return LearnerGroup(config.learner, [ray.remote(Rank).options(num_cpus=0).remote()])
 
 
-class Looker:
-    """Stands for evaluations, which are no part of a step: always the same samples."""
+class FixedEvaluator:
+    """Stands for evaluations, which are no part of a step: always returns the same samples."""
 
     def __init__(self, scored: tuple[ScoredSample, ...]):
         self._scored = scored
@@ -125,7 +126,7 @@ class Looker:
 
 
 class ClockedRecorder(Recorder):
-    """Notes of each step how long it took, and how long of it the loop's thread computed."""
+    """Also records how long each step took, and how long the loop's thread computed in it."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -154,14 +155,13 @@ class Pace(NamedTuple):
 
 
 def ideal_s(actors: int) -> float:
-    """A step in which nothing waits but for the roles themselves: judging takes turns when there are
-    more groups than replicas."""
+    """Seconds of a step that waits for the roles alone: scoring takes turns when there are more groups
+    than replicas."""
     return GENERATE_S + SCORE_S * -(-actors // REPLICAS) + LEARN_S + PUBLISH_S
 
 
 def measure(actors: int, steps: int, folder: Path) -> Pace:
-    """A run of so many actors and steps, one group an actor and step, in a new `folder` and on a Ray of
-    its own."""
+    """Measure a run with one group an actor and step, in a new `folder` and on a Ray of its own."""
     ray.init(
         address="local",
         num_cpus=8,
@@ -193,12 +193,12 @@ def measure(actors: int, steps: int, folder: Path) -> Pace:
             config=config,
             workers=workers,
             progress=TrainProgress(Console(file=nowhere), steps),
-            evaluator=cast(Any, Looker(scored)),
+            evaluator=cast(Any, FixedEvaluator(scored)),
             recorder=recorder,
             ledger=Ledger(config.folder),
             checkpoints=CheckpointManager(config.folder / "checkpoints", 1, print),
         )
-        # There is no state to keep.
+        # There is no state to save.
         run.save = run.finish = lambda: None  # type: ignore[method-assign]  # of this run alone
         train_loop(run, prompts, StopSignal())
         run.close()

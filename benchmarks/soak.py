@@ -1,9 +1,9 @@
-"""Whether a long run grows: `python -m benchmarks.soak`, 2,000 small steps of the shapes run.
+"""Does a long run grow? `python -m benchmarks.soak`: 2,000 small steps of the shapes run.
 
-Every few seconds it notes each process's own memory (USS: what would be free again if it ended), open
-file descriptors and threads; every minute the object store. The table has, of each kind of process, the
-values at the first step that counts and at the end, and the slope of a straight line through all, a
-thousand steps.
+Every few seconds it records each process's own memory (USS: what would be free again if it ended), open
+file descriptors and threads; every minute the object store. The table has, for each kind of process,
+the values at the first step that counts and at the end, and the slope a thousand steps of a straight
+line through all values.
 """
 
 import argparse
@@ -43,7 +43,7 @@ MEASURES = ("MB", "descriptors", "threads")
 
 @dataclass
 class Watcher(threading.Thread):
-    """Notes (step, MB, descriptors, threads) of each kind of process of this one's family, summed, and
+    """Records (step, MB, descriptors, threads) of this process and its children, summed by kind, and
     (step, MB) of the object store."""
 
     metrics: Path
@@ -72,7 +72,7 @@ class Watcher(threading.Thread):
 
 
 def _family() -> dict[str, np.ndarray]:
-    """Of this process and all its children, by kind: MB, descriptors, threads."""
+    """Kind -> MB, descriptors, threads of this process and all its children."""
     here = psutil.Process()
     found: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
     for process in [here, *here.children(recursive=True)]:
@@ -98,7 +98,7 @@ def _kind(command: Sequence[str]) -> str:
 
 
 def _store_mb() -> float | None:
-    """Megabytes in the object store, as Ray's command line tells them; None while Ray is not there."""
+    """Megabytes in the object store, from Ray's command line; None while Ray does not run."""
     if not ray.is_initialized():
         return None
     address = ray.get_runtime_context().gcs_address
@@ -109,14 +109,14 @@ def _store_mb() -> float | None:
         "--address",
         address,
     ]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
-    used = re.search(r"Plasma memory usage (\d+) MiB", told)
+    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
+    used = re.search(r"Plasma memory usage (\d+) MiB", output)
     return float(used[1]) if used else None
 
 
 def trend(points: np.ndarray) -> tuple[float, float, float]:
-    """Of a straight line through points (step, value), float [N, 2]: its first and its last value, and
-    its slope a thousand steps."""
+    """A straight line through points (step, value), float [N, 2]: its first and its last value, and its
+    slope a thousand steps."""
     steps, values = points.T
     slope, offset = map(float, np.polyfit(steps, values, 1))
     return offset + slope * float(steps.min()), offset + slope * float(steps.max()), slope * 1000
@@ -161,7 +161,7 @@ def main() -> None:
         started = time.monotonic()
         try:
             train(config, console)
-        finally:  # a run that breaks off has been watched as well
+        finally:  # shows the values of a run that fails, too
             watcher.done.set()
             watcher.join(130)
             took = time.monotonic() - started

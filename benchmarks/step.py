@@ -1,8 +1,8 @@
-"""Where a step's time goes, and how large its processes are: `python -m benchmarks.step`.
+"""The phases of a step, and the sizes of its processes: `python -m benchmarks.step`.
 
 Makes a short shapes run and reads its own metrics: the median of each phase and its share of the step
-(cluster/watch/metrics.py says what each phase holds). Drawing, judging and learning are the work;
-publishing weights and the driver's own doing are overhead. Beside it, the largest resident size that
+(cluster/watch/metrics.py describes the phases). Generating, scoring and learning are the work;
+publishing weights and the driver's own work are overhead. Beside it, the largest resident size that
 each kind of process reached (the kernel's VmHWM).
 """
 
@@ -25,7 +25,7 @@ PHASES = ("generate", "score", "learn", "publish", "wait", "driver")
 
 
 class PeakSizes(threading.Thread):
-    """Every second, the peak resident size of this process and all its children, by kind."""
+    """Records every second the peak resident size of this process and all its children, by kind."""
 
     def __init__(self):
         super().__init__(daemon=True)

@@ -1,10 +1,10 @@
-"""Is the page quick on a long run? `python -m benchmarks.studio --lines 100000 --pictures 5000`.
+"""Is the page fast on a long run? `python -m benchmarks.studio --lines 100000 --pictures 5000`.
 
-A run directory is made: so many lines of metrics, each with what a run of three experts writes, and
-so many pictures in evaluations of 250. `bicot studio` is started on it, in a process of its own, and
-asked what a browser asks. Looked for: the first view (list, curves, how it stands, newest samples)
-within a second; less than 200 MB of resident memory at any time; and, once all is read, a look at a run
-that does not grow reads none of its metrics again. Exit status 1 where one of these fails.
+Makes a run directory with that many lines of metrics, each as a run of three experts writes it, and
+that many pictures in evaluations of 250. Starts `bicot studio` on it in a process of its own, and sends
+the requests of a browser. It checks that the first view (list, curves, state, newest samples) takes at
+most a second, that resident memory stays below 200 MB, and that, once all is read, a request on a run
+that does not grow reads none of its metrics again. Exit status 1 if a check fails.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def metrics(step: int) -> dict[str, float]:
     names += ["guidance_gap", "grad_norm", "groups/dropped", "groups/filtered", "step/skipped"]
     names += [f"{name}/{part}" for name in PARTS for part in ("cot", "image")]
     names += [f"time/{part}" for part in ("step", "generate", "score", "learn", "publish", "wait")]
-    told = ("retries", "failures", "left_out", "constant", "latency_s", "applied", "std", "min", "max")
-    names += [f"expert/{name}/{what}" for name in EXPERTS for what in told]
+    parts = ("retries", "failures", "left_out", "constant", "latency_s", "applied", "std", "min", "max")
+    names += [f"expert/{name}/{what}" for name in EXPERTS for what in parts]
     names += [f"reward/{name}" for name in EXPERTS]
     return {name: (step * 7919 + n) % 1000 / 1000 for n, name in enumerate(names)}
 
@@ -60,7 +60,7 @@ def make_run(folder: Path, lines: int, pictures: int) -> None:
 
 
 def first_view(http: httpx.Client) -> float:
-    """Seconds until a browser has all that it shows first, pictures included."""
+    """Seconds until a browser has everything of the first view, pictures included."""
     began = time.perf_counter()
     http.get("/").raise_for_status()
     http.get("/api/runs").raise_for_status()

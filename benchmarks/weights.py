@@ -1,10 +1,10 @@
-"""How long a weight update into the running vLLM engine takes.
+"""Times a weight update into the running vLLM engine.
 
     OMP_NUM_THREADS=1 python -m benchmarks.weights [--hidden 1024] [--layers 6] [--repeats 5]
 
 Times `VLLMSampler.load_weights` for the parameters that a run trains (the language model and its head)
 of a randomly initialised Janus: from tensors in memory, and from the flat buckets that actors pull.
-Prompts are drawn in between, so that there are cached keys and values to let go of.
+Prompts are drawn in between, so that there are cached keys and values to drop.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`bicot bench ...`: the commands around benchmarks."""
+"""`bicot bench ...`: the commands for benchmarks."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,8 +88,8 @@ def run(
 ):
     """Draw a benchmark's prompts, have the images judged while others are drawn, and score them.
 
-    Name what draws: --policy, --config, --diffusers or --api. A run that was stopped goes on when the
-    command is given again: no image is drawn twice, no judge is asked twice."""
+    Name the generator: --policy, --config, --diffusers or --api. A run that was stopped goes on when
+    the command is given again: no image is drawn or judged twice."""
     from cluster.commands.bench import job_of
     from cluster.commands.bench import run as start
     from cluster.commands.bench_config import bench_config
@@ -128,8 +128,8 @@ def score(
     data: Data = None,
     published_rules: Published = False,
 ):
-    """Score a run again, or images that lie in the published layout: nothing is drawn. Judges are asked
-    where there is no reply yet; --no-judge scores the replies that are there."""
+    """Score a run again, or images in the published layout: nothing is drawn. Images without a reply
+    are judged first; --no-judge scores the replies that are there."""
     from cluster.commands.bench import benchmark_of, score_job
     from cluster.commands.bench import run as start
 
@@ -151,7 +151,7 @@ def compare(
     data: Data = None,
 ):
     """Put all models x all tasks into one table, and the images side by side, those that differ most
-    first. Refuses what is not comparable."""
+    first. Refuses results that cannot be compared."""
     from cluster.commands.bench import compare as start
 
     start(folders, out, console, anyway=anyway, published_rules=published_rules, data=data)
@@ -169,7 +169,7 @@ def _prompts(tasks: str | None, limit: int | None, data: Path | None) -> dict[st
 
 
 def _judges(benchmark: str, url: str | None, model: str | None, key_env: str | None) -> dict[str, Any]:
-    """The options of those judges of a benchmark that ask a server."""
+    """The options of those judges of a benchmark that use a server."""
     from cluster.commands.bench import judges_with_server
 
     options = {"url": url, "model": model, "api_key_env": key_env}

@@ -1,7 +1,7 @@
-"""The benchmarks that a run looks at while it trains, and their judges beside its experts.
+"""The benchmarks that a run evaluates while it trains, and their judges beside its experts.
 
 A judge runs as an expert does, as an application of Ray Serve of its own, "BENCHMARK.JUDGE": a name
-with a full stop, which no expert can have. Nobody asks it for a reward.
+with a full stop, which no expert can have. It gives no reward.
 """
 
 import re
@@ -17,9 +17,9 @@ from rewards.config import RewardsConfig
 
 
 def bench_configs(config: RunConfig) -> dict[str, BenchConfig]:
-    """The benchmarks of a run by name, each as a run of its own would be configured.
+    """The benchmarks of a run by name, each with the configuration of a run of its own.
 
-    Raises UserError for one that is not known or named twice, and for a key that belongs to none.
+    Raises UserError for one that is unknown or named twice, and for a key that belongs to none.
     """
     asked = config.evaluate
     try:
@@ -76,10 +76,10 @@ def with_judges(config: RunConfig) -> RewardsConfig:
 
 
 def application_prefix(benchmark: str) -> str:
-    """What the names of its judges' applications begin with."""
+    """The prefix of its judges' application names."""
     return f"{plain(benchmark)}."
 
 
 def plain(benchmark: str) -> str:
-    """Its name where one of letters, digits and underscores is wanted."""
+    """Its name in letters, digits and underscores alone."""
     return re.sub(r"[^A-Za-z0-9]", "_", benchmark)

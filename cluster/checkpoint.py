@@ -1,11 +1,11 @@
-"""Checkpoints of a run: whole or not there. The newest that is sound is the one to resume from.
+"""Checkpoints of a run: each is complete or absent. A run resumes from the newest sound one.
 
     checkpoints/step_000100/         a model in transformers layout, as `--policy` takes it, and
                 learner/             DeepSpeed's state: parameters, optimizer, schedule
                 state.json           the rest, and size and SHA-256 of every file; written last, so a
                                      folder without it is no checkpoint
 
-A checkpoint is written under another name while training goes on, and renamed when all of it is there.
+A checkpoint is written under another name while training goes on, and renamed when it is complete.
 After a rollback, `truncate_after` cuts the run's JSON lines back to the step of its checkpoint.
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 def truncate_after(path: Path, step: int) -> int:
     """Cut off a file of JSON lines after the last line of this step or an earlier one: later steps go,
-    and a line that was torn. Returns how many lines went."""
+    and a torn line. Returns how many lines were cut."""
     if not path.exists():
         return 0
     lines = read_lines(path)
@@ -63,26 +63,27 @@ _PART = ".part"
 
 @dataclass(frozen=True)
 class State:
-    """What a run needs to go on, beside the learner's own state. There is no random state to keep:
-    prompts come in an order that is a function of the seed, and tokens are chosen by hash."""
+    """What a run needs to go on, beside the learner's own state. There is no random state to save: the
+    order of prompts is a function of the seed, and tokens are chosen by hash."""
 
     step: int
     weights_version: int
     ranks: int
     config: dict[str, Any]
     expert_stats: dict[str, RunningStats] = field(default_factory=dict)
-    """Of experts whose scores are normalised by what they were so far."""
+    """Statistics of experts with `normalize: running`."""
     requested: Requested | None = None
-    """How far the run was in its stream of groups. (Formats before 3 had none: `step` told it.)"""
+    """How far the run was in its stream of groups. (Formats before 3 had none: it followed from
+    `step`.)"""
     coefficients: Coefficients | None = None
-    """The next step's, some of which are adapted from step to step."""
+    """Those of the next step, some of which are adapted from step to step."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of the files that the run reads, by the key that names them."""
+    """Key -> fingerprint of the files that it names and the run reads."""
     format: int = FORMAT
     files: dict[str, int] = field(default_factory=dict)
     """Size of every file, in bytes."""
     sha256: dict[str, str] = field(default_factory=dict)
-    """Of every file. (Format 1 had sizes alone.)"""
+    """SHA-256 of every file. (Format 1 had sizes alone.)"""
 
 
 _STATE = TypeAdapter(State)
@@ -94,7 +95,7 @@ class Checkpoint:
     state: State
 
     def resume(self, ranks: int) -> Resume:
-        """For a learner of `ranks` ranks; converts a checkpoint that another number wrote."""
+        """The learner's state for `ranks` ranks; converts a checkpoint that another number wrote."""
         universal = ranks != self.state.ranks
         if universal:
             to_universal(self.folder)
@@ -111,22 +112,22 @@ class CheckpointManager:
         self._state: State | None = None
         self._part = folder
         self.begun = 0
-        """The step of the last checkpoint that was begun."""
+        """The step of the checkpoint that was begun last."""
         self._stalled_s = 0.0
         self._took: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
 
     def begin(self, learner: "LearnerGroup", state: State) -> None:
-        """Returns when the learner has copied its state to memory. A write that is still under way is
-        waited for first."""
+        """Returns when the learner has copied its state to memory. Waits first for a write that is
+        still under way."""
         self.wait(learner)
         self._sweep()
-        # Under a name of its own: a rank that was given up may still be at work in the last one's.
+        # Under a new name: a rank that was given up may still write into the last one's folder.
         self._part = self.folder / f"{_name(state.step)}.{uuid.uuid4().hex[:8]}{_PART}"
         started = time.perf_counter()
         try:
-            # The engine's folder too: a rank that alone cannot make it loses the others.
+            # The engine's folder too: if one rank alone cannot make it, the others wait for it.
             (self._part / ENGINE_FOLDER).mkdir(parents=True)
             learner.begin_save(str(self._part.absolute()))
         except (OSError, RayTaskError) as error:
@@ -136,8 +137,8 @@ class CheckpointManager:
         self._stalled_s = time.perf_counter() - started
 
     def poll(self, learner: "LearnerGroup") -> None:
-        """Finish the checkpoint under way if all of it is written. One that cannot be written is told
-        of and given up; those before it stay."""
+        """Finish the checkpoint under way if all of it is written. Reports and gives up one that cannot
+        be written; earlier ones stay."""
         if self._state is None:
             return
         step = self._state.step
@@ -151,19 +152,19 @@ class CheckpointManager:
         self._state = None
 
     def wait(self, learner: "LearnerGroup", pause: Callable[[], None] = lambda: None) -> None:
-        """Until nothing is under way."""
+        """Wait until no write is under way."""
         while self._state is not None:
             self.poll(learner)
             pause()
 
     def metrics(self) -> dict[str, float]:
-        """Of a checkpoint that was finished since this was asked last, if one was: how long training
-        stood still for it, and how long the slowest rank wrote."""
+        """Times of a checkpoint that was finished since the last call, if one was: how long training
+        waited for it, and how long the slowest rank wrote."""
         took, self._took = self._took, {}
         return took
 
     def abandon(self) -> None:
-        """The learner is gone, and with it what it was writing."""
+        """Drop the write under way: its learner is gone."""
         if self._state is not None:
             self._state = None
             self._sweep()
@@ -185,7 +186,7 @@ class CheckpointManager:
         if target.exists():
             shutil.rmtree(target)
         self._part.rename(target)
-        # Of a later step are those that could not be gone on from: they count for nothing here.
+        # Checkpoints of later steps are those that could not be resumed: they do not count here.
         past = [path for step, path in by_step(self.folder, "step") if step <= state.step]
         for old in past[: -self._keep]:
             shutil.rmtree(old)
@@ -201,8 +202,8 @@ class CheckpointManager:
 
 
 def newest(folder: Path, tell: Callable[[str], None], *, read_all: bool = True) -> Checkpoint | None:
-    """The newest sound checkpoint of `folder`; tells of those that are not. Without `read_all` files
-    count as sound if they have their size.
+    """The newest sound checkpoint of `folder`; reports torn ones. Without `read_all` only sizes of
+    files are checked.
 
     Raises UserError for one that a newer version of this program wrote.
     """
@@ -255,7 +256,7 @@ def _wrong_files(path: Path, state: State, read_all: bool) -> Iterator[str]:
 
 
 class _Torn(Exception):
-    """A checkpoint that is not whole."""
+    """A checkpoint is not complete."""
 
 
 def _name(step: int) -> str:

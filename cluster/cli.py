@@ -49,7 +49,7 @@ def train(
     """Train with BiCoT-GRPO and write runs/NAME/."""
     from cluster.config import dump_config, load_config
     from cluster.placement import placement_table, roles
-    from cluster.ray_session import check_kept, tell_store
+    from cluster.ray_session import check_kept, print_store_size
     from cluster.validate import validate_run
     from policy.paths import check_writable
 
@@ -60,7 +60,7 @@ def train(
         inputs = validate_run(resolved)
         console.print(dump_config(resolved), highlight=False, soft_wrap=True, markup=False)
         console.print(placement_table(roles(resolved)))
-        tell_store(resolved.ray, inputs.store_need(resolved), console)
+        print_store_size(resolved.ray, inputs.store_need(resolved), console)
         return
     from cluster.train import train as run
 
@@ -97,7 +97,7 @@ def sft(
 
 
 def _to_its_end(run: Callable[[], object], folder: Path) -> None:
-    """A run that may be stopped: exit status 75 says that the same command goes on."""
+    """Run something that may be stopped: exit status 75 means that the same command goes on."""
     from cluster.recovery import EXIT_STATUS, Stopped
 
     try:
@@ -164,7 +164,7 @@ def serve_experts(config: ConfigFile, overrides: Overrides = []):  # noqa: B006
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def serve():
-    """The name that `serve-experts` had."""
+    """The old name of `serve-experts`."""
     raise UserError("bicot serve is now bicot serve-experts; bicot serve-model serves the model")
 
 
@@ -242,8 +242,8 @@ def compare(
         Path | None, typer.Option(help="folder with a benchmark's prompt files", parser=home)
     ] = None,
 ):
-    """Set two runs side by side, by their last evaluations, or two results of `bicot bench`: scores
-    with intervals, and the pictures of the prompts on which they differ most."""
+    """Compare two runs, by their last evaluations, or two results of `bicot bench`: scores with
+    intervals, and the pictures of the prompts on which they differ most."""
     from cluster.commands.compare import compare as write
 
     write(one, other, out, console, anyway=anyway, data=data)
@@ -324,22 +324,22 @@ def fetch(
 
 
 def with_policy(overrides: list[str], policy: str | None) -> list[str]:
-    # Quoted, or YAML might take the path for something else.
+    # Quoted, or YAML might not read the path as text.
     return (
         [*overrides, f"policy.path={json.dumps(policy, ensure_ascii=False)}"] if policy else overrides
     )
 
 
 def main() -> None:
-    """Exit status 2 for what a person can mend, 1 for a fault of the program."""
+    """Exit status 2 for an error that the user can correct, 1 for a fault of the program."""
     guard_terminal()
     find_modules_here()
     try:
         app()
     except UserError as error:
-        # Raised in a worker, it comes wrapped in that worker's traceback.
+        # One from a worker comes wrapped in that worker's traceback.
         _end(in_one_line(error))
-    except OSError as error:  # a file or folder that cannot be what it should
+    except OSError as error:  # a file or folder that cannot be read or written
         if error.filename is None:
             raise
         _end(f"{error.filename}: {error.strerror}")
@@ -347,16 +347,16 @@ def main() -> None:
         forget_unwritten()
 
 
-def _end(told: object) -> NoReturn:
-    console.print(f"error: {told}", style="red", highlight=False, markup=False, soft_wrap=True)
+def _end(message: object) -> NoReturn:
+    console.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(2)
 
 
 def find_modules_here() -> None:
-    """Modules that a configuration names (experts, CoT checkers) may lie where the command is given:
+    """Import modules that a configuration names (experts, CoT checkers) from the working directory too:
     behind all others, so that a `rewards.py` there hides none of this program's own."""
     here = str(Path.cwd())
-    if Path(__file__).parents[1] != Path.cwd():  # else it is where this program lies
+    if Path(__file__).parents[1] != Path.cwd():  # else it is this program's own folder
         sys.path[:] = [folder for folder in sys.path if folder not in ("", here)]
     if here not in sys.path:
         sys.path.append(here)

@@ -1,4 +1,4 @@
-"""A run's configuration: one YAML file, `key=value` overrides, and errors that a person can act on.
+"""A run's configuration: one YAML file, `key=value` overrides, and errors that a user can act on.
 
 Each part defines its own settings beside its code; this file nests them and adds the driver's.
 """
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class TrainConfig(BaseModel):
-    """The loop: what is generated, how much of it, and how often things are kept."""
+    """The training loop: what is generated, how much, and how often results are saved."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -36,37 +36,36 @@ class TrainConfig(BaseModel):
     steps: int = Field(1600, ge=1)
     """Optimizer steps of the whole run."""
     group_size: int = Field(8, ge=2)
-    """G, the samples of one prompt that are compared with each other; of one alone nothing is
-    learned."""
+    """G, the samples of one prompt that are compared with each other; one alone teaches nothing."""
     groups_per_step: int = Field(8, ge=1)
     """Prompts of one optimizer step."""
     max_staleness: int = Field(0, ge=0)
     """How many optimizer steps old a sample's weights may be; 0 is synchronous and exactly
     on-policy."""
     filter_equal_groups: bool = True
-    """Leave out groups whose rewards are all equal: they have nothing to teach but the KL term."""
+    """Leave out groups whose rewards are all equal: they give no gradient but the KL term's."""
     resample_equal_groups: int = Field(0, ge=0)
-    """At most so many further groups a step, asked for until `groups_per_step` of them teach (DAPO's
-    dynamic sampling)."""
+    """The most further groups a step that are requested until `groups_per_step` groups have unequal
+    rewards (DAPO's dynamic sampling)."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = Field(2, ge=1)
-    """The newest so many are kept."""
+    """How many of the newest checkpoints are kept."""
     resume: Literal["auto", "never"] = "auto"
     """auto: a run that did not reach its last step goes on from its newest checkpoint. never: it is
     put aside, and a new one starts."""
     max_skipped_steps: int = Field(5, ge=1)
-    """Steps in a row whose gradient is not finite, before the run stops."""
+    """How many steps in a row may have a gradient that is not finite before the run stops."""
     max_empty_steps: int = Field(10, ge=1)
-    """Steps in a row without a group to learn from (no scores, or all rewards equal), before the run
-    stops; it says so after 3."""
+    """How many steps in a row may have no group to learn from (no scores, or all rewards equal) before
+    the run stops; it warns after 3."""
     max_learner_restarts: int = Field(3, ge=0)
-    """Times that the learner may be lost at one and the same step, before the run stops."""
+    """How often the learner may be lost at the same step before the run stops."""
     show_every: int = Field(20, ge=1)
     """Steps between galleries of training samples."""
     log: Literal["text", "json"] = "text"
-    """What a run says where there is no terminal: lines for people, or a JSON object a line with all
-    numbers of a step, for a log collector."""
+    """Output without a terminal: lines for people, or a JSON object a line with all numbers of a step,
+    for a log collector."""
     wandb: WandbConfig | None = None
     """Weights & Biases gets a copy of all numbers."""
 
@@ -81,8 +80,7 @@ class TrainConfig(BaseModel):
 
 
 class EvaluateConfig(BaseModel):
-    """Held-out prompts, generated with the same seeds at every evaluation, so that two can be
-    compared."""
+    """Evaluations on held-out prompts, with the same seeds every time, so that two can be compared."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -93,14 +91,14 @@ class EvaluateConfig(BaseModel):
     samples_per_prompt: int = Field(2, ge=1)
     """Images of each prompt."""
     cot_checker: str = "cluster.watch.evaluation:mentions_every_noun"
-    """`package.module:function` of (prompt, CoT text), whether the plan is right."""
+    """`package.module:function` of (prompt, CoT text) that returns whether the CoT is right."""
     benchmarks: list[str] = []
     """Names as in `bicot bench list`: public benchmarks whose scores are watched during training."""
     benchmark_prompts: int = Field(24, ge=1)
-    """Prompts of each benchmark, the same number of each task as far as can be."""
+    """How many prompts of each benchmark, spread evenly over its tasks."""
     benchmark_every: int | None = Field(None, ge=1)
-    """Steps between looks at the benchmarks; None: as `evaluate.every`. There is always one before
-    the first step and one after the last."""
+    """Steps between evaluations of the benchmarks; None: as `evaluate.every`. There is always one
+    before the first step and one after the last."""
     benchmark_data: dict[str, UserPath] = {}
     """Benchmark -> folder with its prompt files; else data/NAME, where `bicot fetch` puts them."""
     judges: dict[ExpertName, dict[str, Any]] = {}
@@ -112,33 +110,33 @@ class RayConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     address: str | None = None
-    """An existing cluster ("auto", "host:port"); None: $RAY_ADDRESS if set, else a cluster of our
-    own on this machine, which ends with the run."""
+    """An existing cluster ("auto", "host:port"); None: $RAY_ADDRESS if set, else a new cluster on this
+    machine, which ends with the run."""
     dashboard: bool = True
-    """Of our own cluster."""
+    """Whether a new cluster has Ray's dashboard."""
     object_store_mb: int | None = Field(None, ge=80)
-    """Of our own cluster; None: as large as the model and a step's images need."""
+    """Size of a new cluster's object store, in MB; None: what the model and a step's images need."""
     start_timeout_s: float = Field(300, gt=0)
-    """How long to wait for a place that others use now."""
+    """How long to wait for resources that are in use."""
     wait_for_nodes_s: float = Field(0, ge=0)
     """How long to wait for nodes that the cluster does not have yet but an autoscaler can start. 0: a
     role that no node can hold is an error at once."""
 
 
 class NamedRun(BaseModel):
-    """What every run has: a name, a directory, a seed, a model."""
+    """The keys of every run: a name, a directory, a seed, a model."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field("run", pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)
     """Names the run and its directory."""
     runs_dir: UserPath = "runs"
-    """Where run directories lie; on a cluster, a path that outlives the driver."""
+    """Folder of the run directories; on a cluster, a path that outlives the driver."""
     algorithm: str | None = None
     """A preset of the keys below that belong together: `algorithms/NAME.yaml` beside the configuration
-    file, or of the examples. Its keys win over the file's, and lose against `key=value`."""
+    file, or of the examples. Its keys override the file's, and `key=value` overrides them."""
     seed: int = 0
-    """Decides the order of prompts and which tokens are sampled."""
+    """Determines the order of prompts and which tokens are sampled."""
     policy: PolicyConfig
     """The model."""
 
@@ -148,7 +146,7 @@ class NamedRun(BaseModel):
 
 
 class RunConfig(NamedRun):
-    """Everything about a run."""
+    """The configuration of `bicot train`."""
 
     actors: ActorsConfig = ActorsConfig()
     """Rollout workers, which generate samples."""
@@ -212,7 +210,7 @@ def _lay_over(tree: dict[str, Any], preset: dict[str, Any]) -> None:
 
 
 def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Sequence[str]) -> M:
-    """A configuration of keys that come from `where`, and of overrides. Raises UserError."""
+    """A configuration from the keys of `where` and overrides. Raises UserError."""
     for override in overrides:
         _apply(tree, override)
     try:
@@ -222,12 +220,12 @@ def validated(model: type[M], tree: dict[str, Any], where: str, overrides: Seque
 
 
 def dump_config(config: NamedRun) -> str:
-    """The resolved configuration as YAML; loading it gives the same configuration. A preset is named in
-    a comment alone: as a key it would win again over what has won over it."""
+    """The resolved configuration as YAML; loading it gives the same configuration. A preset is only
+    named in a comment: as a key it would override what has overridden it."""
     tree = config.model_dump(mode="json")
     algorithm = tree.pop("algorithm", None)
-    told = f"# algorithm {algorithm}: what it set stands below\n" if algorithm else ""
-    return told + write_yaml(tree)
+    comment = f"# algorithm {algorithm}: what it set stands below\n" if algorithm else ""
+    return comment + write_yaml(tree)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -237,7 +235,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"{where}: write key=value, for example learner.lr=1e-4")
     value = read_yaml(text, where) if text else None
     if isinstance(value, str) and text.startswith(value):
-        value = text  # not quoted: what YAML takes for a comment, " #1", belongs to a path
+        value = text  # not quoted: " #1", a comment in YAML, may be part of a path
     *parents, last = key.split(".")
     branch = tree
     for name in parents:
@@ -254,7 +252,7 @@ def _explain(
     error: ValidationError, model: type[BaseModel], where: str, overrides: Sequence[str]
 ) -> str:
     """The first fault as one line; unknown keys first, for they often cause the others."""
-    # A default that goes with another key is not to be had where that one is wrong: no own fault.
+    # A default that depends on a wrong key is no fault of its own.
     all_faults = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
     faults = sorted(all_faults, key=lambda e: e["type"] != "extra_forbidden")
     fault = faults[0]
@@ -272,7 +270,7 @@ def _explain(
 
 
 def shorten(value: Any) -> str:
-    """As Python writes it, on one line that a person reads to its end."""
+    """A value as Python writes it, cut to a line of readable length."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
@@ -283,7 +281,7 @@ RENAMED = {
     "learner.guidance": "learner.train_distribution",
     "evaluate.plan_judge": "evaluate.cot_checker",
 }
-"""Keys that had another name once."""
+"""Old key -> its new name."""
 
 
 def _nearest(model: type[BaseModel], key: str, loc: list) -> str | None:

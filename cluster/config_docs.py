@@ -35,8 +35,8 @@ OF_SFT = """\
 
 # `bicot sft`
 
-`bicot sft CONFIG` ([sft.md](sft.md)) has these keys; `policy`, `ray`, and of `learner` what is not told
-again, are as above.
+`bicot sft CONFIG` ([sft.md](sft.md)) has these keys; `policy`, `ray`, and all other keys of `learner`,
+are as above.
 """
 WORDS = {
     "boolean": "true or false",
@@ -60,8 +60,8 @@ def page() -> str:
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """What the string literal under each field says, in one line, also of fields that are inherited. A
-    field without one is left out."""
+    """Field -> the string literal under it, in one line, inherited fields included. A field without one
+    is left out."""
     found: dict[str, str] = {}
     for one in reversed(model.__mro__):
         if issubclass(one, BaseModel) and one is not BaseModel:
@@ -88,7 +88,7 @@ def _own_meanings(model: type[BaseModel]) -> dict[str, str]:
 def models(
     model: type[BaseModel] = RunConfig, prefix: str = ""
 ) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Each model with the key that it lies under ("" for the first), outer before inner."""
+    """Each model with its key ("" for the first), outer before inner."""
     yield prefix, model
     for name, field in model.model_fields.items():
         if inner := _inner_model(field.annotation):
@@ -96,7 +96,7 @@ def models(
 
 
 def _section(title: str, key: str, model: type[BaseModel], own: bool = False) -> str:
-    """`own`: without what is inherited from the configuration of another command's learner."""
+    """`own`: without the keys inherited from the learner of `bicot train`."""
     text = inspect.cleandoc(model.__dict__["__doc__"] or "")
     head = f"## {title}\n\n" + (f"{text}\n\n" if text else "")
     names = list(model.__annotations__ if own and key else model.model_fields)
@@ -152,12 +152,12 @@ def _default(field: FieldInfo) -> str:
 
 
 def _free(field: FieldInfo) -> str:
-    """What stands in a key for the names of a mapping that the user chooses."""
+    """The placeholder in a key for the names that the user chooses in a mapping."""
     return ".NAME" if get_origin(field.annotation) is dict else ""
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:
-    """The first model in it: of `X`, `X | None`, `dict[str, X]`."""
+    """The first model in an annotation: `X`, `X | None`, `dict[str, X]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _inner_model(part))), None)

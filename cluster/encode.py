@@ -1,4 +1,5 @@
-"""Pictures to image token ids by the model's own encoder, on the places that the learner is to have."""
+"""Encodes pictures into image token ids with the model's own encoder, in the learner's placement
+group."""
 
 from collections.abc import Sequence
 
@@ -40,7 +41,7 @@ class PictureEncoder:
 def encode_pictures(
     config: SftConfig, examples: Sequence[Example], place: PlacementGroup, console: Console
 ) -> list[np.ndarray | None]:
-    """The image ids of each example, in order: those that it has, or its picture's; None for neither.
+    """The image ids of each example, in order: its own, or its picture's; None if it has neither.
 
     Raises UserError for a picture that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Files of a run directory, written on a disk that may be full, and read in the order of steps."""
+"""Files of a run directory: written to a disk that may be full, and read in the order of steps."""
 
 import json
 import logging
@@ -15,21 +15,21 @@ log = logging.getLogger(__name__)
 
 
 def by_step(folder: Path, kind: str) -> list[tuple[int, Path]]:
-    """`KIND_000100`, ... of a folder with their steps, first to last. (By name, step 1,000,000 would
-    come before 999,999.)"""
+    """Entries `KIND_000100`, ... of a folder with their steps, first to last. (By name, step 1,000,000
+    would come before 999,999.)"""
     named = ((re.fullmatch(rf"{kind}_([0-9]+)", path.name), path) for path in folder.glob(f"{kind}_*"))
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first of pydantic's complaints about a record that was read back, in a few words."""
+    """The first of pydantic's faults of a record that was read back, in a few words."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 class KeepGoing:
-    """For what people look at, which never ends a run: whatever goes wrong inside is told of, once when
-    it begins and once when it is over."""
+    """Reports errors of output that must never end a run: once when they begin, and once when they are
+    over."""
 
     def __init__(self, tell: Callable[[str], None] = log.warning):
         self._tell = tell
@@ -51,8 +51,8 @@ class KeepGoing:
 
 
 class Lines:
-    """Adds rows, which have a `step`, to a file of JSON lines. Those that the disk has no room for wait
-    in memory, in their order; the file ends in a whole line at any time."""
+    """Adds rows, which have a `step`, to a file of JSON lines. Rows that do not fit on the disk wait in
+    memory, in order; the file always ends in a whole line."""
 
     def __init__(self, path: Path, keep_going: KeepGoing):
         self._path = path
@@ -69,7 +69,7 @@ class Lines:
             self._write()
 
     def forget_after(self, step: int) -> None:
-        """Of those that wait. (`checkpoint.truncate_after` does so with the file.)"""
+        """Drop waiting rows after a step. (`checkpoint.truncate_after` does so with the file.)"""
         self._waiting = [row for row in self._waiting if row["step"] <= step]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Fingerprints tell the files that a run reads apart from other files at the same paths."""
+"""Fingerprints of the files that a run reads, to detect other files at the same paths."""
 
 import hashlib
 from pathlib import Path
@@ -8,12 +8,12 @@ from policy.hub import is_hub_id
 from policy.model import PolicyConfig
 
 _PEEK = 1 << 20
-"""Bytes read of either end of a file: enough to tell two trainings of one model apart, and quick for
+"""Bytes read of either end of a file: enough to distinguish two trainings of one model, and quick for
 shards of gigabytes."""
 
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
-    """By the key that names it: the model's files, unless they are the hub's, and the prompts."""
+    """Key -> fingerprint: of the model's files, unless they are on the hub, and of the prompts."""
     found = {"train.prompts": fingerprint(Path(config.train.prompts))}
     if (reference := config.learner.reference_path) and not is_hub_id(reference):
         found["learner.reference_path"] = fingerprint(Path(reference))
@@ -21,7 +21,7 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
 
 
 def policy_fingerprints(config: PolicyConfig) -> dict[str, str]:
-    """Of the model's files, unless they are the hub's, and of its templates."""
+    """Fingerprints of the model's files, unless they are on the hub, and of its templates."""
     found = {}
     if not is_hub_id(config.path):
         found["policy.path"] = fingerprint(Path(config.path))
@@ -31,8 +31,8 @@ def policy_fingerprints(config: PolicyConfig) -> dict[str, str]:
 
 
 def fingerprint(path: Path) -> str:
-    """Of a file, or of the files of a folder: their names and sizes, and the ends of each. One that is
-    not there has no fingerprint: who reads it says so better."""
+    """Hash of a file, or of the files of a folder: their names and sizes, and both ends of each. A
+    missing one has no fingerprint: whoever reads it reports that better."""
     digest = hashlib.sha256()
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     for file in files:

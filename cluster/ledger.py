@@ -1,7 +1,7 @@
-"""The account of every prompt: which group of samples was requested, and what became of it.
+"""The ledger of all groups of samples that a run requested, with the outcome of each.
 
 A group's number is its place in the run's endless stream of prompts (`policy.prompts.group_stream`), so
-the account adds up if each number from 0 on stands there once.
+the ledger adds up if each number from 0 on is there once.
 """
 
 import logging
@@ -61,7 +61,7 @@ class Ledger:
 
 
 def read_ledger(folder: Path) -> list[Entry]:
-    """Raises UserError for a folder without a ledger, or naming the line that is no entry."""
+    """All entries. Raises UserError for a folder without a ledger, or naming an invalid line."""
     path = folder / "ledger.jsonl"
     entries = []
     for number, row in read_rows(path, "ledger"):
@@ -75,7 +75,7 @@ def read_ledger(folder: Path) -> list[Entry]:
 
 
 def faults(entries: Sequence[Entry]) -> list[str]:
-    """What does not add up: groups that are missing or stand there twice, samples used twice."""
+    """What does not add up: missing or repeated groups, samples used twice."""
     counts = Counter(entry.group for entry in entries)
     found = [f"group {n} stands there {k} times" for n, k in sorted(counts.items()) if k > 1]
     for before, after in pairwise([-1, *sorted(counts)]):

@@ -1,4 +1,4 @@
-"""Groups of samples on their way: being generated, being scored, and what came of them."""
+"""Groups of samples under way: being generated, being scored, and their results."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +14,9 @@ from rewards.expert import Failure, GroupResults
 
 @dataclass(frozen=True)
 class GeneratedGroup:
-    """A group as it was generated.
+    """A generated group.
 
-    `place` is its place in the request. `attempts` counts how often it was generated: more than once if
+    `place` is its index in the request. `attempts` counts how often it was generated: more than once if
     a worker was lost over it. `tokens` are those of all its samples, both CoTs together.
     """
 
@@ -33,7 +33,7 @@ class GeneratedGroup:
 
 @dataclass(frozen=True)
 class ScoredGroup(GeneratedGroup):
-    """A group that was generated and scored."""
+    """A generated and scored group."""
 
     scores: Scores
 
@@ -43,7 +43,7 @@ class PendingBatch:
     """Groups that one worker generates together, in one call.
 
     `samples` are references, one a group, to its list[Sample]; `stats` refers to the call's
-    RolloutStats. All change when the batch is generated again; `attempts` counts.
+    RolloutStats. All change when the batch is generated again, which `attempts` counts.
     """
 
     groups: Batch
@@ -64,7 +64,7 @@ class PendingSamples:
     samples: ObjectRef
 
     def batches_of(self, places: Iterable[int]) -> list[PendingBatch]:
-        """Those that hold the groups at some places, each once."""
+        """The batches that hold the groups at some indices, each once."""
         of_place = [batch for batch in self.batches for _ in batch.groups]
         return list({id(of_place[place]): of_place[place] for place in sorted(places)}.values())
 
@@ -83,21 +83,21 @@ class PendingRollout(PendingSamples):
 
 @dataclass
 class RolloutBatch:
-    """What came of a request, and what it took.
+    """The results of a request, and their times.
 
-    Times are seconds that the driver waited; but `generate_s` and `pull_s` are the busiest worker's
-    generating and pulling of weights, which may have happened while the driver did something else.
+    Times are seconds that the driver waited, except `generate_s` and `pull_s`: the busiest worker's
+    generating and pulling of weights, which may overlap with the driver's other work.
     """
 
     pending: PendingRollout
     groups: list[ScoredGroup] = field(default_factory=list)
     stats: list[RolloutStats] = field(default_factory=list)
     dropped: list[tuple[GeneratedGroup, str]] = field(default_factory=list)
-    """The groups that have no scores, each with the reason."""
+    """The groups without scores, each with the reason."""
     left_out: dict[str, Failure] = field(default_factory=dict)
-    """The experts that no reward is made of, each with its first failure."""
+    """The experts that are left out of all rewards, each with its first failure."""
     results: list[GroupResults] = field(default_factory=list)
-    """Of every group, also of those without scores."""
+    """Results of every group, also of those without scores."""
     generate_s: float = 0.0
     pull_s: float = 0.0
     waited_for_samples_s: float = 0.0
@@ -105,10 +105,10 @@ class RolloutBatch:
     replaced: int = 0
     """Rollout workers that were lost meanwhile."""
     resampled: int = 0
-    """Groups that were asked for because too few of the others teach."""
+    """Groups that were requested because too few others had unequal rewards."""
 
     def add(self, more: "RolloutBatch") -> None:
-        """Further groups of the same step, asked for when these were there."""
+        """Add further groups of the same step, which were requested later."""
         after = sum(len(batch.groups) for batch in self.pending.batches)
         self.pending.batches += more.pending.batches
         self.pending.samples = ray.put(self.pending.sample_refs())
@@ -126,7 +126,7 @@ class RolloutBatch:
 
     @property
     def failures(self) -> list[str]:
-        """The groups that were dropped and why, for people."""
+        """Messages on the groups that were dropped and why."""
         return [f"{group.prompt.text!r}: {why}" for group, why in self.dropped]
 
 

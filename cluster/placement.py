@@ -1,5 +1,5 @@
-"""What each role of a run asks of a cluster, whether it has that, and the placement groups that reserve
-it."""
+"""The resources of each role of a run, whether a cluster has them, and the placement groups that
+reserve them."""
 
 import time
 from collections import Counter
@@ -20,8 +20,8 @@ from policy.errors import UserError
 @dataclass(frozen=True)
 class Role:
     """`count` processes of one kind, each with its resources; `custom` ones, by name, and `labels`, by
-    key, hold it to the nodes that have them. `strategy` is a placement group's, or "" where Ray Serve
-    places the processes."""
+    key, restrict it to the nodes that have them. `strategy` is a placement group's, or "" where Ray
+    Serve places the processes."""
 
     name: str
     count: int
@@ -33,9 +33,9 @@ class Role:
 
 
 def roles(config: RunConfig, *, fewest: bool = False, learn: bool = True) -> list[Role]:
-    """Learner ranks together (they exchange gradients), rollouts apart (they exchange nothing); experts
-    and benchmarks' judges with all the replicas that they may have, or with the fewest. Who does not
-    `learn` needs rollouts and experts."""
+    """The roles of a run: learner ranks packed (they exchange gradients), rollouts spread (they
+    exchange nothing); experts and benchmarks' judges with all the replicas that they may have, or with
+    the fewest. A run that does not `learn` has rollouts and experts alone."""
 
     def role(name, count, strategy, of) -> Role:
         return Role(name, count, of.num_cpus, of.num_gpus, strategy, of.resources, of.labels)
@@ -62,8 +62,8 @@ def total_cpus(config: RunConfig) -> float:
 
 
 def check_room(config: RayConfig, roles: Sequence[Role]) -> None:
-    """Raises UserError if idle nodes could not hold a role that Ray Serve places (it would wait for
-    ever), or have fewer GPUs than all roles together; not where nodes may still come."""
+    """Raises UserError if idle nodes could not hold a role that Ray Serve places (it would wait without
+    end), or have fewer GPUs than all roles together; does nothing if nodes may still come."""
     if config.wait_for_nodes_s:
         return
     gpus: dict[str, float] = {}
@@ -82,8 +82,8 @@ def check_room(config: RayConfig, roles: Sequence[Role]) -> None:
 
 
 def bundle_of(role: Role) -> dict[str, float]:
-    """What one process takes. A placement group may not hold an empty bundle; a role that asks for
-    nothing runs anywhere."""
+    """The resources of one process. A placement group may not hold an empty bundle; a role without
+    resources runs anywhere."""
     bundle = {"CPU": role.cpus, "GPU": role.gpus, **role.custom}
     return {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
 
@@ -93,14 +93,14 @@ def no_room(role: Role) -> str:
 
 
 def reserve(role: Role, config: RayConfig) -> PlacementGroup:
-    """One bundle a process.
+    """Reserve a placement group with one bundle a process.
 
-    Raises UserError, saying what is missing and what the cluster has: at once if its nodes could not
-    hold the role even if they were idle, unless `wait_for_nodes_s` has it wait for nodes to come; and
-    if there is no room after `start_timeout_s`.
+    Raises UserError, with what is missing and what the cluster has: at once if its nodes could not hold
+    the role even when idle, unless `wait_for_nodes_s` has it wait for more nodes; and if there is no
+    room after `start_timeout_s`.
     """
     bundle = bundle_of(role)
-    group = placement_group(  # an autoscaler sees it now
+    group = placement_group(  # from here on an autoscaler sees the demand
         [bundle] * role.count,
         strategy=role.strategy,
         bundle_label_selector=[dict(role.labels)] * role.count,
@@ -123,7 +123,7 @@ def reserve(role: Role, config: RayConfig) -> PlacementGroup:
 
 
 def nodes_with(labels: Mapping[str, str]) -> list[dict[str, float]]:
-    """What each living node with these labels has in all."""
+    """The total resources of each living node with these labels."""
     return [
         node["Resources"]
         for node in ray.nodes()
@@ -134,7 +134,7 @@ def nodes_with(labels: Mapping[str, str]) -> list[dict[str, float]]:
 def missing(
     bundle: Mapping[str, float], count: int, nodes: Sequence[Mapping[str, float]]
 ) -> str | None:
-    """What keeps idle nodes from holding `count` bundles, in words; None: nothing does."""
+    """A phrase on what keeps idle nodes from holding `count` bundles; None: they can."""
     fits = [
         min(int(node.get(name, 0) / amount + 1e-9) for name, amount in bundle.items()) for node in nodes
     ]
@@ -150,7 +150,7 @@ def missing(
 
 
 def _alike(nodes, bundle) -> list[tuple[Mapping[str, float], int]]:
-    """Nodes that are the same in what is asked for, and how many."""
+    """Nodes grouped by the resources of the bundle, with their number."""
     counts = Counter(tuple(node.get(name, 0) for name in bundle) for node in nodes)
     return [(dict(zip(bundle, values, strict=True)), n) for values, n in counts.items()]
 
@@ -165,7 +165,7 @@ def _on(labels: Mapping[str, str]) -> str:
 
 
 def placement_table(asked: Sequence[Role]) -> Table:
-    """What each role asks for, and the sum."""
+    """The resources of each role, and the sum."""
     table = Table(title="placement")
     for column in ("role", "processes", "CPUs each", "GPUs each", "placed"):
         side: Literal["left", "right"] = "left" if column in ("role", "placed") else "right"

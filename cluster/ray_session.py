@@ -1,4 +1,4 @@
-"""Ray for the length of a command: an existing cluster, or one of our own that ends with us."""
+"""Ray during a command: an existing cluster, or a new one that ends with the command."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from rewards.middleware import digests
 from rewards.proxy import CALLBACK
 
 WORKER_ENV = {
-    # One thread a process: on a shared machine more only get in each other's way.
+    # One thread a process: on a shared machine more threads only slow each other down.
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -38,27 +38,27 @@ WORKER_ENV = {
 def ray_session(
     config: RayConfig, cpus: float, console: Console, need: StoreNeed | None = None
 ) -> Iterator[None]:
-    """Connect, or start a cluster that has at least `cpus` (as a number: a laptop with fewer cores than
-    roles shares them) and an object store for `need`; warns where that is more than can be had. SIGTERM
-    ends the command like Ctrl-C does, so that nothing is left behind."""
+    """Connect, or start a cluster that has at least `cpus` (a logical number: a laptop with fewer cores
+    than roles shares them) and an object store for `need`; warns if that is more than the machine has.
+    SIGTERM ends the command like Ctrl-C, so that nothing is left behind."""
     need = need or StoreNeed()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    # An answer that nobody fetches is one of a batch that was given to another worker.
+    # An error that nobody fetches belongs to a batch that was given to another worker.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = existing_cluster(config)
     options = {
         "runtime_env": {"env_vars": WORKER_ENV | digests()},
         "job_config": OwnModulesFirst(),
-        "logging_level": logging.ERROR,  # Ray's warning that it asks for a token; said below
+        "logging_level": logging.ERROR,  # hides Ray's warning that it needs a token; printed below
         "log_to_driver": bool(os.environ.get("BICOT_WORKER_LOGS")),
     }
     if address:
         check_answers(address)
         options["address"] = address
     else:
-        store_mb, told, small = store_size(config, need, machine_mb())
+        store_mb, message, small = store_size(config, need, machine_mb())
         if small:
-            warn(console, told)
+            warn(console, message)
         options |= {
             "address": "local",
             "num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)),
@@ -68,14 +68,14 @@ def ray_session(
     with console.status("starting Ray"):
         context = start_ray(address, options, config.start_timeout_s)
     if address:
-        told, small = asked_of_cluster(need, address, largest_store_mb())
+        message, small = asked_of_cluster(need, address, largest_store_mb())
         if small:
-            warn(console, told)
+            warn(console, message)
     if context.dashboard_url:
         console.print(f"Ray dashboard: http://{context.dashboard_url}", highlight=False)
         if not address:
             console.print("  to sign in: ray get-auth-token", highlight=False)
-    previous = signal.signal(signal.SIGTERM, _interrupt)  # after Ray, which sets a handler itself
+    previous = signal.signal(signal.SIGTERM, _interrupt)  # after Ray, which sets its own handler
     try:
         yield
     finally:
@@ -85,14 +85,15 @@ def ray_session(
 
 def start_ray(address: str | None, options: Mapping[str, Any], timeout_s: float) -> Any:
     """Connect, or start a cluster, and return Ray's context; a node that is slow to start is started
-    again until `timeout_s` is over. Raises UserError with what Ray says, and what it may depend on."""
+    again until `timeout_s` is over. Raises UserError with Ray's message, and the settings that it may
+    depend on."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             return ray.init(**options)
         except (ConnectionError, AuthenticationError) as error:
             raise not_let_in(address, error) from None
-        except Exception as error:  # Ray has no kind of its own for these
+        except Exception as error:  # Ray has no exception type for these
             ray.shutdown()
             if "timed out during startup" in str(error) and time.monotonic() < deadline:
                 continue
@@ -117,39 +118,39 @@ def why_not(address: str | None, error: Exception) -> str:
 
 
 class OwnModulesFirst(JobConfig):
-    """Ray has its workers look for modules where the command was given before anywhere else: here in
-    this program's own folder first, so that a `rewards.py` there hides nothing."""
+    """Has Ray's workers import from this program's own folder first. By default the working directory
+    comes first, where a `rewards.py` would hide this program's."""
 
     def _serialize(self) -> str:
-        if self._py_driver_sys_path:  # what comes last is put before the others
+        if self._py_driver_sys_path:  # Ray puts the last entry before the others
             self._py_driver_sys_path.append(str(Path(__file__).parents[1]))
         return super()._serialize()
 
 
 def largest_store_mb() -> int:
-    """Of the connected cluster's nodes."""
+    """The largest object store of the connected cluster's nodes."""
     sizes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(max(sizes, default=0) / MB)
 
 
-def tell_store(config: RayConfig, need: StoreNeed, console: Console) -> None:
-    """Say how large the object store will be, or must be; connects to nothing."""
+def print_store_size(config: RayConfig, need: StoreNeed, console: Console) -> None:
+    """Print how large the object store will be, or must be, without connecting."""
     if address := existing_cluster(config):
-        told, small = asked_of_cluster(need, address)
+        message, small = asked_of_cluster(need, address)
     else:
-        _, told, small = store_size(config, need, machine_mb())
+        _, message, small = store_size(config, need, machine_mb())
     if small:
-        warn(console, told)
+        warn(console, message)
     else:
-        console.print(told, highlight=False, soft_wrap=True)
+        console.print(message, highlight=False, soft_wrap=True)
 
 
-def warn(console: Console, told: str) -> None:
-    console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+def warn(console: Console, message: str) -> None:
+    console.print(f"warning: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def existing_cluster(config: RayConfig) -> str | None:
-    """The address of the cluster to join; None: we start our own."""
+    """The address of the cluster to join; None: the command starts its own."""
     return config.address or os.environ.get("RAY_ADDRESS")
 
 
@@ -157,7 +158,7 @@ def check_answers(address: str) -> None:
     """Raises UserError if nobody listens at a host:port; Ray itself would try for minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not (colon and port.isdecimal()):
-        return  # "auto", or a way of Ray's own to say it
+        return  # "auto", or another form that Ray knows
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
@@ -172,8 +173,8 @@ def not_let_in(address: str | None, error: Exception) -> UserError:
 
 
 def check_kept(folder: Path) -> None:
-    """Raises UserError for a folder that would be lost: one inside the copy of the working directory
-    in which Ray runs a submitted job."""
+    """Raises UserError for a folder whose files would be lost: one inside the copy of the working
+    directory in which Ray runs a submitted job."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))  # as Ray names it
     if submitted.get("runtime_env", {}).get("working_dir") and not folder.is_absolute():
         raise UserError(

@@ -14,7 +14,7 @@ EXIT_STATUS = 75
 
 
 class Stopped(Exception):
-    """The run stopped as it was asked to, after it had saved a checkpoint of `step`."""
+    """The run stopped on request, after it had saved a checkpoint of `step`."""
 
     def __init__(self, step: int):
         super().__init__(step)
@@ -27,8 +27,8 @@ class StopSignal:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopSignal]:
-    """Inside, SIGTERM (`ray job stop`, Kubernetes) and SIGUSR1 (Slurm) are requests. A second SIGTERM
-    ends the command at once, as Ctrl-C does."""
+    """Inside this context, SIGTERM (`ray job stop`, Kubernetes) and SIGUSR1 (Slurm) are requests to
+    stop. A second SIGTERM ends the command at once, as Ctrl-C does."""
     stop = StopSignal()
 
     def ask(signum, frame) -> None:
@@ -50,8 +50,7 @@ class LearnerLost(Exception):
 
 @contextmanager
 def learner_at_work():
-    """What a lost learner looks like from outside becomes LearnerLost. A UserError is raised again
-    unchanged."""
+    """Turns the errors of a lost learner into LearnerLost. A UserError is raised again unchanged."""
     try:
         yield
     except (RayActorError, GetTimeoutError, RayTaskError) as error:
@@ -67,7 +66,7 @@ class RollsBack(Protocol):
 
 
 def train_with_recovery(run: RollsBack, loop: Callable[[StopSignal], None]) -> None:
-    """The loop, again from the newest checkpoint whenever the learner is lost."""
+    """Run the loop, and again from the newest checkpoint whenever the learner is lost."""
     lost = None
     with catch_stop_signals() as stop:
         while True:

@@ -1,5 +1,4 @@
-"""Which groups of a run's stream are learned from, and when they are asked for: in order, and with
-`max_staleness` some steps ahead."""
+"""Requests the groups of a run's stream: in order, and with `max_staleness` some steps ahead."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Requested:
-    """How far a run is in its stream: the number of the next group, and those that steps to come have
-    been asked for already."""
+    """How far a run is in its stream: the number of the next group, and the groups that are already
+    requested for later steps."""
 
     next: int = 0
     ahead: tuple[tuple[int, ...], ...] = field(default=())
@@ -30,15 +29,15 @@ class Requests:
     ):
         self._rollouts, self._stream, self._per_step = rollouts, stream, per_step
         self._next = so_far.next
-        self._again = deque(so_far.ahead)  # of before a checkpoint: to be asked for first
+        self._again = deque(so_far.ahead)  # requested before the checkpoint: they come first
         self._pending: deque[tuple[tuple[int, ...], PendingRollout]] = deque()
 
     def __len__(self) -> int:
-        """Steps that have been asked for and not been taken."""
+        """How many steps are requested and not taken yet."""
         return len(self._pending)
 
     def ask(self, weights: PublishedWeights | None) -> None:
-        """Have the groups of one more step generated and scored."""
+        """Request the groups of one more step."""
         numbers = self._again.popleft() if self._again else self._take(self._per_step)
         self._pending.append((numbers, self._request(numbers, weights)))
 
@@ -47,11 +46,11 @@ class Requests:
         return self._pending.popleft()[1]
 
     def more(self, count: int, weights: PublishedWeights | None) -> "PendingRollout":
-        """Further groups for the step that was taken."""
+        """Request further groups for the step that was taken."""
         return self._request(self._take(count), weights)
 
     def so_far(self) -> Requested:
-        """Where a run that goes on from here would have to begin."""
+        """The position from which a resumed run has to begin."""
         pending = tuple(numbers for numbers, _ in self._pending)
         return Requested(self._next, (*pending, *self._again))
 

@@ -1,4 +1,4 @@
-"""Where a run goes on: from which checkpoint, and which settings may have changed since."""
+"""Resuming a run: from which checkpoint, and which settings may have changed since."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +63,8 @@ MAY_CHANGE = (
     "sft.max_skipped_steps",
     "sft.max_learner_restarts",
 )
-"""Settings that say where and how fast, not what is learned. Of an expert only what it is counts."""
+"""Settings of place and speed, which do not affect what is learned. Of an expert's keys only those that
+define it do."""
 _OF_AN_EXPERT = ("use", "options", "dtype", "weight", "credits", "normalize", "on_failure")
 
 
@@ -79,11 +80,11 @@ def resume_point(
     read: dict[str, str],
     tell: Callable[[str], None],
 ) -> Checkpoint | None:
-    """The checkpoint to resume from, which is told; None: there is none, or the earlier run reached its
-    end. One that reached its last step and was killed before its report has that left to do.
+    """The checkpoint to resume from, which is reported; None: there is none, or the earlier run is
+    complete. A run that reached its last step and was killed before its report is not complete.
 
     `loop` is the part of the configuration that has `steps` and `resume`; `read` the fingerprints of
-    the files that the run reads. Raises UserError, naming the keys, if the earlier run was of other
+    the files that the run reads. Raises UserError, naming the keys, if the earlier run had other
     settings.
     """
     settings = config.model_dump(mode="json")
@@ -116,8 +117,8 @@ def resume_point(
 
 
 def _with_new_keys(config: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """An earlier run's configuration with the keys that have come since, at their defaults, which are
-    what it did; as it is where keys have gone since."""
+    """An earlier run's configuration, with newer keys at their defaults, which are how it ran;
+    unchanged if keys were removed since."""
     try:
         return model.model_validate(config).model_dump(mode="json")
     except ValidationError:
@@ -125,7 +126,7 @@ def _with_new_keys(config: dict[str, Any], model: type[BaseModel]) -> dict[str, 
 
 
 def _lacks_report(checkpoint: Checkpoint) -> bool:
-    """Whether the run that ended with this checkpoint was killed before its report, its last work."""
+    """Whether the run that ended with this checkpoint was killed before it wrote its report."""
     run = checkpoint.folder.parent.parent
     report, written = run / "report.html", (checkpoint.folder / "state.json").stat().st_mtime
     made = report.exists() and report.stat().st_mtime >= written

@@ -1,4 +1,4 @@
-"""The rollout workers of a run as a pool: started together, replaced one by one when they are lost; and
+"""The pool of a run's rollout workers: started together, replaced one by one when they are lost; and
 how groups are dealt to them."""
 
 import logging
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 
 class RolloutWorkers:
-    """`handles[n]` is worker n as it is now; `replaced` counts those that were lost so far."""
+    """`handles[n]` is the current worker n; `replaced` counts the workers lost so far."""
 
     def __init__(self, count: int, start: Callable[[int], ActorHandle], *, load_timeout_s: float):
         """Start the workers and wait until each holds the model.
 
         Args:
-            start: starts worker n; called again when it was lost.
-            load_timeout_s: how long loading the model may take.
+            start: starts worker n; called again when it is lost. load_timeout_s: how long loading the
+            model may take.
 
         Raises:
-            UserError: a worker cannot start, with its own words.
+            UserError: a worker cannot start, with its own message.
         """
         self._start = start
         self._load_timeout_s = load_timeout_s
@@ -70,7 +70,7 @@ class RolloutWorkers:
         return len(self.handles)
 
     def ready(self) -> list[int]:
-        """The numbers of the workers that hold the model; of all, if none does."""
+        """The numbers of the workers that hold the model; of all workers if none does."""
         if self._loading:
             loaded, _ = ray.wait([*self._loading.values()], num_returns=len(self._loading), timeout=0)
             self._loading = {n: ref for n, ref in self._loading.items() if ref not in loaded}
@@ -78,8 +78,8 @@ class RolloutWorkers:
         return [n for n in everyone if n not in self._loading] or list(everyone)
 
     def wait_for_loading(self, numbers: Iterable[int]) -> None:
-        """Until these workers hold the model, where work was given to one that does not: loading takes
-        its time, which is not that of generating. One that cannot load fails its work."""
+        """Wait until these workers hold the model: loading has a time limit of its own, apart from
+        generating. A worker that cannot load fails its calls."""
         if loading := [self._loading.pop(n) for n in numbers if n in self._loading]:
             ray.wait(loading, num_returns=len(loading), timeout=self._load_timeout_s)
 
@@ -102,7 +102,7 @@ def cut_in_batches(groups: Sequence[Group], workers: int, batch_size: int) -> li
     group that is larger is a batch of its own.
 
     The workers take the batches in turns, so a round costs as much as its largest batch. There are as
-    few rounds as possible, and the batches of all rounds differ by one group at most.
+    few rounds as possible, and all batches differ by one group at most.
     """
     if not groups:
         return []

@@ -1,13 +1,13 @@
-"""Rollouts: groups of samples that are generated and scored, and never lost.
+"""Rollouts: generates and scores groups of samples, and repeats what is lost.
 
 `request` has the rollout workers generate and the reward worker score, and returns at once; the driver
 moves references only. The reward worker has experts score the first groups while others are still being
-generated. `collect` waits, and makes rewards of the scores when all groups of a request have theirs, so
-that they are comparable. `draw` generates alone.
+generated. `collect` waits, and computes rewards when all groups of a request have scores, so that they
+are comparable. `draw` generates alone.
 
 Generation is deterministic: a sample is a function of its request and the weights, not of the worker.
-So a batch that is late or lost is generated again, the same, by `_generate_again`: while it is waited
-for, or by `ensure` when its samples are missing later, to whomever."""
+So `_generate_again` reproduces a batch that is late or lost: while the driver waits for it, or through
+`ensure` when its samples are found missing later."""
 
 import logging
 import time
@@ -45,20 +45,20 @@ log = logging.getLogger(__name__)
 LOST = (RayActorError, GetTimeoutError, ObjectLostError)
 """The worker died, did not answer in time, or its node took its samples with it."""
 
-_REWARD_WORKERS_TRIED = 3  # over one request
+_REWARD_WORKERS_TRIED = 3  # for one request
 _START_LIMIT_S = 120.0  # of a reward worker, which loads no model
 
 
 class PullableWeights(Protocol):
-    """Where a worker that was not there for a broadcast gets weights: the newest ones."""
+    """Source of the newest weights for a worker that missed a broadcast."""
 
     def pullable(self) -> PublishedWeights: ...
 
 
 class RolloutManager:
-    """The rollout workers and the reward worker, as one thing that turns groups into scored groups.
+    """The rollout workers and the reward worker, which together turn groups into scored groups.
 
-    `running` are the statistics of experts with `normalize: running`: nobody else keeps them.
+    `running` are the statistics of experts with `normalize: running`; they are kept here alone.
     """
 
     def __init__(
@@ -92,8 +92,7 @@ class RolloutManager:
         return PendingRollout(**vars(generating), results=results, reward_worker=self._reward_worker)
 
     def draw(self, groups: Sequence[Group], weights: PublishedWeights | None) -> list[list[Sample]]:
-        """The samples of groups that nobody is to score, when all are there. Raises as `collect`
-        does."""
+        """Generate samples without scoring, and wait for all. Raises as `collect` does."""
         pending, _ = self._begin(groups, weights)
         self._wait(pending)
         return self.samples(pending, range(len(groups)))
@@ -101,8 +100,9 @@ class RolloutManager:
     def _begin(
         self, groups: Sequence[Group], weights: PublishedWeights | None
     ) -> tuple[PendingSamples, ObjectRef]:
-        """Have groups generated. The reference is to the Work that the workers have."""
-        # Cut for all workers, ready or not: a log-probability's last bits depend on its batch.
+        """Have groups generated. The reference is to the workers' Work."""
+        # Batches are cut for all workers, ready or not: a log-probability's last bits depend on its
+        # batch.
         batches = cut_in_batches(groups, len(self.workers), self.config.actors.batch_size)
         if self.workers.replaced:
             weights = self._pullable(weights)
@@ -118,7 +118,7 @@ class RolloutManager:
         """Call worker `number` for batch `which` of `work`."""
         handle = self.workers.handles[number]
         key = number, len(groups)
-        if self._calls.get(key, (None,))[0] is not handle:  # to make a call's options takes time, too
+        if self._calls.get(key, (None,))[0] is not handle:  # making a call's options takes time, too
             self._calls[key] = handle, handle.generate.options(num_returns=len(groups) + 1)
         # A call without a second argument costs the driver a third less.
         arguments = (work,) if which == number else (work, which)
@@ -126,7 +126,7 @@ class RolloutManager:
         return PendingBatch(groups, number, handle, samples, stats)
 
     def _pullable(self, weights: PublishedWeights | None) -> PublishedWeights | None:
-        """Weights that any worker can get. A version that was broadcast is with those that were there,
+        """Weights that any worker can get. Only workers that received a broadcast have its version,
         until they receive the next; others pull the newest, which is no staler."""
         if weights is None or weights.parts is not None:
             return weights
@@ -138,11 +138,12 @@ class RolloutManager:
     def collect(self, pending: PendingRollout, *, learn: bool = True) -> RolloutBatch:
         """Wait for a request. A group without scores is dropped and reported.
 
-        The statistics of experts with `normalize: running` grow with every request that is learned
-        from. Elsewhere such experts count on their own scale, so that two evaluations can be compared.
+        Every request that is learned from updates the statistics of experts with `normalize: running`.
+        In other requests such experts count on their own scale, so that two evaluations can be
+        compared.
 
-        Raises what a worker itself raised, or the last error after `actors.max_redraws` workers were
-        lost over a batch.
+        Raises a worker's own error, or the last one after `actors.max_redraws` workers were lost over a
+        batch.
         """
         started, replaced = time.perf_counter(), self.workers.replaced
         stats = self._wait(pending)
@@ -171,8 +172,8 @@ class RolloutManager:
 
     def _wait(self, pending: PendingSamples) -> list[RolloutStats]:
         """Wait for all batches; those that are late or lost are generated again elsewhere. Each may
-        take `actors.timeout_s`; a worker that has several has as much longer. Returns a batch's stats
-        each."""
+        take `actors.timeout_s`; a worker with several batches has that time for each. Returns the stats
+        of each batch."""
         limit_s = self.config.actors.timeout_s
         self.workers.wait_for_loading(batch.worker for batch in pending.batches)
         for turn in turns(pending.batches):
@@ -195,8 +196,8 @@ class RolloutManager:
                 self._generate_again(pending, batch, error)
 
     def _results(self, pending: PendingRollout) -> list[GroupResults]:
-        """Of all groups. Samples that were lost before they were scored are generated and scored
-        again."""
+        """The results of all groups. Samples that were lost before they were scored are generated and
+        scored again."""
         results: list[Any] = self._answer(pending, pending.batches)
         while lost := [place for place, found in enumerate(results) if found is None]:
             batches = self.ensure(pending, lost)
@@ -218,8 +219,8 @@ class RolloutManager:
     def _answer(
         self, pending: PendingRollout, batches: Sequence[PendingBatch]
     ) -> list[GroupResults | None]:
-        """What `pending.results` refers to, of these batches, whose samples are there. A reward worker
-        that takes longer than all tries of all experts hangs: another one takes its place."""
+        """The results of these batches, whose samples are there. A reward worker that takes longer than
+        all tries of all experts has hung: a new one replaces it."""
         limit_s = self.config.rewards.longest_answer_s
         for _ in range(_REWARD_WORKERS_TRIED):
             try:
@@ -239,12 +240,12 @@ class RolloutManager:
     # --- lost samples ---
 
     def ensure(self, pending: PendingSamples, lost: Iterable[int]) -> list[PendingBatch]:
-        """Generate again the groups at these places, whose samples cannot be had, and wait for them.
-        A batch is generated as a whole: a log-probability's last bits depend on it. Returns the
-        batches; `pending` holds their new samples. Raises as `collect` does."""
+        """Generate again the groups at these indices, whose samples are lost, and wait for them. Whole
+        batches are generated: a log-probability's last bits depend on its batch. Returns the batches;
+        `pending` holds their new samples. Raises as `collect` does."""
         batches, limit_s = pending.batches_of(lost), self.config.actors.timeout_s
         for batch in batches:
-            # The driver may still have what others have lost.
+            # The driver may still hold samples that are lost elsewhere.
             why = _fetch_error(batch.samples, limit_s) or ObjectLostError(
                 batch.samples[0].hex(), b"", ""
             )
@@ -255,7 +256,7 @@ class RolloutManager:
         return batches
 
     def samples(self, pending: PendingSamples, places: Sequence[int]) -> list[list[Sample]]:
-        """The samples of the groups at some places. Raises as `collect` does."""
+        """The samples of the groups at some indices. Raises as `collect` does."""
         limit_s = self.config.actors.timeout_s
         try:
             refs = pending.sample_refs()

@@ -1,4 +1,4 @@
-"""A run in progress: where it stands, what it leaves behind, what a step ends with."""
+"""A run in progress: its position, its records, and what a step ends with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,13 +27,13 @@ from learner.schedules import Coefficients
 from policy.errors import UserError, in_one_line
 from policy.records import PublishedWeights
 
-_EMPTY_STEPS_TOLD = 3
+_WARN_AFTER_EMPTY_STEPS = 3
 
 
 @dataclass
 class Run(LearnerRun):
-    """What the loop works with. `weights` is the newest published version (None: as loaded, version
-    0)."""
+    """The state of the training loop. `weights` is the newest published version (None: as loaded,
+    version 0)."""
 
     config: RunConfig
     workers: Workers
@@ -50,7 +50,7 @@ class Run(LearnerRun):
     step: int = 0
     weights: PublishedWeights | None = None
     requested: Requested = field(default_factory=Requested)
-    """At the start, or at the checkpoint that the run went back to."""
+    """The position in the stream at the start, or at the checkpoint that the run went back to."""
     skipped: int = 0
     empty: int = 0
     lost_at: list[int] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Run(LearnerRun):
     def __post_init__(self):
         self.coefficients = Coefficients.at_start(self.config.learner)
         self.requests: Requests
-        """The loop's, from its start on."""
+        """Set by the loop when it starts."""
 
     @classmethod
     def begin(
@@ -69,7 +69,7 @@ class Run(LearnerRun):
         inputs: Inputs,
         start: Checkpoint | None,
     ) -> "Run":
-        """In a run directory that is new, or at the checkpoint that the learner was started from."""
+        """Begin in a new run directory, or at the checkpoint that the learner was started from."""
         checkpoints = CheckpointManager(
             config.folder / "checkpoints", config.train.keep_checkpoints, progress.say
         )
@@ -111,7 +111,7 @@ class Run(LearnerRun):
         stats = checkpoint.state.expert_stats if checkpoint else {}
         self.requested = Requested(self.step * self.config.train.groups_per_step)
         self.coefficients = Coefficients.at_start(self.config.learner)
-        if checkpoint:  # of format 2 and before, there are none
+        if checkpoint:  # formats up to 2 have none
             self.requested = checkpoint.state.requested or self.requested
             self.coefficients = checkpoint.state.coefficients or self.coefficients
         self.workers.rollouts.running = dict(stats)
@@ -177,7 +177,7 @@ class Run(LearnerRun):
         self.ledger.add(sorted(entries, key=lambda entry: entry.group))
 
     def check_staleness(self, groups: Sequence[ScoredGroup]) -> None:
-        """Raises RuntimeError for a group that is staler than `train.max_staleness` promises."""
+        """Raises RuntimeError for a group that is staler than `train.max_staleness` allows."""
         staleness = max((self.version - group.weights_version for group in groups), default=0)
         if staleness > self.config.train.max_staleness:
             raise RuntimeError(f"a group is {staleness} steps old: max_staleness was not kept")
@@ -187,19 +187,19 @@ class Run(LearnerRun):
         checkpoint, when there are too many."""
         self.empty = 0 if trained else self.empty + 1
         most = self.config.train.max_empty_steps
-        if self.empty not in (_EMPTY_STEPS_TOLD, most):
+        if self.empty not in (_WARN_AFTER_EMPTY_STEPS, most):
             return
         why = rollout.failures[-1] if rollout.failures else "the rewards of each group are all equal"
-        told = f"nothing was learned in {self.empty} steps in a row, up to step {self.step}: {why}"
+        message = f"nothing was learned in {self.empty} steps in a row, up to step {self.step}: {why}"
         if self.empty < most:
-            self.progress.say(f"{told}; the run stops after {most} (train.max_empty_steps)")
+            self.progress.say(f"{message}; the run stops after {most} (train.max_empty_steps)")
             return
         self.leave_checkpoint()
-        raise UserError(f"{told}; mend that, and the same command goes on from here")
+        raise UserError(f"{message}; correct that, and the same command goes on from here")
 
     def run_hooks(self, rollout: RolloutBatch) -> None:
         """Gallery, checkpoint and evaluation, when they are due; always at the last step. A checkpoint
-        is finished after its step's evaluation: a run that goes on from it lacks none."""
+        is finished after its step's evaluation, so that a resumed run lacks none."""
         train, last = self.config.train, self.step == self.config.train.steps
         if rollout.groups and (last or self.step % train.show_every == 0):
             shown = rollout.groups[:4]
@@ -231,13 +231,14 @@ class Run(LearnerRun):
     # --- evaluations ---
 
     def first_evaluation(self) -> None:
-        """Of the weights before the first step, unless the run had it."""
+        """Evaluate the weights before the first step, unless that is done already."""
         if not self.step and not saved_evaluations(self.config.folder):
             self.evaluate()
             self.look_at_benchmarks()
 
     def evaluate(self) -> None:
-        """Training goes on if no sample was scored; without a first evaluation it does not begin."""
+        """Evaluate the current weights. Training goes on if no sample was scored, but does not begin
+        without a first evaluation."""
         try:
             found, failures = self.evaluator(self.workers.rollouts, self.weights, self.step)
         except NothingScored as error:
@@ -249,13 +250,13 @@ class Run(LearnerRun):
         self.progress.evaluation(found, failures)
 
     def look_at_benchmarks(self) -> None:
-        """Draw and score some prompts of each. Nothing but rollouts that are lost for good ends the
+        """Draw and score some prompts of each benchmark. Only rollouts that are lost for good end the
         run."""
         for one in self.benchmarks:
             drawn = one.draw(self.workers.rollouts, self.weights)
             try:
                 result = one.score(drawn, self.config.folder, self.step, self.version)
-            except Exception as error:  # of a judge, a formula, a full disk
+            except Exception as error:  # from a judge, a formula, a full disk
                 self.progress.say(
                     f"benchmark {one.name} at step {self.step}: left out: {in_one_line(error)}"
                 )

@@ -1,6 +1,6 @@
-"""How the model is served: the settings that `bicot serve-model` adds to a run's.
+"""The settings that `bicot serve-model` adds to a run's.
 
-Needs no torch, so that the process that speaks HTTP starts without it."""
+Needs no torch, so that the process that serves HTTP starts without it."""
 
 from typing import ClassVar
 
@@ -10,22 +10,22 @@ from rewards.config import AutoscaleConfig, HttpConfig
 
 
 class ServeConfig(HttpConfig):
-    """The model behind an images API (`bicot serve-model`). What one replica takes, how it samples and
-    how many images it draws together is said under `actors`."""
+    """The model behind an images API (`bicot serve-model`). A replica's resources, sampling and batch
+    size are set under `actors`."""
 
     key: ClassVar[str] = "serve"
 
     model_name: str | None = Field(None, pattern=r"^[A-Za-z0-9._/-]+$", max_length=200)
-    """What requests call the model; None: the run's name."""
+    """The model's name in requests; None: the run's name."""
     max_body_mb: float = Field(1, gt=0)
     """Largest request body, in MiB."""
     max_concurrent: int = Field(256, ge=1)
-    """Requests that are worked on at once; others are told to come back later."""
+    """Requests that are handled at once; further ones get status 429."""
     max_images: int = Field(10, ge=1)
     """Most images of one request."""
     max_waiting: int = Field(256, ge=1)
-    """Most images that wait or are being drawn, of all requests together; a request that would make
-    them more is told to come back later."""
+    """Most images that wait or are being drawn, of all requests together; a request beyond that gets
+    status 429."""
     timeout_s: float = Field(600, gt=0)
     """How long a request may take, waiting included."""
     replicas: int = Field(1, ge=1)

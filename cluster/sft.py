@@ -1,7 +1,7 @@
 """The loop of `bicot sft`: worked examples, one update after the other.
 
-The learner is that of training. What differs is where samples come from: rows of a file, in an order
-that is a function of the seed, so that a run that is resumed learns what it would have learned.
+The learner is that of training, but samples come from the rows of a file, in an order that is a
+function of the seed, so that a resumed run learns what an uninterrupted one would.
 """
 
 import time
@@ -41,7 +41,7 @@ from policy.records import Sample
 
 
 def sft(config: SftConfig, console: Console) -> Path:
-    """A whole run, or the rest of one that stopped. Returns the run directory.
+    """Run fine-tuning, or the rest of a run that stopped. Returns the run directory.
 
     Raises UserError for anything wrong in the configuration or the data before anything is written.
     """
@@ -51,7 +51,7 @@ def sft(config: SftConfig, console: Console) -> Path:
         tell = partial(console.print, highlight=False, soft_wrap=True, markup=False)
         start = resume_point(config.folder, config, "sft", marks, tell)
         done, as_json = (start.state.step if start else 0), config.sft.log == "json"
-        if done < config.sft.steps:  # else the report alone is missing
+        if done < config.sft.steps:  # else only the report is missing
             with learner_place(config, console) as place:
                 ids = encode_pictures(config, examples, place, console)
                 held_out_ids = encode_pictures(config, held_out, place, console)
@@ -71,14 +71,14 @@ def sft(config: SftConfig, console: Console) -> Path:
 
 
 def validate_sft(config: SftConfig) -> tuple[PolicyModel, list[Example], list[Example]]:
-    """The model to count with, the examples and the held-out ones. Raises UserError for the first thing
-    that would stop the run later."""
+    """The model without weights, the examples and the held-out ones. Raises UserError for the first
+    thing that would stop the run later."""
     check_policy(config.policy)
     check_learner(config.learner, config.policy)
     if config.sft.wandb:
         check_wandb()
     if is_hub_id(config.policy.path):
-        model_folder(config.policy.path, weights=False)  # the tokenizer makes the samples here
+        model_folder(config.policy.path, weights=False)  # samples are made here, with the tokenizer
     janus = countable_janus(config.policy)
     assert janus is not None
     read = partial(read_examples, janus=janus, resize=config.sft.resize)
@@ -86,13 +86,13 @@ def validate_sft(config: SftConfig) -> tuple[PolicyModel, list[Example], list[Ex
 
 
 def fingerprints(config: SftConfig) -> dict[str, str]:
-    """Of the files that the run reads, by the key that names them."""
+    """Key -> fingerprint of the files that it names and the run reads."""
     return policy_fingerprints(config.policy) | {"sft.data": fingerprint(Path(config.sft.data))}
 
 
 @contextmanager
 def learner_place(config: SftConfig, console: Console) -> Iterator[PlacementGroup]:
-    """Ray, and in it a place for each rank."""
+    """Starts or joins Ray, and reserves a bundle for each rank."""
     role = config.role
     with ray_session(config.ray, role.count * role.cpus, console):
         check_room(config.ray, [role])
@@ -100,12 +100,13 @@ def learner_place(config: SftConfig, console: Console) -> Iterator[PlacementGrou
         try:
             yield place
         finally:
-            if existing_cluster(config.ray):  # our own ends with us, all at once
+            if existing_cluster(config.ray):  # our own cluster ends with this process
                 remove_placement_group(place)
 
 
 def train_loop(run: SftRun, lessons: Lessons, heldout: Sequence[Sample], stop: StopSignal) -> None:
-    """All steps that are left, with the looks at held-out examples before the first and after the last.
+    """All steps that are left, with evaluations on held-out examples before the first and after the
+    last.
 
     Raises LearnerLost in the middle of a step, and Stopped between two.
     """
@@ -132,7 +133,7 @@ def train_loop(run: SftRun, lessons: Lessons, heldout: Sequence[Sample], stop: S
 
 
 def training_groups(samples: Sequence[Sample], ranks: int) -> TrainingGroups:
-    """A batch as the learner takes it: a group for each rank, of equal size."""
+    """A batch in the learner's form: a group for each rank, of equal size."""
     groups = [samples[n::ranks] for n in range(ranks)]
     refs = [ray.put(group) for group in groups]
     return TrainingGroups.of(refs, np.zeros((ranks, len(groups[0])), np.float32))

@@ -14,8 +14,8 @@ from policy.paths import UserPath
 
 
 class SftLearnerConfig(LearnerConfig):
-    """The learner of training. Its keys mean the same, with the steps of `sft`; what has to do with
-    rewards, ratios, entropy or a reference model is not looked at."""
+    """The learner of training. Its keys mean the same, with the steps of `sft`; those of rewards,
+    ratios, entropy and the reference model have no effect."""
 
     loss: str = "learner.sft:sft_loss"
     """A name in `learner.losses.LOSSES`, or `package.module:function` of your own."""
@@ -30,14 +30,14 @@ class SftLearnerConfig(LearnerConfig):
 
 
 class SftSettings(BaseModel):
-    """Worked examples, how many of them, and how often things are kept."""
+    """Worked examples, their number, and how often results are saved."""
 
     model_config = ConfigDict(extra="forbid")
 
     data: UserPath
     """A file of worked examples, JSON lines."""
     heldout: UserPath | None = None
-    """Another one, on which the loss is measured; None: nothing is."""
+    """Another one, on which the loss is measured; None: no evaluation."""
     steps: int = Field(1000, ge=1)
     """Optimizer steps of the whole run."""
     batch_size: int = Field(32, ge=1)
@@ -48,27 +48,27 @@ class SftSettings(BaseModel):
     """Cut pictures of another size than the model's to their middle square, and scale them. false: they
     are an error."""
     evaluate_every: int = Field(100, ge=1)
-    """Steps between looks at the held-out examples; there is always one before the first step and one
-    after the last."""
+    """Steps between evaluations on the held-out examples; there is always one before the first step and
+    one after the last."""
     save_every: int = Field(500, ge=1)
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = Field(2, ge=1)
-    """The newest so many are kept."""
+    """How many of the newest checkpoints are kept."""
     resume: Literal["auto", "never"] = "auto"
     """auto: a run that did not reach its last step goes on from its newest checkpoint. never: it is
     put aside, and a new one starts."""
     max_skipped_steps: int = Field(5, ge=1)
-    """Steps in a row whose gradient is not finite, before the run stops."""
+    """How many steps in a row may have a gradient that is not finite before the run stops."""
     max_learner_restarts: int = Field(3, ge=0)
-    """Times that the learner may be lost at one and the same step, before the run stops."""
+    """How often the learner may be lost at the same step before the run stops."""
     log: Literal["text", "json"] = "text"
-    """What a run says where there is no terminal: lines for people, or a JSON object a line."""
+    """Output without a terminal: lines for people, or a JSON object a line."""
     wandb: WandbConfig | None = None
     """Weights & Biases gets a copy of all numbers."""
 
 
 class SftConfig(NamedRun):
-    """Everything about a run of `bicot sft`."""
+    """The configuration of `bicot sft`."""
 
     learner: SftLearnerConfig = SftLearnerConfig()
     """DeepSpeed ranks, which train the model."""
@@ -88,7 +88,7 @@ class SftConfig(NamedRun):
 
     @property
     def role(self) -> Role:
-        """What the learner asks of the cluster."""
+        """The learner's resources."""
         learner = self.learner
         asked = learner.num_cpus, learner.num_gpus, "PACK", learner.resources, learner.labels
         return Role("learner", learner.ranks, *asked)

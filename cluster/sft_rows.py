@@ -2,7 +2,7 @@
 
 A row is `{"prompt": ..., "cot": ..., "image": PATH}` or, for an image, `"image_ids": [...]`; a path is
 relative to the file's folder, as in the `cots.jsonl` that `bicot generate` writes. Without a CoT the
-image is that of the prompt alone; of what is missing nothing is learned.
+image is that of the prompt alone; a missing part is not learned from.
 """
 
 import random
@@ -36,7 +36,7 @@ class _Row(BaseModel):
 
 @dataclass(frozen=True)
 class Example:
-    """One row. `where` is its file and line; at most one of `picture` and `image_ids` is there."""
+    """One row. `where` is its file and line; at most one of `picture` and `image_ids` is set."""
 
     where: str
     prompt: str
@@ -46,8 +46,8 @@ class Example:
 
 
 def read_examples(path: str, janus: PolicyModel, *, resize: bool) -> list[Example]:
-    """All rows of a file. Raises UserError, with file and line, for the first that cannot be learned
-    from: a wrong field, nothing to learn, a picture or ids that are not the model's, too long a text.
+    """All rows of a file. Raises UserError, with file and line, for the first invalid one: a wrong
+    field, nothing to learn, a picture or ids that do not fit the model, too long a text.
     """
     file = Path(path)
     examples = [_example(row, f"{path}:{n}", file.parent) for n, row in read_rows(file, "data file")]
@@ -64,8 +64,8 @@ def _example(row: dict, where: str, folder: Path) -> Example:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        told = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{where}: field {name!r}: {told}") from None
+        fault = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: field {name!r}: {fault}") from None
     if r.image is not None and r.image_ids is not None:
         raise UserError(f"{where}: give 'image' or 'image_ids', not both")
     if r.cot is None and r.image is None and r.image_ids is None:
@@ -107,7 +107,7 @@ _NOTHING = np.zeros(0, np.int64)
 def as_sample(
     example: Example, janus: PolicyModel, image_ids: np.ndarray | None, *, drop_prompt: bool = False
 ) -> Sample:
-    """An example as if it had been sampled. `image_ids`: None for no image. `drop_prompt`: its image
+    """An example in the form of a sample. `image_ids`: None for no image. `drop_prompt`: its image
     prompt is the unconditional one."""
     prompt, cot = example.prompt, example.cot
     image_prompt = (
@@ -147,7 +147,7 @@ class Lessons:
     drop_prompt: float = 0.0
 
     def order(self) -> Iterator[int]:
-        """Places of the examples, endless, shuffled anew each epoch."""
+        """Indices of the examples, endless, shuffled anew each epoch."""
         epoch = 0
         while True:
             places = list(range(len(self.examples)))
@@ -156,7 +156,7 @@ class Lessons:
             epoch += 1
 
     def batches(self, size: int, done: int = 0) -> Iterator[list[Sample]]:
-        """Batch after batch, from the one after the first `done` on."""
+        """Batches in order, without the first `done`."""
         places = islice(enumerate(self.order()), done * size, None)
         while True:
             yield [self._sample(place, number) for number, place in islice(places, size)]

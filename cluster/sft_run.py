@@ -1,4 +1,4 @@
-"""A run of `bicot sft` in progress: where it stands, what it leaves behind, what a step ends with."""
+"""A run of `bicot sft` in progress: its position, its records, and what a step ends with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ from learner.group import LearnerGroup
 from policy.records import Sample
 
 _RECORDED = ("loss", "step/skipped", "grad_norm", "lr", "epoch", "time/", "throughput/")
-"""What a step's metrics begin with that mean something here. (The learner also compares its
-log-probabilities with a sampler's, which there is none of.)"""
+"""Prefixes of the step's metrics that apply here. (The learner also compares its log-probabilities with
+a sampler's, but there is no sampler.)"""
 
 
 def start_learner(
     config: SftConfig, place: PlacementGroup, checkpoint: Checkpoint | None
 ) -> LearnerGroup:
-    """The learner as a checkpoint has it, or as the model is. Raises UserError if it does not start."""
+    """Start the learner from a checkpoint, or from the model. Raises UserError if it does not start."""
     return LearnerGroup.start(
         config.policy,
         config.learner,
@@ -37,7 +37,7 @@ def start_learner(
 
 @dataclass
 class SftRun(LearnerRun):
-    """What the loop works with."""
+    """The state of the loop."""
 
     config: SftConfig
     place: PlacementGroup
@@ -61,7 +61,7 @@ class SftRun(LearnerRun):
         fingerprints: dict[str, str],
         start: Checkpoint | None,
     ) -> "SftRun":
-        """In a run directory that is new, or at the checkpoint that the learner was started from."""
+        """Begin in a new run directory, or at the checkpoint that the learner was started from."""
         wandb = None
         if config.sft.wandb:
             wandb = WandbLog(config.sft.wandb, config.folder, config.model_dump(mode="json"))
@@ -114,7 +114,7 @@ class SftRun(LearnerRun):
             self.checkpoints.poll(self.learner)
 
     def evaluate(self, heldout: Sequence[Sample]) -> None:
-        """The loss on held-out examples, if there are any."""
+        """Measure the loss on held-out examples, if there are any."""
         if not heldout:
             return
         size = self.config.sft.batch_size

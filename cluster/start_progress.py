@@ -1,4 +1,5 @@
-"""What people see of a start: which processes are ready, and how long the others have been loading."""
+"""Shows the progress of a start: which processes are ready, and how long the others have been
+loading."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,9 +9,9 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from policy.starting import heard_by
+from policy.starting import reporting_to
 
-SAY_EVERY_S = 15.0
+PRINT_EVERY_S = 15.0
 _NAMED = 4
 
 
@@ -27,32 +28,32 @@ class StartProgress:
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._status)
-        self._stack.enter_context(heard_by(self))
+        self._stack.enter_context(reporting_to(self))
         return self
 
     def __exit__(self, *_) -> None:
         self._stack.close()
 
     def begin(self, what: str) -> None:
-        """From here on it is this that starts: "starting experts"."""
+        """Name the next part of the start, e.g. "starting experts"."""
         self._what = what
-        self._begun = self._said = self._clock()
+        self._begun = self._printed = self._clock()
         self._status.update(what)
 
     def __call__(self, ready: Sequence[str], loading: Sequence[str]) -> None:
         if not loading:
             return
         now = self._clock()
-        told = in_a_line(self._what, ready, loading, now - self._begun)
+        line = in_a_line(self._what, ready, loading, now - self._begun)
         if self._console.is_terminal:
-            self._status.update(Text(told))
-        elif now - self._said >= SAY_EVERY_S:
-            self._said = now
-            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
+            self._status.update(Text(line))
+        elif now - self._printed >= PRINT_EVERY_S:
+            self._printed = now
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def in_a_line(what: str, ready: Sequence[str], loading: Sequence[str], seconds: float) -> str:
-    """ "starting experts: 2 of 3 ready; detector loading for 45 s"; of many names the first."""
+    """ "starting experts: 2 of 3 ready; detector loading for 45 s"; only the first of many names."""
     names = ", ".join(loading[:_NAMED])
     if len(loading) > _NAMED:
         names += f" and {len(loading) - _NAMED} more"

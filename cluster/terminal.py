@@ -1,7 +1,7 @@
-"""What people see in a terminal or a log: never the control characters of a text from elsewhere.
+"""Output in a terminal or a log, without the control characters of texts from elsewhere.
 
-Prompts, CoTs, experts' words and the records of a run may hold anything. A terminal obeys an escape
-sequence: it moves the cursor, hides lines or fills the clipboard.
+Prompts, CoTs, experts' texts and the records of a run may hold anything, and a terminal obeys escape
+sequences: they move the cursor, hide lines or fill the clipboard.
 """
 
 import errno
@@ -18,8 +18,8 @@ from typing import IO, Any, cast
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-# C0 but for tab and line feed, DEL, C1, what turns the direction of text, and lone surrogates, which no
-# output can encode.
+# C0 except tab and line feed, DEL, C1, marks that change the direction of text, and lone surrogates,
+# which no output can encode.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -29,7 +29,7 @@ def visible(text: str) -> str:
 
 
 class _Patient:
-    """A stream that leaves out what finds no room: a log on a full disk ends no run."""
+    """A stream that drops text when the disk is full: a log must not end a run."""
 
     def __init__(self, stream: IO[str]):
         self._stream = stream
@@ -57,7 +57,7 @@ def _no_room_is_fine() -> Iterator[None]:
 
 
 def forget_unwritten() -> None:
-    """At the very end: text that still finds no room, or no reader, must not change the exit status."""
+    """Call it at the very end: text that cannot be written must not change the exit status."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -65,7 +65,8 @@ def forget_unwritten() -> None:
 
 
 class TerminalConsole(Console):
-    """A console whose text is `visible`; its own colours and bars stay. Goes on on a full disk."""
+    """A console whose text is `visible`; its own colours and bars stay. A full disk does not stop
+    it."""
 
     @property
     def file(self) -> IO[str]:
@@ -94,7 +95,7 @@ class LogFormatter(logging.Formatter):
 
 
 def guard_terminal() -> None:
-    """From here on the warnings of all modules, and a traceback that nobody caught, are `visible`."""
+    """Make warnings of all modules, and uncaught tracebacks, `visible` from here on."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -1,9 +1,8 @@
 """The loop: generate, score, update, sync weights.
 
 The driver moves references and numbers, never tensors. With `max_staleness` 0 generating waits for the
-newest weights; with S, up to S further steps are generated while one is learned from. A learner that is
-lost restarts the loop from the newest checkpoint; everything generated since is generated again, the
-same.
+newest weights; with S, up to S further steps are generated while one is learned from. When the learner
+is lost, the loop restarts from the newest checkpoint; the same samples are generated again.
 """
 
 import time
@@ -33,8 +32,7 @@ from policy.records import Prompt
 
 
 def train(config: RunConfig, console: Console) -> Path:
-    """A whole run, from prompts to report, or resume one that stopped. Returns the run
-    directory.
+    """Run training from prompts to report, or resume a run that stopped. Returns the run directory.
 
     Raises UserError for anything wrong in the configuration before anything starts, and for anything
     that does not start before anything is written.
@@ -43,7 +41,7 @@ def train(config: RunConfig, console: Console) -> Path:
     with run_lock(config.folder):
         start = where_to_start(config, partial(console.print, highlight=False, soft_wrap=True))
         done, as_json = (start.state.step if start else 0), config.train.log == "json"
-        if done < config.train.steps:  # else the report alone is missing
+        if done < config.train.steps:  # else only the report is missing
             resume = start.resume(config.learner.ranks) if start else None
             with (
                 ray_session(config.ray, total_cpus(config), console, inputs.store_need(config)),

@@ -1,4 +1,4 @@
-"""From scored groups to an update: which of them teach, their advantages, one step of the learner."""
+"""Turns scored groups into an update: selects groups, computes advantages, takes a learner step."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +14,9 @@ from learner.schedules import StepSettings
 
 
 def collect_groups(run: Run) -> tuple[RolloutBatch, list[ScoredGroup], list[ObjectRef]]:
-    """The groups of a step, those of them to learn from, and what the learner prepares meanwhile. Where
-    too few teach, further ones are asked for: at most `train.resample_equal_groups` (the dynamic
-    sampling of DAPO, arXiv 2503.14476, section 3.2)."""
+    """The groups of a step, those of them to learn from, and what the learner prepares meanwhile. If
+    too few have unequal rewards, further ones are requested: at most `train.resample_equal_groups` (the
+    dynamic sampling of DAPO, arXiv 2503.14476, section 3.2)."""
     config, rollouts = run.config.train, run.workers.rollouts
     pending = run.requests.take()
     ahead = run.learner.prepare(pending.samples)  # while groups are generated and scored
@@ -33,7 +33,8 @@ def collect_groups(run: Run) -> tuple[RolloutBatch, list[ScoredGroup], list[Obje
 
 
 def teaching_groups(run: Run, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-    """A group whose rewards are all equal has nothing to teach but the KL term, and may be left out."""
+    """The groups to learn from. A group whose rewards are all equal gives no gradient but the KL
+    term's, and may be left out."""
     run.check_staleness(groups)
     if not run.config.train.filter_equal_groups:
         return list(groups)
@@ -67,7 +68,7 @@ def update(
     steps = run.config.train.steps
     settings = StepSettings.of(config, run.coefficients, run.step - 1, steps)
     metrics = ray.get(run.learner.step(training, settings=settings), timeout=config.timeout_s)[0]
-    metrics |= run.coefficients.metrics(config)  # those that it was made with
+    metrics |= run.coefficients.metrics(config)  # the coefficients of this step
     if not metrics["step/skipped"]:
         run.coefficients = run.coefficients.after(metrics, config)
     return metrics

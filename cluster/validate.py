@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before anything is started or written."""
+"""Checks a run before anything is started or written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,8 @@ class Inputs:
 
 
 def validate_run(config: RunConfig, *, learn: bool = True) -> Inputs:
-    """Raises UserError for the first thing that would stop the run later. Benchmarks are looked at by
-    runs that `learn`."""
+    """Raises UserError for the first thing that would stop the run later. Benchmarks are checked if the
+    run does `learn`."""
     check_fetched(config.policy.templates, config.train.prompts, config.evaluate.prompts)
     check_policy(config.policy)
     check_learner(config.learner, config.policy)
@@ -51,7 +51,7 @@ def validate_run(config: RunConfig, *, learn: bool = True) -> Inputs:
     wants_broadcast(config)
     if config.train.wandb:
         check_wandb()
-    if not existing_cluster(config.ray):  # there the workers' machines may hold what this one does not
+    if not existing_cluster(config.ray):  # its machines may hold files that this one does not
         choose_sampler(config.actors)
     janus, max_cot_tokens = countable_janus(config.policy), config.actors.sampling.max_cot_tokens
     held_out, prompts = (
@@ -83,8 +83,8 @@ def check_benchmark(benchmark: BenchmarkSlice, janus: PolicyModel | None, max_co
 def prompts_that_fit(
     path: str, janus: PolicyModel | None, max_cot_tokens: int, *, plain: bool = False
 ) -> list[Prompt]:
-    """The prompts of a file, `plain` ones too (`numbered_prompts`). Raises UserError, with the line,
-    for one that is `too_long`."""
+    """The prompts of a file, with `plain` also simple ones (`numbered_prompts`). Raises UserError, with
+    the line, for one that is `too_long`."""
     found = numbered_prompts(path, plain=plain)
     for line, prompt in found:
         if why := too_long(prompt, janus, max_cot_tokens):
@@ -94,7 +94,7 @@ def prompts_that_fit(
 
 def too_long(prompt: Prompt, janus: PolicyModel | None, max_cot_tokens: int) -> str | None:
     """Why a prompt does not fit the model's context together with its semantic CoT and its image; None
-    if it does, or if there is no model to count with."""
+    if it fits, or if there is no model to count with."""
     if janus is None:
         return None
     needed = positions_needed(janus, prompt.text, max_cot_tokens)
@@ -108,8 +108,8 @@ def too_long(prompt: Prompt, janus: PolicyModel | None, max_cot_tokens: int) -> 
 
 
 def run_folder(config: NamedRun, *, goes_on: bool = False) -> Path:
-    """The run directory with its config.yaml and starts.jsonl: empty but for those, or, if an earlier
-    run `goes_on`, as that one left it. An earlier run that does not is kept, as NAME.1, NAME.2, ..."""
+    """Make the run directory with its config.yaml and starts.jsonl: otherwise empty or, if an earlier
+    run `goes_on`, as that one left it. Any other earlier run is renamed to NAME.1, NAME.2, ..."""
     folder = config.folder
     if not goes_on and folder.exists() and any(folder.iterdir()):
         number = 1

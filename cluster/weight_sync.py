@@ -1,4 +1,4 @@
-"""New weights on their way from the learner to the rollout workers."""
+"""Sends new weights from the learner to the rollout workers."""
 
 import logging
 from collections.abc import Sequence
@@ -19,11 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class WeightSync:
-    """By broadcast to all rollout workers, where that can be had; else through the object store, from
+    """Broadcasts weights to all rollout workers if possible; else puts them into the object store, from
     which each worker pulls.
 
-    A broadcast that fails is the last: from then on the store carries the weights, so that a lost
-    worker costs no more than speed.
+    After a failed broadcast the store carries the weights, so that a lost worker costs only speed.
     """
 
     def __init__(
@@ -56,8 +55,8 @@ class WeightSync:
         return self._store(version)
 
     def pullable(self) -> PublishedWeights:
-        """The newest version in the object store, for a worker that has not got it by broadcast. There
-        is no older one to be had: a broadcast leaves nothing behind."""
+        """Put the newest version into the object store, for a worker that missed the broadcast. Older
+        versions are gone: a broadcast leaves no copy."""
         if self._stored is None or self._stored.version != self._version:
             return self._store(self._version)
         return self._stored
@@ -67,8 +66,7 @@ class WeightSync:
         return self._stored
 
     def _broadcast(self, version: int) -> None:
-        # A worker that still generates is not late, and one that is lost is found before the sender
-        # waits.
+        # Wait for workers that still generate, and find lost ones before the sender waits for them.
         ray.get([worker.ready.remote() for worker in self._handles], timeout=self._timeout_s)
         receiving = [worker.receive.remote(version, self._incarnation) for worker in self._handles]
         ray.get([*self._learner.broadcast(), *receiving], timeout=self._timeout_s)
@@ -83,8 +81,8 @@ class WeightSync:
 
 
 def wants_broadcast(config: RunConfig) -> bool:
-    """Whether the configuration asks for it, or leaves the choice and has the GPUs. Raises UserError
-    for what cannot be."""
+    """Whether to broadcast: the configuration requires it, or leaves the choice and has the GPUs.
+    Raises UserError if it is required and impossible."""
     actors, learner = config.actors, config.learner
     both = (actors.num_gpus > 0) == (learner.num_gpus > 0)
     whole = actors.vllm.tensor_parallel_size == 1

@@ -25,8 +25,8 @@ from rewards.serving import check_applicability, deploy_experts, shutdown_expert
 
 @dataclass
 class Workers:
-    """The rollout side and the learner of a run. `incarnation` counts the learners so far: weights of
-    one that was lost are never taken for those of its successor."""
+    """The rollout side and the learner of a run. `incarnation` counts the learners so far, so that
+    weights of a lost one are never confused with its successor's."""
 
     config: RunConfig
     rollouts: RolloutManager
@@ -36,7 +36,7 @@ class Workers:
     incarnation: int = -1
 
     def start_learner(self, resume: Resume | None = None) -> None:
-        """Bring up the learner's ranks, in place of those that may be there, as a new incarnation."""
+        """Start the learner's ranks as a new incarnation, in place of any earlier ones."""
         if self.learner is not None:
             self.learner.stop()
         self.incarnation += 1
@@ -63,8 +63,8 @@ def start_workers(
     learn: bool = True,
     resume: Resume | None = None,
 ) -> Iterator[Workers]:
-    """Bring every role up, in a Ray session that is already there; take them down at the end. The
-    learner, if there is to be one, as the checkpoint `resume` has it; without, no benchmark's judges.
+    """Start every role in an existing Ray session, and stop them at the end. The learner starts from
+    the checkpoint `resume` if given; with `learn=False` there is no learner and no benchmark's judge.
 
     Raises UserError if a role finds no room, an expert does not start, or some prompt has no expert
     that applies to it.
@@ -89,7 +89,7 @@ def start_workers(
                 workers.start_learner(resume)
         yield workers
     finally:
-        if existing_cluster(config.ray):  # our own ends with us, all at once
+        if existing_cluster(config.ray):  # our own cluster ends with this process
             shutdown_experts()
             for group in groups:
                 remove_placement_group(group)  # ends the actors in it

@@ -1,7 +1,7 @@
-"""YAML that says what it looks like: one reading for files and overrides, and a writer that fits it.
+"""YAML without surprises: one reader for files and overrides, and a writer that fits it.
 
-YAML 1.1, as PyYAML reads it, takes `1e-1` for text, `2024_01`, `010` and `1:30` for other numbers, and
-the last of two equal keys. Here a number is what JSON and YAML 1.2 call one, and a key comes once.
+YAML 1.1, as PyYAML reads it, reads `1e-1` as text, `2024_01`, `010` and `1:30` as other numbers, and
+the last of two equal keys. Here numbers are those of JSON and YAML 1.2, and a repeated key is an error.
 """
 
 import re
@@ -44,17 +44,17 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name, line = (key.tag, str(key.value)), key.start_mark.line + 1
             if name in lines:
-                told = f"the key {key.value!r} stands there twice, first in line {lines[name]}"
-                raise ComposerError(None, None, told, key.start_mark)
+                fault = f"the key {key.value!r} stands there twice, first in line {lines[name]}"
+                raise ComposerError(None, None, fault, key.start_mark)
             lines[name] = line
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either reading takes for something else than text."""
+    """Quotes texts that either reader would not read as text."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Line ends of Unicode are escaped: left as they are, they are read as line feeds or blanks.
+        # Unicode line ends are escaped: otherwise they are read as line feeds or blanks.
         style = '"' if set(data) & set("\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
@@ -69,7 +69,7 @@ _Loader.add_constructor(_FLOAT, lambda loader, node: float(re.sub(r"\.(?=[iInN])
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Mappings, lists, texts, numbers, booleans and nulls; what an alias repeats is copied.
+    """Parse mappings, lists, texts, numbers, booleans and nulls; aliases are copied.
 
     Raises UserError that begins with `where` and, if there are several, the line.
     """
@@ -83,18 +83,20 @@ def read_yaml(text: str, where: str) -> Any:
     except RecursionError:
         problem = f"deeper than {_LEVELS} levels"
     except ValueError as error:
-        problem = str(error).partition(";")[0]  # of an integer of thousands of digits Python says more
+        problem = str(error).partition(";")[
+            0
+        ]  # Python's message on an integer of thousands of digits has more
     raise UserError(f"{where}{line}: not valid YAML: {problem}")
 
 
 def write_yaml(tree: Any) -> str:
-    """What `read_yaml` reads as the same tree, in the order of its keys."""
+    """YAML that `read_yaml` reads as the same tree, in the order of its keys."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any, left: list[int], level: int) -> Any:
-    """A copy in which nothing is shared, so that a change in one place changes no other. Cycles and
-    aliases of aliases of aliases end at a number of levels and of values."""
+    """A copy without shared parts, so that a change in one place changes no other. A limit on levels
+    and values refuses cycles and nested aliases."""
     left[0] -= 1
     if left[0] < 0:
         raise ValueError(f"more than {_VALUES} values")

@@ -1,8 +1,8 @@
-"""What a public benchmark is: prompts, the images that each gets and where they lie, what judges are
-asked about an image, and the published formula on what they replied.
+"""The interface of public benchmarks: prompts, the paths of their images, what judges are asked about
+an image, and the published formula on their replies.
 
-A formula is a pure function. It sees no image and asks nobody, so replies that were kept give the same
-numbers again. `BENCHMARKS` names what ships; anything else is "package.module:Class".
+A formula is a pure function of replies, so saved replies give the same numbers again. `BENCHMARKS`
+names those that ship; any other is "package.module:Class".
 """
 
 from abc import ABC, abstractmethod
@@ -32,9 +32,9 @@ BENCHMARKS = {
 }
 
 Ask = dict[str, Any]
-"""What one judge is asked about one image, as JSON. The judge's class says which keys it reads."""
+"""What one judge is asked about one image, as JSON. The judge's class documents the keys."""
 Reply = dict[str, Any]
-"""What it answers, as JSON."""
+"""The judge's answer, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Item:
     task: str
     """The row of the published table that it belongs to."""
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """What the prompt file says beyond the text, for questions and formula."""
+    """Other fields of the prompt file, for questions and formula."""
 
 
 @dataclass(frozen=True)
@@ -63,38 +63,38 @@ class Judged:
 
 @dataclass(frozen=True)
 class Summary:
-    """A benchmark's result. None: it cannot be said, for no image of it was judged, or because the
-    published rules give no number then."""
+    """A benchmark's result. None: it cannot be computed, because no image of it was judged, or the
+    published rules give no number."""
 
     overall: float | None
     tasks: dict[str, float | None]
-    """By row of the published table, in its order."""
+    """Row of the published table -> score, in the table's order."""
     further: dict[str, float | None] = field(default_factory=dict)
     """Other numbers that the published script prints."""
     notes: tuple[str, ...] = ()
-    """What the numbers do not say. Images that are missing or not judged are not among them: a run's
-    result names those for every benchmark."""
+    """What one must know to read the numbers. Images that are missing or not judged are not among the
+    notes: a run's result lists those for every benchmark."""
 
 
 class Benchmark(ABC):
     """A benchmark on prompts in the folder `data`, where `bicot fetch` puts them."""
 
     name: ClassVar[str]
-    """As in BENCHMARKS."""
+    """Its key in BENCHMARKS."""
     title: ClassVar[str]
-    """For people: "GenEval"."""
+    """The name in tables and pages: "GenEval"."""
     data_name: ClassVar[str]
     """What `bicot fetch` gets for it: a key of evaluation.data.RELEASES."""
     images_per_prompt: ClassVar[int]
     tiles: ClassVar[bool] = False
     """Whether the images of a prompt are one file, a 2 x 2 picture."""
     unit: ClassVar[str] = ""
-    """Of the scores: "" for shares 0..1, "%" where the published scale is 0..100."""
+    """Unit of the scores: "" for shares 0..1, "%" where the published scale is 0..100."""
     judges: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Name -> the defaults of its entry in the configuration, an ExpertConfig: {use, options, ...}."""
 
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """Keys of a BenchConfig that differ for it, as the templates of a world of its own."""
+    """Keys of a BenchConfig with other defaults for this benchmark."""
 
     def __init__(self, data: Path):
         self.data = data
@@ -109,25 +109,24 @@ class Benchmark(ABC):
 
     @abstractmethod
     def files(self, item: Item) -> Sequence[str]:
-        """Where the images of an item lie below the folder of images, as published: one path for each
-        image, or the one of their 2 x 2 picture."""
+        """Paths of an item's images below the folder of images, as published: one for each image, or
+        the one of their 2 x 2 picture."""
 
     @abstractmethod
     def asks(self, item: Item) -> Mapping[str, Ask]:
-        """What each judge is asked about any image of an item. A judge that has nothing to say on it
-        is absent."""
+        """What each judge is asked about any image of an item. A judge without a question is absent."""
 
     @abstractmethod
     def image_score(self, judged: Judged) -> float | None:
-        """How well one image does, higher is better, for looking at the best and the worst. None: a
-        reply that it takes is not there."""
+        """The score of one image, higher is better, to pick the best and the worst. None: a reply is
+        missing."""
 
     @abstractmethod
     def summarise(self, judged: Sequence[Judged], *, published_rules: bool = False) -> Summary:
         """The scores of images, missing ones among them.
 
-        By default an image that is missing or not judged is in no mean. `published_rules`: to the
-        letter what the published scripts make of the same replies, faults and all.
+        By default an image that is missing or not judged is in no mean. `published_rules`: exactly what
+        the published scripts compute from the same replies, faults included.
         """
 
     def source(self) -> dict[str, str]:
@@ -141,7 +140,7 @@ class Benchmark(ABC):
 
 
 def benchmark_class(name: str) -> type[Benchmark]:
-    """The benchmark of a name. Raises UserError for one that is not known."""
+    """The benchmark of a name. Raises UserError for an unknown one."""
     if name not in BENCHMARKS and ":" not in name:
         raise UserError(f"no benchmark is called {name!r}; there are {', '.join(BENCHMARKS)}")
     found = load_named(BENCHMARKS.get(name, name), "benchmark")
@@ -158,9 +157,9 @@ def load_benchmark(name: str, data: Path | str | None = None) -> Benchmark:
 
 def some_of(items: Sequence[Item], tasks: Sequence[str] = (), limit: int | None = None) -> list[Item]:
     """The items of some tasks (none named: of all), at most `limit`: from each task the first ones, as
-    many of each as can be. They keep their order.
+    evenly as possible. They keep their order.
 
-    Raises UserError for a task that is not there.
+    Raises UserError for an unknown task.
     """
     by_task: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -174,6 +173,6 @@ def some_of(items: Sequence[Item], tasks: Sequence[str] = (), limit: int | None 
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """None for no values."""
+    """The mean; None for no values."""
     found = list(values)
     return sum(found) / len(found) if found else None

@@ -1,7 +1,7 @@
-"""Confidence intervals of means over prompts, by bootstrap: prompts are drawn again, each with all its
-samples, for samples of one prompt are alike.
+"""Confidence intervals of means over prompts, by bootstrap: prompts are resampled, each with all its
+samples, because samples of one prompt are alike.
 
-They say what another choice of prompts would have given, and nothing of another seed of training.
+They cover another choice of prompts, not another seed of training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ import numpy as np
 
 LEVEL = 0.95
 DRAWS = 2000
-FEWEST = 5  # prompts; of fewer an interval would be a guess
+FEWEST = 5  # prompts; with fewer an interval would be a guess
 _AT_ONCE = 2**20  # numbers in memory
 
 ByPrompt = Mapping[str, Sequence[float]]
-"""Prompt -> the values of its samples; a prompt without values has no say."""
+"""Prompt -> the values of its samples; a prompt without values does not count."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,20 @@ class Interval:
 
 
 def mean_interval(values: ByPrompt) -> Interval | None:
-    """Of the mean over all samples; None for fewer than 5 prompts. The same values give the same
-    interval, in whatever order the prompts come."""
+    """The interval of the mean over all samples; None for fewer than 5 prompts. The same values give
+    the same interval, in whatever order the prompts come."""
     return interval_of_means([(values,)])
 
 
 def difference_interval(before: ByPrompt, after: ByPrompt) -> Interval | None:
-    """Of the mean of `after` less that of `before`. Paired: a prompt that both have is drawn for both,
-    so that what makes it easy or hard cancels. None for fewer than 5 prompts on a side."""
+    """The interval of the mean of `after` less that of `before`. Paired: a prompt that both have is
+    drawn for both, so that its difficulty cancels. None for fewer than 5 prompts on a side."""
     return interval_of_means([(before, after)])
 
 
 def interval_of_means(tasks: Sequence[tuple[ByPrompt, ...]]) -> Interval | None:
-    """Of the mean over tasks of what each alone has: the mean of one side, or the difference of two
-    (before, after). None if a task has too few prompts."""
+    """The interval of the mean over tasks: of each task's mean, or of its difference of two (before,
+    after). None if a task has too few prompts."""
     if not tasks or any(_fewest(sides) < FEWEST for sides in tasks):
         return None
     drawn = np.mean([_draws(sides, seed) for seed, sides in enumerate(tasks)], axis=0)
@@ -54,13 +54,13 @@ def interval_of_means(tasks: Sequence[tuple[ByPrompt, ...]]) -> Interval | None:
 
 
 def _fewest(sides: Sequence[ByPrompt]) -> int:
-    """Prompts that have a value, on the side where they are fewest."""
+    """The number of prompts with a value, on the side with the fewest."""
     return min(sum(len(found) > 0 for found in values.values()) for values in sides)
 
 
 def _draws(sides: Sequence[ByPrompt], seed: int) -> np.ndarray:
-    """float64 [2000]: each time as many prompts as there are, drawn with replacement. NaN for a draw
-    that holds no value of a side."""
+    """Bootstrap means, float64 [2000]: each draws as many prompts as there are, with replacement. NaN
+    for a draw without a value of a side."""
     prompts = sorted({prompt for values in sides for prompt, found in values.items() if len(found)})
     sums, counts = np.zeros((2, len(sides), len(prompts)))
     for side, values in enumerate(sides):

@@ -1,6 +1,6 @@
 """Runs of benchmarks side by side: every model x every task.
 
-Results that say different things are not put into one table: other prompts, another judge, other rules.
+Results with other prompts, another judge or other rules are not put into one table.
 """
 
 import csv
@@ -30,7 +30,7 @@ class Run:
 @dataclass(frozen=True)
 class BenchmarkTable:
     """The runs of one benchmark. `scores[task][n]` is run n's; `differing` says why they cannot be
-    compared, where a person wanted to see them all the same."""
+    compared; it is empty unless they are shown `anyway`."""
 
     title: str
     unit: str
@@ -56,9 +56,9 @@ def tables(runs: Sequence[Run], *, anyway: bool = False) -> list[BenchmarkTable]
         title = some[0].result["title"]
         if differing and not anyway:
             names = ", ".join(str(run.folder) for run in some)
-            told = "; ".join(differing)
+            reasons = "; ".join(differing)
             raise UserError(
-                f"{title}: {names} cannot be compared: {told}. (--anyway shows them, marked)"
+                f"{title}: {names} cannot be compared: {reasons}. (--anyway shows them, marked)"
             )
         tasks = dict.fromkeys(task for run in some for task in run.result["tasks"])
         scores = {task: [run.result["tasks"].get(task) for run in some] for task in tasks}
@@ -108,7 +108,7 @@ def as_csv(found: Sequence[BenchmarkTable]) -> str:
 
 
 def number(value: float | None, unit: str) -> str:
-    """A score for people."""
+    """A score as text."""
     if value is None:
         return "-"
     return f"{value:.2f}" if unit == "%" else f"{value:.4f}"

@@ -24,11 +24,12 @@ from evaluation.side_by_side import (
 )
 
 ByItem = dict[str, tuple[Item, list[float]]]
-"""By key: an item, and the scores of its images, as far as they have some."""
+"""Item's key -> the item, and the scores of those of its images that have one."""
 
 
 def item_scores(table: BenchmarkTable, data: Path | None = None) -> list[ByItem]:
-    """Of each run, from the replies in its folder. Raises UserError if the prompts are not here."""
+    """The item scores of each run, from the replies in its folder. Raises UserError if the prompts are
+    not here."""
     benchmark = load_benchmark(table.runs[0].result["benchmark"], data)
     folders = [open_run(run, benchmark) for run in table.runs]
     return [
@@ -50,8 +51,8 @@ class Difference:
 
 
 def differences(scores: Sequence[ByItem]) -> list[Difference]:
-    """The prompts on which the runs differ most; the largest first. A single run: its worst, then its
-    best."""
+    """The prompts on which the runs differ most; the largest first. Of a single run the worst ones,
+    then the best."""
     found = [
         Difference(item, tuple(fmean(run[key][1]) if run[key][1] else None for run in scores))
         for key, (item, _) in scores[0].items()
@@ -65,7 +66,7 @@ def differences(scores: Sequence[ByItem]) -> list[Difference]:
 
 
 def write_page(found: Sequence[BenchmarkTable], path: Path, data: Path | None = None) -> None:
-    """The tables and the images, as one HTML file that needs nothing else."""
+    """Write the tables and the images as one self-contained HTML file."""
     write_comparisons("Benchmarks", [comparison(table, data) for table in found], path)
 
 
@@ -107,12 +108,12 @@ def _row(table: BenchmarkTable, task: str, scores: Sequence[ByItem]) -> Row:
 
 
 _Means = list[ByPrompt]
-"""One for each task whose mean goes into a score; a score of all images has one."""
+"""One entry for each task whose mean goes into a score; a score of all images has one."""
 
 
 def _means_of(value: float | None, task: str, run: ByItem) -> _Means | None:
-    """What a score is the mean of: images, or tasks of images. None for one that is neither, which has
-    no interval here."""
+    """The values that a score is the mean of: images, or tasks of images. None for any other score,
+    which gets no interval."""
     by_task: dict[str, dict[str, list[float]]] = defaultdict(dict)
     for item, found in run.values():
         if found:
@@ -130,7 +131,8 @@ def _means_of(value: float | None, task: str, run: ByItem) -> _Means | None:
 
 
 def _interval(parts: Sequence[_Means | None], unit: str) -> Interval | None:
-    """Of the score of one run, or of the difference of two. Paired where they have the same tasks."""
+    """The interval of one run's score, or of the difference of two. Paired where they have the same
+    tasks."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or len({len(part) for part in known}) > 1:
         return None
@@ -142,8 +144,8 @@ def _interval(parts: Sequence[_Means | None], unit: str) -> Interval | None:
 def _words(interval: Interval | None, unit: str, signed: bool = False) -> str:
     if interval is None:
         return ""
-    told = _signed if signed else number
-    return f"{told(interval.low, unit)} to {told(interval.high, unit)}"
+    as_text = _signed if signed else number
+    return f"{as_text(interval.low, unit)} to {as_text(interval.high, unit)}"
 
 
 def _signed(value: float, unit: str) -> str:
@@ -166,7 +168,7 @@ def _shown(table: BenchmarkTable, scores: Sequence[ByItem], data: Path | None) -
 
 
 def _about(run: Run) -> str:
-    """What was run, and who judged."""
+    """One line on a run: its generator and its judges."""
     result = run.result
     judges = [
         f"judge {name}: {judge.get('model') or judge.get('use')} {judge.get('revision', '')}".strip()
@@ -185,7 +187,7 @@ def open_run(run: Run, benchmark: Benchmark) -> RunFolder:
 
 
 def scores_of(folder: RunFolder, item: Item) -> list[float]:
-    """Of the images of an item that have one."""
+    """The scores of an item's images, those that have one."""
     found = []
     for n in range(folder.benchmark.images_per_prompt):
         replies = folder.replies(item, n)

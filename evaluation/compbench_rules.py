@@ -1,8 +1,8 @@
-"""T2I-CompBench's formulas on what judges said of an image (Huang et al., arXiv 2307.06350;
+"""T2I-CompBench's formulas on judges' replies about an image (Huang et al., arXiv 2307.06350;
 Karine-Huang/T2I-CompBench at 1b70949): pure functions of a prompt's reading and of replies.
 
-`published_rules` follows the scripts to the letter. Without it three things are mended: "on top of" is
-a relation, two boxes without an area do not overlap, and two things of one name are two boxes. A prompt
+`published_rules` follows the scripts exactly. By default three faults are corrected: "on top of" is a
+relation, two boxes without an area do not overlap, and two things of one name are two boxes. A prompt
 that cannot be read has no score then, where the scripts end or give 0.
 
 Boxes are xyxy, in pixels of the resized picture that a detector of the benchmark sees; numbers are
@@ -24,7 +24,7 @@ Kind = Literal["spatial", "action", "all three"]
 _NEAR = ("next to", "on side of", "near")
 _NEAR_PIXELS = 150
 _LITTLE_OVERLAP = 0.1
-_MUCH_OVERLAP = 0.5  # of two things one of which hides the other
+_MUCH_OVERLAP = 0.5  # of two things, one of which hides the other
 _LEAST_SCORE = 0.5
 _SAME_OBJECT = 0.9
 
@@ -48,7 +48,7 @@ def found_of(detections: Sequence[Any]) -> list[Found]:
 
 
 def attribute_score(yes: Iterable[float]) -> float:
-    """The product of the probabilities of yes, in float32. Each is taken, and the product given, with
+    """The product of the probabilities of yes, in float32. Each factor, and the product, is rounded to
     the 4 digits that the scripts print."""
     product = np.float32(1)
     for p in yes:
@@ -117,8 +117,8 @@ def depth_score(relation: Relation, found: Sequence[Found], nearness: Sequence[f
 def _pairs(
     relation: Relation, found: Sequence[Found], published_rules: bool
 ) -> list[tuple[Found, Found]]:
-    """The best box of either object; of two things of one name the two best, one way and the other, but
-    published the best one and itself."""
+    """The best box of either object; of two things of one name the two best in both orders; by the
+    published rules the best one and itself."""
     firsts = [thing for thing in found if thing.label == relation.first]
     seconds = [thing for thing in found if thing.label == relation.second]
     if relation.first == relation.second and not published_rules:
@@ -165,7 +165,7 @@ def count_score(
 
 
 def _once(found: Sequence[Found]) -> list[Found]:
-    """Without those that are the same object as an earlier one of their label."""
+    """Drop detections of the same object as an earlier one with their label."""
     kept: list[Found] = []
     for thing in found:
         if not any(other.label == thing.label and _same(thing.box, other.box) for other in kept):
@@ -183,8 +183,8 @@ def _same(one: XYXY, other: XYXY) -> bool:
 
 
 def kind_of(prompt: str, spatial: Iterable[str], action: Iterable[str]) -> Kind:
-    """Which scores a complex prompt's has in it, by two lists of prompts. They are compared without
-    case, up to the first full stop."""
+    """Which scores enter that of a complex prompt, by two lists of prompts. Prompts are compared
+    without case, up to the first full stop."""
     text = _beginning(prompt)
     if text in set(map(_beginning, spatial)):
         return "spatial"
@@ -198,7 +198,7 @@ def _beginning(prompt: str) -> str:
 def three_in_one(
     kind: Kind, attribute: float | None, spatial: float | None, action: float | None
 ) -> float | None:
-    """The mean of those scores that belong to a kind of prompt. None if one of them is not there."""
+    """The mean of those scores that belong to a kind of prompt. None if one of them is missing."""
     parts = {
         "spatial": (spatial, attribute),
         "action": (action, attribute),

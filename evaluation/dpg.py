@@ -6,21 +6,21 @@ it is "yes", else 0, and 0 as well if a question that it depends on has a 0. A t
 over questions, an item's the mean over its tiles, and the overall score 100 x the mean over items.
 
 The published judge is mPLUG-large, which is asked question by question. Here a vision-language model is
-asked all questions of a prompt at once, in our own words, so scores are comparable between models that
-are judged alike, and not with the published tables; the judge's name, "vqa_by_vlm", says so.
+asked all questions of a prompt at once, in another wording, so scores are comparable between models
+that are judged alike, and not with the published tables; hence the judge's name, "vqa_by_vlm".
 
-The published rules have faults, which are mended by default:
+The published rules have faults, which are corrected by default:
 
 - The first row of the table is skipped: its item lacks that question, or fails if another depends on
   it. By default it is read.
 - A question is zeroed in the order of the table: a parent that is zeroed later leaves a child before
   it. By default the order does not matter: what depends on a 0, over any number of steps, is 0.
-- Rows of an item that are not together: the last run of them alone is asked. By default all are.
-- A parent that is not there: the item fails and is left out. By default that parent zeroes nothing, and
-  the notes say so.
+- Rows of an item that are not adjacent: only the last block of them is asked. By default all are.
+- A missing parent: the item fails and is left out. By default that parent zeroes nothing, and a note
+  says so.
 - Categories (L1, L2) are of the last tile alone, before zeroing. By default they are of all tiles,
   after it, as the score is.
-- An item that fails or is not there is left out, and nothing says so. Here a result names its tiles.
+- An item that fails or is missing is left out without a message. Here a result names its tiles.
 
 A proposition id that is twice in an item is a question asked once, the later one, under both rules. A
 dependency that is no list of numbers ends the published run; here the table is refused when it is read.
@@ -67,7 +67,7 @@ _NOT_A_VALUE = frozenset(
         "",
     ]
 )
-"""Cells that pandas, which the published script reads the table with, takes for nothing at all."""
+"""Cells that pandas, with which the published script reads the table, takes for missing."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,26 @@ class Question:
     """A row of the table."""
 
     id: int
-    """Its proposition, in its item."""
+    """The id of its proposition, within its item."""
     parents: tuple[int, ...]
     """Propositions that it depends on."""
     category: str
     """L2, such as "attribute - color"."""
     text: str
     row: int
-    """In the table, from 0."""
+    """Its number in the table, from 0."""
 
 
 def answered(questions: Sequence[Question], answers: Sequence[str]) -> dict[int, float]:
-    """1.0 or 0.0 of each proposition, before zeroing: only exactly "yes" is 1. An id that is there
-    twice has the later answer."""
+    """Proposition -> 1.0 or 0.0, before zeroing: only exactly "yes" is 1. A duplicate id has the later
+    answer."""
     pairs = zip(questions, answers, strict=True)
     return {question.id: float(answer == "yes") for question, answer in pairs}
 
 
 def zeroed(questions: Sequence[Question], scores: Mapping[int, float]) -> dict[int, float]:
-    """Scores once every question that depends on a 0, over any number of steps, is 0. The order of
-    the questions does not matter, nor does a parent that is not there."""
+    """Scores once every question that depends on a 0, over any number of steps, is 0. The order of the
+    questions does not matter, and a missing parent is ignored."""
     by_id = {question.id: question for question in questions}
     zeros = {key for key, score in scores.items() if score == 0}
     while True:
@@ -105,8 +105,7 @@ def zeroed(questions: Sequence[Question], scores: Mapping[int, float]) -> dict[i
 
 
 def zeroed_in_order(questions: Sequence[Question], scores: Mapping[int, float]) -> dict[int, float]:
-    """As published: one pass in the order of the table. Raises KeyError for a parent that is looked
-    for and not there."""
+    """As published: one pass in the order of the table. Raises KeyError for a missing parent."""
     by_id = {question.id: question for question in questions}
     after = dict(scores)
     for key, question in by_id.items():
@@ -184,7 +183,7 @@ def questions_of(item: Item) -> list[Question]:
 
 
 def tile_scores(judged: Judged) -> dict[int, float] | None:
-    """Of a tile, by proposition, after zeroing. None: it is not judged."""
+    """A tile's scores by proposition, after zeroing. None: it is not judged."""
     if (reply := judged.replies.get(JUDGE)) is None:
         return None
     questions = questions_of(judged.item)
@@ -192,7 +191,7 @@ def tile_scores(judged: Judged) -> dict[int, float] | None:
 
 
 def mended_summary(items: Sequence[Sequence[Judged]]) -> Summary:
-    """Of the tiles of each item."""
+    """The default rules' summary of each item's tiles."""
     means, categories = [], []
     for tiles in items:
         by_tile = [(tile, tile_scores(tile)) for tile in tiles]
@@ -210,7 +209,7 @@ def mended_summary(items: Sequence[Sequence[Judged]]) -> Summary:
 
 
 def published_summary(items: Sequence[Sequence[Judged]]) -> Summary:
-    """Of the tiles of each item, in the order of the pictures' names."""
+    """The published rules' summary of each item's tiles, in the order of the pictures' names."""
     means, categories, failed = [], [], []
     for tiles in sorted(items, key=lambda tiles: f"{tiles[0].item.key}.png"):
         if not all(tile.present for tile in tiles):
@@ -247,13 +246,14 @@ def _published_item(tiles: Sequence[Judged]) -> tuple[list[float], dict[int, flo
 def _summary(
     means: Sequence[float], categories: Sequence[tuple[str, float]], notes: Sequence[str]
 ) -> Summary:
-    """In percent: the mean over items, and over the answers of each category, L1 then L2."""
+    """The summary in percent: the mean over items, and over the answers of each category, L1 then
+    L2."""
     coarse: dict[str, list[float]] = {}
     fine: dict[str, list[float]] = {}
     for name, score in categories:
         coarse.setdefault(name.split("-")[0].strip(), []).append(score)
         fine.setdefault(name, []).append(score)
-    # numpy's mean, as published: it rounds otherwise than a sum.
+    # numpy's mean, as published: it rounds differently from a sum.
     tasks = {name: float(np.mean(coarse[name])) * 100 for name in sorted(coarse)}
     further = {f"L2 {name}": float(np.mean(fine[name])) * 100 for name in sorted(fine)}
     overall = float(np.mean(means)) * 100 if means else None
@@ -290,7 +290,7 @@ def _parents_missing(item: Item) -> int:
 
 
 def asked_at_once(questions: Sequence[str]) -> str:
-    """What the judge is asked, in our own words."""
+    """The judge's question, in our own wording."""
     listed = "\n".join(f"{number}. {text}" for number, text in enumerate(questions, 1))
     return (
         f"Look at the image and answer these questions about it, {len(questions)} of them, each by"
@@ -311,6 +311,6 @@ def read_reply(text: str, points: int) -> dict[str, list[str]] | None:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Less what a model thinks before it answers, and the stars that some set around words."""
+    """The reply's lines, without the model's thoughts before the answer and stars around words."""
     for line in text.rpartition("</think>")[2].split("\n"):
         yield line.strip().lstrip("*-").strip()

@@ -1,8 +1,8 @@
-"""What makes a benchmark's images: this project's samplers, a pipeline of diffusers, or a server with
-OpenAI's images API.
+"""Generators of a benchmark's images: this project's samplers, a pipeline of diffusers, or a server
+with OpenAI's images API.
 
-All are deterministic: an image is a function of seed, prompt and index, so a run that was killed goes
-on as if it had not been. (A server is asked with such a seed; what it does with it is its own affair.)
+All are deterministic: an image is a function of seed, prompt and index, so a killed run goes on as if
+it had not been. (A server gets such a seed; whether it uses it is up to the server.)
 """
 
 import base64
@@ -35,7 +35,7 @@ from rewards.images import read_images
 
 _MAX_PIXELS = 4096 * 4096
 _MAX_BYTES = 64 * 2**20
-_REFUSED = (400, 422, 451)  # this prompt, not everything
+_REFUSED = (400, 422, 451)  # statuses that refuse this prompt alone
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Generator(ABC):
 
     @abstractmethod
     def draw(self, items: Sequence[Item], count: int) -> list[list[Drawn | str]]:
-        """`count` images of each item, of index 0, 1, ...; in place of one that was refused, why."""
+        """`count` images of each item, of index 0, 1, ...; in place of a refused one the reason."""
 
 
 def make_generator(config: BenchConfig) -> Generator:
-    """The one that a configuration asks for."""
+    """The generator that a configuration names."""
     if config.policy is not None:
         return PolicyGenerator(config.policy, config.actors, config.seed, config.cot)
     if config.diffusers is not None:
@@ -65,10 +65,10 @@ def make_generator(config: BenchConfig) -> Generator:
 
 
 def image_seed(seed: int, item: Item, index: int) -> int:
-    """A seed of its own for every image, 0 .. 2^31 - 1: the same for the same text, wherever it
-    stands."""
-    told = hashlib.sha256(f"{seed}\n{index}\n{item.text}".encode()).digest()
-    return int.from_bytes(told[:4]) >> 1
+    """A seed of its own for every image, 0 .. 2^31 - 1: the same for the same text, wherever it is in
+    the file."""
+    digest = hashlib.sha256(f"{seed}\n{index}\n{item.text}".encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1
 
 
 class PolicyGenerator(Generator):
@@ -135,7 +135,7 @@ class DiffusersGenerator(Generator):
 
 
 class ApiGenerator(Generator):
-    """A server that answers `POST /images/generations` as OpenAI's does."""
+    """A server with OpenAI's `POST /images/generations`."""
 
     def __init__(self, config: ApiConfig, seed: int):
         self._config = config
@@ -162,22 +162,22 @@ class ApiGenerator(Generator):
                     self._client, "POST", self._url, max_bytes=_MAX_BYTES, json=body
                 )
             except httpx.TransportError as error:
-                told = f"{type(error).__name__}: {error}"
+                fault = f"{type(error).__name__}: {error}"
             else:
                 if response.is_success:
                     return self._read(reply)
-                told = (
+                fault = (
                     f"{response.status_code}: {' '.join(reply.decode(errors='replace').split())[:300]}"
                 )
                 if response.status_code in _REFUSED:
-                    return told
+                    return fault
                 if last or (response.status_code != 429 and response.status_code < 500):
                     break
                 pause = min(60.0, asked_pause_s(response.headers.get("retry-after"), pause))
             if not last:
                 time.sleep(pause)
                 pause *= 2
-        raise UserError(f"{self._url}: prompt {item.key}: {told}")
+        raise UserError(f"{self._url}: prompt {item.key}: {fault}")
 
     def _read(self, reply: bytes) -> Drawn:
         try:

@@ -5,10 +5,10 @@ The task scores are means over images, the overall score is the plain mean of th
 script prints two more numbers, which are here as well: the share of all images that are right, and of
 prompts with any right image.
 
-The default and the published rules differ in what they say where images are missing. The published
-script never sees these: its six tasks are then the ones that have an image, in the order of its files.
-By default a task without any judged image has no score, and there is no overall score without all six;
-a result names the images that were left out.
+The default and the published rules differ where images are missing. The published script never sees
+these: its six tasks are then the ones that have an image, in the order of its files. By default a task
+without any judged image has no score, and there is no overall score without all six; a result names the
+images that were left out.
 """
 
 import json
@@ -92,14 +92,14 @@ class GenEval(Benchmark):
 
 
 def verdict_on(judged: Judged) -> Verdict | None:
-    """Whether an image is right. None: it is missing, or has no reply that says so."""
+    """Whether an image is right. None: it is missing, or has no reply that decides it."""
     reply = judged.replies.get(JUDGE)
     detections = None if reply is None or not judged.present else _detections(reply)
     return None if detections is None else decide(judged.item.task, judged.item.facts, detections)
 
 
 def _detections(reply: Reply) -> list[Detected] | None:
-    """What a reply says; None for one that is not of the judge's form."""
+    """A reply's detections; None for one that is not of the judge's form."""
     try:
         found = [
             Detected(name, (float(x0), float(y0), float(x1), float(y1)), float(score), color)
@@ -128,7 +128,7 @@ def summary(rows: Sequence[tuple[str, str, bool]]) -> Summary:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    # NumPy's sum, as published: from Python 3.12 on, Python's own rounds otherwise.
+    # NumPy's sum, as published: from Python 3.12 on, Python's own rounds differently.
     return float(np.mean(np.array(values, np.float64))) if values else None
 
 
@@ -155,6 +155,7 @@ def _notes(
 
 
 def _by_other_weights(reply: Reply) -> bool:
-    """Whether our own judge says that its detector is not the published one; others say nothing."""
+    """Whether this project's judge reports that its detector is not the published one; other judges
+    report nothing."""
     by = reply.get("by")
     return isinstance(by, Mapping) and by.get("weights", "mmdet") != "mmdet"

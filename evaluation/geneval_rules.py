@@ -1,11 +1,11 @@
-"""When an image is right for a prompt of GenEval (arXiv 2310.11513, section 3), from what was detected
-in it: pure functions, in float32 as the published script computes.
+"""Decides from detections whether an image is right for a prompt of GenEval (arXiv 2310.11513, section
+3): pure functions, in float32 as the published script computes.
 
-- Of a class count detections with a score above 0.3, above 0.9 in the task "counting"; the 16 best of
-  them, best first. Of equal scores the later detection is the better one.
+- The detections of a class that count have a score above 0.3, above 0.9 in the task "counting"; at most
+  the 16 best of them, best first. Of equal scores the later detection is the better one.
 - A clause of `include` wants `count` detections of its class; the best `count` are looked at. So many
-  of them must have its `color`. All must stand as `position` says to all detections of the clause that
-  it points at; a clause that failed has none, and who points at it fails as well.
+  of them must have its `color`. All must have the relation `position` to all detections of the clause
+  that it points at; a clause that failed has none, and a clause that points at it fails as well.
 - A clause of `exclude` fails if there are `count` detections of its class, or more.
 - All clauses must hold. Two clauses on one class may be satisfied by the same detection.
 """
@@ -29,10 +29,10 @@ COLORS = (
     "white",
 )
 MOST = 16
-"""Detections of one class that count."""
+"""How many detections of one class count at most."""
 _THRESHOLD = 0.3
 _COUNTING_THRESHOLD = 0.9
-_DEAD_ZONE = 0.1  # of the summed sizes, within which an offset is none
+_DEAD_ZONE = 0.1  # share of the summed sizes within which an offset counts as none
 _SAME_PLACE = 1e-3  # pixels
 
 
@@ -45,7 +45,7 @@ class Detected:
     """xyxy in pixels of the image; y grows downwards."""
     score: float
     color: str | None = None
-    """One of COLORS; None: nobody looked."""
+    """One of COLORS; None: not determined."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def kept(
 
 
 def ranked(scores: Sequence[float]) -> list[int]:
-    """Where the best score stands, and so on; of equal scores the later is the better one.
+    """The indices of the scores, best first; of equal scores the later is the better one.
 
     That is the published order where NumPy's default sort keeps equals in theirs, as most do for a few.
     """
@@ -110,7 +110,8 @@ def _area(box: np.ndarray) -> np.float32:
 
 
 def relations(a: Sequence[float], b: Sequence[float]) -> tuple[str, ...]:
-    """How box a stands to box b: none, one, or on a diagonal two of left of, right of, above, below.
+    """The relations of box a to box b: none, one, or on a diagonal two of left of, right of, above,
+    below.
 
     The offset of the centers is shortened along each axis by a tenth of the summed sizes, and divided
     by its own length before that; a relation holds beyond one half.
@@ -134,7 +135,7 @@ def decide(
     max_overlap: float = 1.0,
 ) -> Verdict | None:
     """The verdict on one image. `facts`: the prompt's clauses, `include` and maybe `exclude`;
-    `detections` in the detector's order. None: a color that decides was not said."""
+    `detections` in the detector's order. None: a color that decides is not known."""
     found = kept(detections, threshold(task), max_overlap)
     reasons: list[str] = []
     groups: list[list[Detected] | None] = []
@@ -162,15 +163,16 @@ def _wrong(
     best: Sequence[Detected],
     groups: Sequence[Sequence[Detected] | None],
 ) -> str:
-    """Why the best detections of a clause's class do not do, in the published words; "" if they do."""
+    """Why the best detections of a clause's class fail it, in the published wording; "" if they do
+    not."""
     name, count = clause["class"], clause["count"]
     if len(best) < count:
         return f"expected {name}>={count}, found {len(best)}"
     if color := clause.get("color"):
         seen = [d.color for d in best]
         if seen.count(color) < count:
-            told = ", ".join(f"{seen.count(c)} {c}" for c in COLORS if c in seen)
-            return f"expected {color} {name}>={count}, found {seen.count(color)} {color}; and {told}"
+            other = ", ".join(f"{seen.count(c)} {c}" for c in COLORS if c in seen)
+            return f"expected {color} {name}>={count}, found {seen.count(color)} {color}; and {other}"
     if position := clause.get("position"):
         relation, target = position
         return _misplaced(name, relation, best, groups[target])

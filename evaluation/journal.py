@@ -1,6 +1,6 @@
-"""The records of a benchmark run as files: what a line of each must hold, and how lines are added.
+"""The files of a benchmark run's records: the schema of their lines, and how lines are added.
 
-Records may have been edited or cut off: what has not the right form is refused, by file and line.
+Records may have been edited or cut off: a line of another form is refused, by file and line.
 """
 
 import json
@@ -40,9 +40,9 @@ class ReplyRow(BaseModel):
     index: int
     judge: str
     ask: str
-    """Hash of what was asked."""
+    """Hash of the question."""
     image: str
-    """Hash of the file that was shown."""
+    """Hash of the image file."""
     by: dict[str, str]
     reply: dict[str, Any]
 
@@ -58,7 +58,7 @@ class RunAsked(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """bench.json."""
+    """The file bench.json."""
 
     benchmark: str
     prompts: dict[str, str]
@@ -78,7 +78,7 @@ class ResultAsked(BaseModel):
 
 
 class ResultRecord(BaseModel):
-    """result.json: what is read of it again."""
+    """The keys of result.json that are read again."""
 
     benchmark: str
     prompts: dict[str, str]
@@ -109,7 +109,7 @@ def checked(row: dict[str, Any], form: type[BaseModel], where: str) -> dict[str,
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What a folder is a run of. Raises UserError."""
+    """A folder's bench.json. Raises UserError."""
     path = folder / "bench.json"
     return checked(read_object(path), RunRecord, str(path))
 
@@ -129,8 +129,7 @@ def difference(
 
 
 def check_same(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UserError, naming the first key that differs, if a folder's record is not what is
-    wanted."""
+    """Raises UserError, naming the first key that differs, if a folder's record is not `wanted`."""
     if differing := difference(there, wanted):
         key, one, other = differing
         raise UserError(
@@ -140,7 +139,7 @@ def check_same(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]
 
 
 def check_empty(folder: Path, what: str, instead: str = "") -> None:
-    """Raises UserError if a folder without a record holds files, which are no `what`'s."""
+    """Raises UserError if a folder without a record holds files: they do not belong to a `what`."""
     there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if taken := sorted(name for name in there if not name.startswith(".")):
         raise UserError(
@@ -150,8 +149,8 @@ def check_empty(folder: Path, what: str, instead: str = "") -> None:
 
 
 class Journal:
-    """A file of JSON lines that is only added to. A last line without an end is one whose writer was
-    killed, or is still at it: it does not count."""
+    """A file of JSON lines that is only added to. A last line without an end does not count: its writer
+    was killed, or is still writing."""
 
     def __init__(self, path: Path, form: type[BaseModel]):
         self.path = path
@@ -163,7 +162,8 @@ class Journal:
             self.rows.append(checked(parse_object(line, where), form, where))
 
     def mend(self) -> None:
-        """Cut off a last line without an end. For who adds lines; others may read meanwhile."""
+        """Cut off a last line without an end. Only the process that adds lines calls it; others may
+        read meanwhile."""
         if self.path.exists() and self.path.stat().st_size > self._whole:
             os.truncate(self.path, self._whole)
 
@@ -175,7 +175,7 @@ class Journal:
                 written = file.write(line)
         except OSError as error:
             raise not_written(self.path, error) from None
-        if written < len(line):  # the next one will say why
+        if written < len(line):  # the next write raises the reason
             os.truncate(self.path, self._whole)
             raise UserError(f"{self.path}: cannot be written: no room for a line of {len(line)} bytes")
         self._whole += len(line)

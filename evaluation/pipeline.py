@@ -1,7 +1,8 @@
-"""Drawing and judging, side by side: while workers generate the next prompts, judges look at the last.
+"""Generates and judges at the same time: while workers generate the next prompts, judges score the
+last.
 
-One event loop in the driver. Every worker has one call under way and one waiting; an image is kept on
-disk before a judge is shown it, and a reply before it counts.
+One event loop in the driver. Every worker has one call under way and one waiting. An image is saved
+before it is judged, and a reply before it counts.
 """
 
 import asyncio
@@ -25,13 +26,13 @@ from policy.starting import wait_for
 from rewards.client import ExpertClient
 from rewards.config import RewardsConfig
 
-_WAITING = 8  # items that are drawn and not judged, for each worker
-_LOST = 3  # times that one batch may lose its worker
+_WAITING = 8  # items that are drawn and not yet judged, for each worker
+_LOST = 3  # how often one batch may lose its worker
 
 
 @dataclass
 class Progress:
-    """Images so far, of how many; `tell` is called at every change."""
+    """How many images are done so far, of how many; `tell` is called at every change."""
 
     to_draw: int = 0
     drawn: int = 0
@@ -41,7 +42,8 @@ class Progress:
 
 
 def start_workers(config: BenchConfig) -> list[ActorHandle]:
-    """The workers that generate, when each has loaded its model. Raises UserError if one cannot."""
+    """Start the workers that generate, and wait until each has loaded its model. Raises UserError if
+    one cannot."""
     actors = config.actors
     options: dict[str, Any] = {
         "num_cpus": actors.num_cpus,
@@ -72,8 +74,8 @@ def stop_workers(workers: Sequence[ActorHandle]) -> None:
 
 
 class Pipeline:
-    """Draws what is missing of some items and has it judged. Without workers it draws nothing, without
-    judges it asks nobody."""
+    """Draws missing images of some items and has them judged. Without workers it draws nothing, without
+    judges it judges nothing."""
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class Pipeline:
         progress: Progress,
         prefix: str = "",
     ):
-        """`prefix`: what stands before a judge's name in the name of its application."""
+        """`prefix` of a judge's name in the name of its application."""
         self._folder = folder
         self._benchmark = folder.benchmark
         self._items = items
@@ -96,7 +98,7 @@ class Pipeline:
         self._progress = progress
 
     def run(self) -> None:
-        """Raises UserError if a worker fails, or a judge changes; what was kept stays."""
+        """Raises UserError if a worker fails, or a judge changes; saved images and replies stay."""
         try:
             asyncio.run(self._run())
         except ExceptionGroup as group:
@@ -130,7 +132,7 @@ class Pipeline:
                 task.cancel()
 
     def _batches(self, items: Sequence[Item]) -> list[Sequence[Item]]:
-        """As many items as a worker generates together."""
+        """The items in batches that a worker generates together."""
         size = max(1, self._config.actors.batch_size // self._benchmark.images_per_prompt)
         return [items[n : n + size] for n in range(0, len(items), size)]
 
@@ -149,7 +151,7 @@ class Pipeline:
                 await room.put((item, images if len(images) == count else None))
 
     async def _draw(self, worker: ActorHandle, items: Sequence[Item], count: int):
-        limit = self._config.actors.timeout_s  # of one batch; another may be before it
+        limit = self._config.actors.timeout_s  # of one batch; another may be queued before it
         for left in reversed(range(_LOST)):
             try:
                 return await asyncio.wait_for(_answer(worker.draw.remote(items, count)), 2 * limit)
@@ -213,5 +215,5 @@ async def _answer(ref):
 
 
 def _first(error: Exception) -> Exception:
-    """What went wrong first, of tasks that ended together."""
+    """The first error of tasks that ended together."""
     return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error

@@ -1,4 +1,4 @@
-"""The result of a benchmark run: scores by the published formula, with everything that one must know to
+"""The result of a benchmark run: scores by the published formula, with everything that is needed to
 compare them: prompts, generator, judges, seed, rules, and what is missing.
 """
 
@@ -46,16 +46,16 @@ class Gaps:
             ),
         }
         found = []
-        for name, told in what.items():
+        for name, phrases in what.items():
             some = getattr(self, name)
             if some:
                 more = ", ..." if len(some) > _SHOWN else ""
-                found.append(f"{len(some)} {told[len(some) > 1]}: {', '.join(some[:_SHOWN])}{more}")
+                found.append(f"{len(some)} {phrases[len(some) > 1]}: {', '.join(some[:_SHOWN])}{more}")
         return found
 
 
 def judged_images(folder: RunFolder, items: Sequence[Item]) -> tuple[list[Judged], Gaps]:
-    """Every image of some items with its replies, and what is not there."""
+    """Every image of some items with its replies, and the images without a score."""
     found: list[Judged] = []
     missing: list[str] = []
     unreadable: list[str] = []
@@ -64,7 +64,7 @@ def judged_images(folder: RunFolder, items: Sequence[Item]) -> tuple[list[Judged
     for item in items:
         asks = folder.benchmark.asks(item)
         every = [folder.replies(item, n) for n in range(folder.benchmark.images_per_prompt)]
-        # An image that was judged by all can be read: it need not be tried.
+        # An image that all judges scored is readable: it need not be opened.
         whole = all(asks and len(replies) == len(asks) for replies in every)
         whole = whole and all(folder.is_there(item, n) for n in range(len(every)))
         images = [None] * len(every) if whole else folder.read(item)
@@ -87,8 +87,8 @@ def judged_images(folder: RunFolder, items: Sequence[Item]) -> tuple[list[Judged
 
 
 def printable(name: object) -> str:
-    """A file's name in one line: other people give files any name."""
-    return told if (told := str(name)).isprintable() else ascii(told)
+    """A file's name in one line: a name may hold any characters."""
+    return text if (text := str(name)).isprintable() else ascii(text)
 
 
 def score(
@@ -102,8 +102,8 @@ def score(
     was judged, unless the result `may_be_empty`: it counts them, and has no scores then."""
     judged, gaps = judged_images(folder, items)
     if not may_be_empty and not any(one.replies for one in judged):
-        told = "; ".join(gaps.notes()) or "no judge was asked"
-        raise UserError(f"{folder.folder}: nothing to score: {told}")
+        reasons = "; ".join(gaps.notes()) or "no judge was asked"
+        raise UserError(f"{folder.folder}: nothing to score: {reasons}")
     benchmark = folder.benchmark
     summary = benchmark.summarise(judged, published_rules=published_rules)
     what = folder.what
@@ -140,7 +140,7 @@ def _digest(items: Sequence[Item]) -> str:
 
 
 def read_result(folder: Path, *, published_rules: bool = False) -> dict[str, Any]:
-    """The result of a run's folder. Raises UserError if it has none, or what is there is none."""
+    """The result of a run's folder. Raises UserError if it has none, or an invalid one."""
     path = folder / NAMES[published_rules]
     if not path.exists():
         rules = " --published-rules" if published_rules else ""
@@ -149,7 +149,7 @@ def read_result(folder: Path, *, published_rules: bool = False) -> dict[str, Any
 
 
 def label(result: Mapping[str, Any], folder: Path) -> str:
-    """A model's column in a table: the folder's name, and whether it thought first."""
+    """The heading of a model's column: the folder's name, and whether it wrote a CoT first."""
     generator = result["generator"]
     if generator.get("kind") == "policy":
         return f"{folder.name} ({'with' if generator.get('cot') else 'no'} CoT)"
@@ -160,9 +160,9 @@ def what_differs(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Why results of one benchmark cannot be compared, in words; [] if they can."""
     found = []
     first = results[0]
-    for key, told in (("prompts", "the prompts"), ("rules", "the rules of scoring")):
+    for key, phrase in (("prompts", "the prompts"), ("rules", "the rules of scoring")):
         if any(result.get(key) != first.get(key) for result in results):
-            found.append(f"{told} differ")
+            found.append(f"{phrase} differ")
     if any(result["asked"].get("keys") != first["asked"].get("keys") for result in results):
         counts = " and ".join(str(result["asked"].get("prompts")) for result in results)
         found.append(f"not the same prompts were asked ({counts})")
@@ -173,7 +173,7 @@ def what_differs(results: Sequence[Mapping[str, Any]]) -> list[str]:
             if one != other:
                 key, *values = difference(one, other) or ("", "", "")
                 models = [_model(one), _model(other)]
-                if models[0] == models[1]:  # the same model, asked in another way
+                if models[0] == models[1]:  # the same model with other settings
                     models = [f"{models[0]} with {key} {value}" for value in values]
                 found.append(f"the judge {judge} differs: {' and '.join(models)}")
                 break
@@ -181,7 +181,7 @@ def what_differs(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _judge(result: Mapping[str, Any], judge: str) -> dict[str, Any]:
-    """Who judged, and with which options; at whatever address."""
+    """A judge's entry without the address: class, model and options."""
     return {key: value for key, value in result["judges"].get(judge, {}).items() if key != "url"}
 
 

@@ -1,4 +1,4 @@
-"""The folder of one benchmark run: what it is a run of, its images, and every judge's reply.
+"""The folder of one benchmark run: its identity, its images, and every judge's reply.
 
     bench.json      benchmark, prompts, generator, judges: a folder holds one of each
     images/         in the benchmark's published layout
@@ -6,7 +6,7 @@
     replies.jsonl   a line for each reply
     result.json     the scores (evaluation/result.py)
 
-Lines are added when the thing itself is there, so a run that was killed goes on where it stopped.
+A line is added after its image or reply is saved, so a killed run goes on where it stopped.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _MAX_PIXELS = 8192 * 8192
 _MAX_BYTES = 512 * 2**20
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _INCIDENTAL = {"device", "batch_size", "url", "api_key_env", "timeout_s", "retries", "concurrent"}
-"""Options of a judge that do not change what it says."""
+"""Options of a judge that do not change its replies."""
 
 
 def identity(
@@ -42,8 +42,8 @@ def identity(
     judges: Mapping[str, Any],
     images: Path | None,
 ) -> dict[str, Any]:
-    """What a folder is a run of. `judges`: name -> {use, options}; `images`: where they lie, if not in
-    it."""
+    """The identity of a run. `judges`: name -> {use, options}; `images`: their folder, if not the
+    run's."""
     named = {
         name: {
             "use": entry["use"],
@@ -62,7 +62,7 @@ def identity(
 
 
 class RunFolder:
-    """A run's folder, new or begun. `images`: where images lie, if not in it."""
+    """A run's folder, new or begun. `images`: the folder of the images, if not in it."""
 
     def __init__(self, folder: Path, benchmark: Benchmark, images: Path | None = None):
         self.folder = folder
@@ -72,9 +72,8 @@ class RunFolder:
         self._hashes: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
     def open(self, what: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-        """Begin, or go on; `asked` says which of the prompts, and may be another each time. Raises
-        UserError, with nothing written, if the folder is a run of something else, or holds files that
-        are no run's."""
+        """Begin a run or go on; `asked` names the prompts, and may change between calls. Raises
+        UserError, with nothing written, if the folder holds another run, or files of no run."""
         path = self.folder / "bench.json"
         what = json.loads(json.dumps(what))
         if path.exists():
@@ -92,13 +91,13 @@ class RunFolder:
         self._replies.mend()
 
     def look(self) -> None:
-        """Open a run to read it only, at work or not. Raises UserError if there is none."""
+        """Open a run only to read it, running or not. Raises UserError if there is none."""
         self.what = read_record(self.folder)
         self._read_journals()
 
     def _continued(self, there: Mapping[str, Any], what: Mapping[str, Any]) -> dict[str, Any]:
-        """The record of a run that goes on. A judge that has not said anything yet may be another, and
-        those that are not asked now stay. Raises UserError for another run."""
+        """The record of a run that goes on. A judge without replies may be replaced, and judges that
+        are not used now stay. Raises UserError for another run."""
         kept = there["judges"]
         fixed = {name: entry for name, entry in kept.items() if name in self.by}
         wanted = {name: what["judges"].get(name, entry) for name, entry in fixed.items()}
@@ -119,7 +118,7 @@ class RunFolder:
     # --- images ---
 
     def write(self, item: Item, drawn: Sequence[Drawn | str]) -> None:
-        """Keep the images of an item. Of a 2 x 2 picture all four, or none."""
+        """Save the images of an item. Of a 2 x 2 picture all four, or none."""
         paths = self.benchmark.files(item)
         for path, text in self.benchmark.side_files(item).items():
             write_whole(self.images / path, text)
@@ -143,8 +142,8 @@ class RunFolder:
             self._by_image[item.key, index] = row
 
     def is_drawn(self, item: Item) -> bool:
-        """Whether all of an item's images are there as they were drawn. Raises UserError for one that
-        was changed since."""
+        """Whether all of an item's images are there as drawn. Raises UserError for one that was changed
+        since."""
         for index, path in enumerate(self.benchmark.files(item)):
             row = self._by_image.get((item.key, index))
             file = self.images / path
@@ -158,7 +157,7 @@ class RunFolder:
         return True
 
     def path(self, item: Item, index: int) -> Path:
-        """Where an image lies."""
+        """The path of an image."""
         return self.images / self.benchmark.files(item)[0 if self.benchmark.tiles else index]
 
     def is_there(self, item: Item, index: int) -> bool:
@@ -166,11 +165,11 @@ class RunFolder:
         return self._hash(self.path(item, index)) is not None
 
     def _hash(self, file: Path) -> str | None:
-        """SHA-256 of a file, which is read again only after a change; None: there is none."""
+        """SHA-256 of a file, read again only after a change; None: there is no such file."""
         try:
             found = file.stat()
             if not stat.S_ISREG(found.st_mode):
-                return None  # a pipe, say, would be waited for
+                return None  # reading a pipe, say, would block
             version = (found.st_mtime_ns, found.st_size, found.st_ino)
             known, sha256 = self._hashes.get(file, (None, ""))
             if version != known:
@@ -182,7 +181,8 @@ class RunFolder:
         return sha256
 
     def read(self, item: Item) -> list[np.ndarray | str]:
-        """The images of an item, uint8 [H, W, 3] each; in place of one that cannot be had, why."""
+        """The images of an item, uint8 [H, W, 3] each; in place of a missing or unreadable one the
+        reason."""
         found: list[np.ndarray | str] = []
         for path in self.benchmark.files(item):
             found.append(self._read(self.images / path))
@@ -214,7 +214,7 @@ class RunFolder:
         return row.get("cot")
 
     def refused(self, item: Item, index: int) -> str | None:
-        """Why a server would not draw an image; of a 2 x 2 picture, any of its four."""
+        """Why the generator refused an image; of a 2 x 2 picture, any of its four."""
         row = self._by_image.get((item.key, 0 if self.benchmark.tiles else index), {})
         return row.get("refused")
 
@@ -228,15 +228,15 @@ class RunFolder:
     # --- replies ---
 
     def reply(self, item: Item, index: int, judge: str) -> Reply | None:
-        """A usable one to what the judge would be asked today, on the image that is there now, with
-        its "by"; or None."""
+        """A judge's usable reply to its current question, on the image that is there now, with its
+        "by"; or None."""
         row = self._row(item, index, judge)
         if row is None or UNUSABLE in row["reply"]:
             return None
         return {**row["reply"], "by": row["by"]}
 
     def replies(self, item: Item, index: int) -> dict[str, Reply]:
-        """All usable ones on an image, by judge."""
+        """All usable replies on an image, by judge."""
         found = {judge: self.reply(item, index, judge) for judge in self.benchmark.asks(item)}
         return {judge: reply for judge, reply in found.items() if reply is not None}
 
@@ -264,7 +264,7 @@ class RunFolder:
         return row if row["image"] == self._hash(self.path(item, index)) else None
 
     def add_reply(self, item: Item, index: int, judge: str, reply: Reply) -> None:
-        """Keep what a judge said. Raises UserError if it is not the model that it was before."""
+        """Save a judge's reply. Raises UserError if its model is not the one of earlier replies."""
         by = reply.pop("by", {})
         self._check_by(judge, by)
         row = {"item": item.key, "index": index, "judge": judge, "ask": self._ask(item, judge)}
@@ -273,8 +273,8 @@ class RunFolder:
         self._by_ask[item.key, index, judge] = row
 
     def _ask(self, item: Item, judge: str) -> str:
-        """Tells one question from another: with another version of spaCy, say, a benchmark asks other
-        questions, and old replies are no answers to them."""
+        """Hash of a judge's question: with another version of spaCy, say, a benchmark asks other
+        questions, and old replies do not answer them."""
         if item.key not in self._asked:
             self._asked[item.key] = {
                 name: hashlib.sha256(json.dumps(ask, sort_keys=True).encode()).hexdigest()[:8]
@@ -286,11 +286,11 @@ class RunFolder:
         if not by:
             return
         before = self.by.setdefault(judge, by)
-        if _model_of(before) != _model_of(by):  # at another address it may be the same
+        if _model_of(before) != _model_of(by):  # the same model may be at another address
             raise UserError(
-                f"{self.folder}: the judge {judge} was {_told(before)} and is now {_told(by)}; what two"
-                " judges say makes no score together: bring the first one back, or score into another"
-                " folder with `bicot bench score DIR --out NEW`"
+                f"{self.folder}: the judge {judge} was {_named(before)} and is now {_named(by)};"
+                " replies of two judges cannot be scored together: bring the first one back, or score"
+                " into another folder with `bicot bench score DIR --out NEW`"
             )
 
 
@@ -298,5 +298,5 @@ def _model_of(by: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in by.items() if key != "url"}
 
 
-def _told(by: Mapping[str, str]) -> str:
+def _named(by: Mapping[str, str]) -> str:
     return " ".join(str(value) for value in by.values())

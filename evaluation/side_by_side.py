@@ -1,5 +1,5 @@
-"""The page that sets models side by side: tables with intervals, then the pictures of each prompt, the
-largest differences first. What fills it knows where the numbers are from.
+"""The page that shows models side by side: tables with intervals, then the pictures of each prompt, the
+largest differences first. Its callers fill in the numbers.
 """
 
 import base64
@@ -21,7 +21,7 @@ _SIDE = 256  # pixels
 
 @dataclass(frozen=True)
 class Cell:
-    """A number in words with its interval, "" where there is none. `verdict`: "better" or "worse" of a
+    """A number and its interval as text, "" where there is none. `verdict`: "better" or "worse" of a
     difference beyond noise, "noise", or ""."""
 
     text: str
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One score of every model; `difference` of the second from the first, where there are two."""
+    """One score of every model; `difference`: the second less the first, if there are two."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -54,7 +54,7 @@ class ShownPrompt:
 @dataclass(frozen=True)
 class Comparison:
     """One table of the page with its pictures. `differing` says why its numbers cannot be compared, if
-    they cannot; `about` is what was run, of each model."""
+    so; `about` has a line on each model's run."""
 
     title: str
     labels: tuple[str, ...]
@@ -67,7 +67,7 @@ class Comparison:
 
 
 def write_comparisons(title: str, found: Sequence[Comparison], path: Path) -> None:
-    """One HTML file that needs nothing else."""
+    """Write one self-contained HTML file."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,10 +1,10 @@
 """T2I-CompBench++ (Huang et al., arXiv 2307.06350, and IEEE TPAMI 2025): 300 prompts in each of eight
-categories, ten images a prompt. What is asked of whom:
+categories, ten images a prompt. The judges and scores:
 
 | category | judges | an image's score |
 |---|---|---|
 | color, shape, texture | vqa | product of P(yes) over the prompt's noun phrases |
-| spatial | detector | both objects, and how they stand |
+| spatial | detector | both objects, and their positions |
 | non_spatial | clip | cosine of image and prompt |
 | complex | vqa, and detector, clip or both | mean of two or three of those |
 | numeracy | detector | which things are there, and how many |
@@ -15,12 +15,12 @@ of the eight categories, which later papers give in percent, and None unless all
 
 What differs from the publication:
 
-- Another detector stands in UniDet's place, so spatial, numeracy, 3d_spatial and complex compare with
-  nothing published; the notes name it. It looks for the prompt's objects alone.
-- spaCy's model of English is not pinned there; the notes say which one reads the prompts here.
-- Of 3d_spatial the formula is known, the script was not run: depth is taken at the centre of a box.
+- Another detector replaces UniDet, so spatial, numeracy, 3d_spatial and complex are not comparable with
+  published scores; the notes name it. It looks for the prompt's objects alone.
+- spaCy's model of English is not pinned there; the notes name the one used here.
+- For 3d_spatial the formula is known, but its script was not run: depth is read at the centre of a box.
   By the published rules it has no score.
-- By default faults are mended (evaluation/compbench_rules.py): "on top of" counts as a relation (33
+- By default faults are corrected (evaluation/compbench_rules.py): "on top of" counts as a relation (33
   complex prompts have it), and a complex prompt whose two objects cannot be read is in no mean (two of
   them), where the script gives its spatial part 0.
 """
@@ -135,7 +135,7 @@ class T2ICompBench(Benchmark):
         )
 
     def _score(self, judged: Judged, published_rules: bool) -> float | None:
-        """None: the image or a reply is not there, or the prompt cannot be read."""
+        """None: the image or a reply is missing, or the prompt cannot be read."""
         by_task: Mapping[str, Callable[[Judged, bool], float | None]] = {
             **dict.fromkeys(ATTRIBUTES, self._attributes),
             "spatial": self._spatial,
@@ -232,7 +232,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _check_prompt(text: str, where: str) -> None:
-    """A prompt is the beginning of its images' names. No published one fails here."""
+    """Checks that a prompt can begin its images' file names. All published ones pass."""
     if set("/_\0") & set(text) or len(f"{text}_000000.png".encode()) > _LONGEST_NAME:
         raise UserError(
             f"{where}: the prompt cannot begin a file's name, where published scripts read it up to"
@@ -275,7 +275,7 @@ def _read(reply: Reply, key: str, judged: Judged) -> Any:
 
 
 def _at(rows: Sequence[Sequence[float]], box: Sequence[float], size: Sequence[float]) -> float:
-    """What a map of the whole picture says at the centre of a box; `size`: the picture's width and
+    """The value of a map of the whole picture at the centre of a box; `size`: the picture's width and
     height, in the box's pixels."""
     x, y = (box[0] + box[2]) / 2 / size[0], (box[1] + box[3]) / 2 / size[1]
     row = rows[min(max(int(y * len(rows)), 0), len(rows) - 1)]

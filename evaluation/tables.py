@@ -1,4 +1,4 @@
-"""CSV files that others write: read to the letter, or refused in one line that says where."""
+"""Strict reading of CSV files that others write: a fault is refused in one line that says where."""
 
 import csv
 import io

@@ -9,7 +9,7 @@ group's the mean over its types; the overall score of a length the mean over nin
 counts letters in `text` is not here.
 
 The published judges are GPT-4o and Qwen2.5-VL-72B, at temperature 1, with one of three wordings drawn
-at random, and asked again without end. The wording here is one, our own, at temperature 0, so scores
+at random, and asked again without end. Here one wording of our own is used, at temperature 0, so scores
 are comparable between models judged alike. The published repository has no licence: `bicot fetch
 tiif_mini` gets the files for your own use.
 
@@ -17,9 +17,9 @@ What differs under the published rules:
 
 - A type's share is rounded to 4 digits before it enters a group, and so is every number that is
   printed. By default nothing is rounded.
-- A type or a group without any answer is passed over in silence. By default the overall score needs
+- A type or a group without any answer is skipped without a message. By default the overall score needs
   all nine groups.
-- There is an overall score for each length, and none of both. By default it is the mean of the two.
+- There is an overall score for each length, and none for both. By default it is the mean of the two.
 """
 
 import re
@@ -60,7 +60,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Advanced Style Control": ("style",),
     "Real Complex": ("real_world",),
 }
-"""The nine whose mean is the overall score, each with its types."""
+"""The nine groups whose mean is the overall score, each with its types."""
 WIDER = {
     "Basic Following": tuple(
         t for name, its in GROUPS.items() if name.startswith("Basic") for t in its
@@ -79,12 +79,12 @@ Shares = Mapping[tuple[str, str], float]
 def shares(
     verdicts: Iterable[tuple[str, str, Sequence[str], Sequence[str]]],
 ) -> dict[tuple[str, str], float]:
-    """Of (type, length, expected answers, said answers) for each image. Case and white space do not
-    matter; what is longer is cut."""
+    """The shares of right answers, from (type, length, expected answers, given answers) of each image.
+    Case and white space do not matter; extra answers are ignored."""
     counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for kind, length, expected, said in verdicts:
+    for kind, length, expected, given in verdicts:
         count = counts[kind, length]
-        for right, answer in zip(expected, said, strict=False):
+        for right, answer in zip(expected, given, strict=False):
             count[0] += right.strip().lower() == answer.strip().lower()
             count[1] += 1
     return {key: right / total for key, (right, total) in counts.items() if total}
@@ -93,8 +93,8 @@ def shares(
 def group_means(models: Sequence[Shares], kinds: Iterable[str], length: str) -> list[float | None]:
     """The mean of each model over the types that it has a share of.
 
-    To the last bit as pandas takes it, column by column for several models of one table, and pairwise
-    for one: a rounded mean may lie at a tie.
+    Exactly as pandas computes it, column by column for several models of one table, and pairwise for
+    one: a rounded mean may lie at a tie.
     """
     there = {kind for found in models for kind, _ in found}
     columns = [kind for kind in kinds if kind in there]
@@ -102,7 +102,7 @@ def group_means(models: Sequence[Shares], kinds: Iterable[str], length: str) -> 
 
 
 def row_means(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Of each row, the mean of what is not None."""
+    """The mean of each row's values that are not None."""
     filled = np.array([[value or 0.0 for value in row] for row in rows], order="F")
     counts = [sum(value is not None for value in row) for row in rows]
     sums = filled.sum(axis=1)
@@ -110,7 +110,7 @@ def row_means(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
 
 
 def rounded(value: float | None) -> float | None:
-    """To 4 digits as pandas does it, and so the published script."""
+    """Rounded to 4 digits as pandas does it, and so the published script."""
     return None if value is None else float(np.round(value, 4))
 
 
@@ -203,7 +203,7 @@ class TiifMini(Benchmark):
 
 
 def _overall(groups: Mapping[str, float | None], length: str, published_rules: bool) -> float | None:
-    """The mean over the nine groups; the published one is over those that are there."""
+    """The mean over the nine groups; by the published rules over those that are there."""
     scores = [groups[f"{name}, {length}"] for name in GROUPS]
     known = [score for score in scores if score is not None]
     if not known or (len(known) < len(scores) and not published_rules):
@@ -230,7 +230,7 @@ def _questions(row: Mapping[str, Any], where: str) -> dict[str, list[str]]:
 
 
 def asked_at_once(questions: Sequence[str]) -> str:
-    """What the judge is asked, in our own words."""
+    """The judge's question, in our own wording."""
     listed = "\n".join(questions)
     return (
         f"Look at the image and answer these questions about it, {len(questions)} of them, each by"

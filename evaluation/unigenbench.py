@@ -1,14 +1,14 @@
 """UniGenBench++: 600 prompts, in English and in Chinese, short and long, each with test points that an
 image meets or not. arXiv 2510.18701; CodeGoat24/UniGenBench at 49d0bce, `eval/src/eval_common.py`.
 
-A vision-language model is told the prompt, its test points, what each means and what to look for, and
-gives each point a 0 or a 1. The published judges are Gemini 2.5 Pro and the authors' own fine-tuned
-Qwen: each has a table of its own. Their question could not be read here, so this one is ours: scores
+A vision-language model gets the prompt, its test points, what each means and what to look for, and
+scores each point 0 or 1. The published judges are Gemini 2.5 Pro and the authors' own fine-tuned Qwen:
+each has a table of its own. Their question is not known here, so this one has another wording: scores
 are comparable between models that are judged alike, and not with the published tables.
 
-A point's score is the share of right ones over images; a dimension's over all its points; the overall
-score is the plain mean of the ten dimensions: a rule that is not in the published code, but in the
-authors' tables.
+A point's score is the share of right images; a dimension's is the share over all its points; the
+overall score is the plain mean of the ten dimensions, which the authors' tables show, not the published
+code.
 
 What differs under the published rules:
 
@@ -39,7 +39,7 @@ _BLOCK = "<{0}>(.*?)</{0}>"
 
 def parsed(text: str | None, points: int) -> dict[str, list[Any]] | None:
     """{"analysis": [...], "score": [...]} of a reply, a list each with a value for every point. None:
-    one is not there, is no Python literal, or is not as long."""
+    one is missing, is no Python literal, or has another length."""
     found = {}
     for name in ("analysis", "score"):
         block = re.search(_BLOCK.format(name), text or "", re.DOTALL)
@@ -54,23 +54,23 @@ def parsed(text: str | None, points: int) -> dict[str, list[Any]] | None:
 
 
 def read_reply(text: str, points: int) -> dict[str, list[Any]] | None:
-    """`parsed`, in types of JSON that any file takes: what has none is the name of its type, which is
-    never right."""
+    """`parsed`, in types of JSON: a value of another type becomes the type's name, which is never
+    right."""
     found = parsed(text, points)
     return found and {name: [_plain(value) for value in values] for name, values in found.items()}
 
 
 def _plain(value: object) -> Any:
     if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()  # half a surrogate is no letter
+        return value.encode(errors="backslashreplace").decode()  # half a surrogate cannot be written
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    small = isinstance(value, int | float) and abs(value) < 2**53  # not so: NaN, infinity
+    small = isinstance(value, int | float) and abs(value) < 2**53  # false for NaN and infinity
     return value if value is None or small else type(value).__name__
 
 
 def is_right(score: object) -> bool:
-    """1, 1.0 and True; not "1"."""
+    """Whether a score is 1, 1.0 or True; not "1"."""
     return not isinstance(score, str) and score == 1
 
 
@@ -124,7 +124,7 @@ class UniGenBench(Benchmark):
             yield Item(row["index"], text, "all", facts)
 
     def _points(self, cell: str, where: str) -> dict[str, Any]:
-        """The test points of a row; none, and `broken`, where its JSON is."""
+        """The test points of a row; none, and `broken`, if its JSON is broken."""
         try:
             row = parse_object(cell.encode(), where)
         except UserError as error:
@@ -223,7 +223,7 @@ class ChineseLong(Chinese):
 def question(
     prompt: str, points: Sequence[str], looked_for: Sequence[str], meanings: Mapping[str, str]
 ) -> str:
-    """What the judge is asked, in our own words."""
+    """The judge's question, in our own wording."""
     listed = "\n".join(
         f"{number}. {point}. What it means: {meanings[point]} What to look for: {words}"
         for number, (point, words) in enumerate(zip(points, looked_for, strict=True), 1)
@@ -241,7 +241,7 @@ def question(
 
 
 def _texts(value: Any) -> list[str] | None:
-    """None: not a list of texts."""
+    """The value if it is a list of texts, else None."""
     return value if isinstance(value, list) and all(isinstance(x, str) for x in value) else None
 
 

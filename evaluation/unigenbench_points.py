@@ -1,7 +1,7 @@
-"""What each test point of UniGenBench++ asks for, in our own words, for the judge.
+"""The meaning of each test point of UniGenBench++ for the judge, in our own wording.
 
 The points' names are those of the prompt files (CodeGoat24/UniGenBench at 49d0bce, CC BY 4.0). The
-published judge has definitions of its own, which could not be read here.
+published judge has definitions of its own, which are not known here.
 """
 
 ENGLISH = {
@@ -80,11 +80,11 @@ CHINESE = {name: ENGLISH[english] for name, english in _CHINESE_NAMES.items()}
 
 
 def dimension(point: str) -> str:
-    """The primary dimension of a test point: what is before the first hyphen, a blank at its end left
-    there, as the published figures have it."""
+    """The primary dimension of a test point: the part before the first hyphen, with a blank at its end,
+    as the published figures have it."""
     return point.split("-")[0]
 
 
 def dimensions(points: dict[str, str]) -> tuple[str, ...]:
-    """The ten, in the order of the table of points."""
+    """The ten primary dimensions, in the order of the table of points."""
     return tuple(dict.fromkeys(dimension(point) for point in points))

@@ -1,13 +1,13 @@
-"""WISE: prompts that say what to draw only to those who know something of culture, time, space,
-biology, physics or chemistry. arXiv 2503.07265.
+"""WISE: prompts that need knowledge of culture, time, space, biology, physics or chemistry. arXiv
+2503.07265.
 
 Two releases, which are not comparable: other prompts, another judge, another score. Verified (2026):
 one score of 0 or 1 an image; legacy: grades of 0 to 2 for consistency, realism and aesthetic quality.
-Each image is judged by a vision-language model that is told the prompt and its explanation. The
-published judges are Qwen3.5-35B-A3B for Verified and gpt-4o-2024-05-13 for legacy.
+Each image is judged by a vision-language model that gets the prompt and its explanation. The published
+judges are Qwen3.5-35B-A3B for Verified and gpt-4o-2024-05-13 for legacy.
 
-The question that the judge is asked is a literal in the published source, which has no licence: it is
-read out of the file that `bicot fetch` gets, and that file is never run.
+The judge's question is a literal in the published source, which has no licence: it is parsed from the
+file that `bicot fetch` downloads, and that file is never run.
 
 By default an image that is missing or not judged, or whose value is off its scale, is in no mean, and
 a result says so; the overall score needs an image of every task. With the published rules one prompt
@@ -30,7 +30,7 @@ from policy.jsonl import parse_object, read_text
 
 JUDGE = "vlm"
 FIELDS = ("Prompt", "Explanation")
-"""Of a prompt file's row; what the published question quotes."""
+"""Keys of a prompt file's row that the published question quotes."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Rubric:
 
     system: str
     parts: tuple[str | tuple[str], ...]
-    """Texts, and fields as tuples of one."""
+    """Texts, and fields as 1-tuples."""
 
     def ask(self, values: Mapping[str, str]) -> str:
         return "".join(part if isinstance(part, str) else values[part[0]] for part in self.parts)
@@ -53,7 +53,7 @@ class Wise(Benchmark):
     judge_source: ClassVar[str]
     """The published file that holds the question."""
     asked: ClassVar[Mapping[str, Any]]
-    """How the published judge is asked: keys of an ask."""
+    """Settings of the published judge: keys of an ask."""
 
     def read_items(self) -> Iterable[Item]:
         source = data_file(self.data, self.judge_source, self.data_name)
@@ -161,7 +161,7 @@ class WiseLegacy(Wise):
 
 def read_prompts(path: Path, rules: Rules) -> Iterable[Item]:
     """The prompts of a file, a JSON list of objects. Raises UserError naming the row."""
-    # A list is no JSON line: read as the value of an object, it is checked as one.
+    # Wrapped into an object, the list gets the checks of `policy.jsonl`.
     rows = parse_object(b'{"rows":' + read_text(path).encode() + b"}", str(path))["rows"]
     if not isinstance(rows, list):
         raise UserError(f"{path}: this must be a JSON list of prompts")
@@ -177,10 +177,10 @@ def read_prompts(path: Path, rules: Rules) -> Iterable[Item]:
 
 
 def read_rubric(source: str, where: str) -> Rubric:
-    """The question in the published source of a judge, which is read and never run: the one text with
+    """The question in the published source of a judge, which is parsed and never run: the one text with
     fields in it that names both of FIELDS, and the one text that a message of the role "system" holds.
 
-    Raises UserError for a source that has not one of each.
+    Raises UserError for a source without exactly one of each.
     """
     try:
         tree = ast.parse(source)

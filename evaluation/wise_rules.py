@@ -1,15 +1,13 @@
-"""How WISE reads its judge's replies and makes scores of them: PKU-YuanGroup/WISE at eb51174,
+"""WISE's rules for reading its judge's replies and scoring them: PKU-YuanGroup/WISE at eb51174,
 `vllm_eval.py` and `calculate_verified.py` (Verified), `WISE_legacy/gpt_eval.py` and
 `WISE_legacy/Calculate.py` (legacy).
 
-The published results are files of JSON lines, a line an image. `published` takes such lines to the
-letter. Its rules that surprise:
+The published results are files of JSON lines, a line an image. `published` scores such lines exactly as
+the published script does. Its rules that surprise:
 
-- a prompt that is not there at all: no score of any kind; but one whose value is bad is there, and is
-  in no mean;
-- an id that stands there twice counts twice; ids outside 1..1000 are passed over;
-- with a category of its own, and one file, only that category's ids have to be there, and there is no
-  overall;
+- a missing prompt: no score of any kind; but one with a bad value is present, and is in no mean;
+- a duplicate id counts twice; ids outside 1..1000 are skipped;
+- for one category, and one file, only that category's ids must be present, and there is no overall;
 - in a reply "Score: 1.0" is 1, "Score: 0.5" is 0, and the first "Score:" counts; a legacy grade is the
   digit after the name, up to 9, and the last one of each name counts.
 """
@@ -22,7 +20,7 @@ from typing import Any
 
 TASKS = ("CULTURE", "TIME", "SPACE", "BIOLOGY", "PHYSICS", "CHEMISTRY")
 GRADES = ("consistency", "realism", "aesthetic_quality")
-"""Of the legacy judge, 0 to 2 each."""
+"""Grades of the legacy judge, 0 to 2 each."""
 
 _SCORE = re.compile(r"\*{0,2}score\*{0,2}\s*:?\s*([01])\b", re.IGNORECASE)
 _BARE_SCORE = re.compile(r"^\s*([01])\s*$", re.MULTILINE)
@@ -35,14 +33,14 @@ class Rules:
     """What differs between the two releases."""
 
     last_ids: Mapping[str, int]
-    """By task: its last prompt id. The tasks follow each other from 1."""
+    """Task -> its last prompt id. The tasks follow each other from 1."""
     weights: Mapping[str, float]
-    """By task: its share in the overall score."""
+    """Task -> its share in the overall score."""
     values: tuple[str, ...]
-    """Of a result."""
+    """Keys of a result's values."""
 
     def task(self, prompt_id: int) -> str | None:
-        """None: outside of all."""
+        """The task of a prompt id; None: it is outside of all."""
         if prompt_id < 1:
             return None
         return next((task for task, last in self.last_ids.items() if prompt_id <= last), None)
@@ -58,7 +56,8 @@ class Rules:
         }
 
     def score(self, result: Mapping[str, Any]) -> float | None:
-        """Of one image, 0 to 1. None: a value is not there or not a number; true counts as 1."""
+        """The score of one image, 0 to 1. None: a value is missing or not a number; true counts as
+        1."""
         values: list[Any] = [result.get(name) for name in self.values]
         if not all(isinstance(value, int | float) for value in values):
             return None
@@ -69,13 +68,13 @@ class Rules:
         return float(score) if score in (0, 1) else None
 
     def is_sound(self, result: Mapping[str, Any]) -> bool:
-        """Whether every value is on its scale: the published rules take a 3 of 2."""
+        """Whether every value is on its scale: the published rules accept a 3 of 2."""
         if self.values == GRADES:
             return all(result.get(name) in (0, 1, 2) for name in self.values)
         return all(result.get(name) in (0, 1) for name in self.values)
 
     def overall(self, means: Mapping[str, float | None]) -> float | None:
-        """None unless every task has a mean."""
+        """The overall score; None unless every task has a mean."""
         total = 0.0
         for task, weight in self.weights.items():
             if (mean := means.get(task)) is None:
@@ -171,7 +170,7 @@ def binary_score(text: str) -> dict[str, float]:
 
 
 def grades(text: str) -> dict[str, float]:
-    """What a reply to legacy's question grades: after the names, the last of each; or, if no name has
+    """The grades in a reply to legacy's question: after the names, the last of each; or, if no name has
     one, three or more lines that are a bare 0, 1 or 2."""
     if named := _GRADE.findall(text):
         return {name.lower().replace(" ", "_"): float(grade) for name, grade in named}
@@ -180,12 +179,12 @@ def grades(text: str) -> dict[str, float]:
 
 
 def read_verified(text: str, points: int = 0) -> dict[str, float] | None:
-    """A reply less the thoughts before it, which the published judge drops too."""
+    """The score in a reply, without the thoughts before it, which the published judge drops too."""
     text = re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL)
     return binary_score(re.sub(r"</think>\s*", "", text).strip()) or None
 
 
 def read_legacy(text: str, points: int = 0) -> dict[str, float] | None:
-    """All three grades or nothing."""
+    """All three grades, or None."""
     found = grades(text)
     return found if all(name in found for name in GRADES) else None

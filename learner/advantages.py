@@ -45,9 +45,9 @@ def gdpo_advantages(
     weighted mean of these, normalised over all samples: [N, E], NaN where an expert does not apply, and
     [E] -> [N], groups contiguous.
 
-    What the experts of a mean would hide, two that contradict each other, stays visible; and an expert
-    on a wide scale counts no more than one on a narrow scale. Here experts are weighed to a mean of
-    those that apply, where the paper has a sum, so that prompts with few experts count as much.
+    Two experts that contradict each other, which a mean would hide, stay visible, and an expert on a
+    wide scale counts no more than one on a narrow scale. Here the experts that apply get a weighted
+    mean, where the paper has a sum, so that prompts with few experts count as much.
     """
     applies = ~scores.view(-1, group_size, scores.shape[1]).isnan().any(1)
     applies = applies.repeat_interleave(group_size, 0)
@@ -69,10 +69,10 @@ def bicot_advantages(
     scale: Scaling = "std",
 ) -> np.ndarray:
     """The advantages of groups of G samples from their experts' scores: float32 [groups, G], or where
-    the CoTs answer for different experts, [groups, G, 2]: one for the semantic CoT, one for the image.
-    A CoT that answers for nothing of a group gets 0.
+    the CoTs get credit from different experts, [groups, G, 2]: one for the semantic CoT, one for the
+    image. A CoT without an expert in a group gets 0.
 
-    Args: `weights` and `credits` (both, cot or image) of each expert.
+    Args: `weights` and `credits` (both, cot or image) by expert.
     """
     size = len(scores[0].rewards)
     by_cot = any(credits[name] != "both" for name in scores[0].experts)
@@ -97,8 +97,8 @@ def compared(scores: Scores) -> np.ndarray:
 def teaches(
     scores: Scores, weights: Mapping[str, float], how: Literal["group", "gdpo"] = "group"
 ) -> bool:
-    """Whether any of what is compared in a group differs; else it has nothing to teach but the KL
-    term."""
+    """Whether any compared value differs within a group; else the group gives no gradient but the KL
+    term's."""
     columns = compared(scores)
     if how == "gdpo":
         columns = scores.values[:, [weights[name] > 0 for name in scores.experts]]

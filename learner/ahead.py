@@ -1,8 +1,8 @@
-"""Reference log-probabilities ahead of a step: of samples that experts are still scoring.
+"""Reference log-probabilities, computed ahead of a step while experts still score the samples.
 
-They are a function of the samples alone, for the reference never changes. A step finds them by the
-reference to a group's samples. A group that was lost and generated again is another object, so that a
-step finds nothing, and computes them itself, in the same batches.
+They depend on the samples alone, because the reference never changes. A step finds them by the object
+reference of a group's samples. A group that was lost and generated again is another object: the step
+finds nothing, and computes them itself, in the same batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,16 @@ from learner.logprobs import Logps
 from policy.records import Sample
 
 Ahead = dict[str, list[Any]]
-"""By a group's object, the Logps of each sample: `cot` [Lc], `image` [Ti], `guided` [Ti] or None."""
+"""A group's object reference -> the Logps of each sample: `cot` [Lc], `image` [Ti], `guided` [Ti] or
+None."""
 
 
 def arrivals(
     samples: ObjectRef, share: slice, *, all_at_once: bool, timeout_s: float
 ) -> Iterator[dict[str, list[Sample]]]:
-    """A share of the groups as they are generated, or once, when all are: where `samples` refers to a
-    list of references, one a group. What is lost, or takes longer than `timeout_s`, is left out: it
-    will be generated again, or had later."""
+    """Yields this rank's share of the groups as they are generated, or all at once at the end.
+    `samples` refers to a list of references, one a group. A group that is lost, or takes longer than
+    `timeout_s`, is left out: it is generated again, or its log-probabilities are computed later."""
     try:
         waiting = ray.get(samples, timeout=timeout_s)[share]
     except RayError:
@@ -36,12 +37,12 @@ def arrivals(
         ready = []
         if waiting:
             ready, waiting = ray.wait(waiting, num_returns=count, timeout=timeout_s)
-        yield {ref.hex(): group for ref in ready if (group := _had(ref, timeout_s)) is not None}
+        yield {ref.hex(): group for ref in ready if (group := _get_samples(ref, timeout_s)) is not None}
         if all_at_once or not ready:
             return
 
 
-def _had(ref: ObjectRef, timeout_s: float) -> list[Sample] | None:
+def _get_samples(ref: ObjectRef, timeout_s: float) -> list[Sample] | None:
     try:
         return ray.get(ref, timeout=timeout_s)
     except RayError:
@@ -60,8 +61,8 @@ def of_each_sample(batch: Batch, logps: Logps) -> list[Logps]:
 
 
 def prepared_logps(batch: Batch, rows: Sequence[Logps]) -> Logps:
-    """The reference's of a batch from those of its samples; anything, without samples, for a batch that
-    weighs nothing."""
+    """The reference's Logps of a batch, from those of its samples; for a batch of weight 0 without
+    samples, any values."""
     width = batch.cot.shape[1]
     if not rows:
         return Logps(batch.sampled_logps[:, :width], batch.sampled_logps[:, width:], batch.guided_logps)

@@ -1,8 +1,9 @@
-"""DeepSpeed's checkpoints, written while training goes on.
+"""Writes DeepSpeed's checkpoints while training goes on.
 
-Tensors are copied to host memory, where later steps do not reach them, and a thread writes the files
-from there (`learner/snapshot_engine.py` has DeepSpeed do so), and takes their SHA-256 on the way. For
-another number of ranks a checkpoint is converted to DeepSpeed's universal format: one file a parameter.
+Tensors are copied to host memory, where later steps do not change them, and a thread writes the files
+from there (`learner/snapshot_engine.py` has DeepSpeed do so), and computes their SHA-256 while it
+writes. For another number of ranks a checkpoint is converted to DeepSpeed's universal format: one file
+a parameter.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from policy.errors import UserError
 
 ENGINE_FOLDER = "learner"
 UNIVERSAL_FOLDER = "learner_universal"
-"""In a checkpoint: DeepSpeed's state, and the same for another number of ranks."""
+"""Folders in a checkpoint: DeepSpeed's state, and the same for another number of ranks."""
 
 
 class HostCopies:
@@ -33,8 +34,8 @@ class HostCopies:
         self._held: dict[str, torch.Tensor] = {}
 
     def of(self, value: Any, name: str) -> Any:
-        """The same structure, with its tensors copied; later steps do not change it. `name` tells it
-        from other structures."""
+        """The same structure, with its tensors copied; later steps do not change it. `name` identifies
+        the structure."""
         if isinstance(value, torch.Tensor):
             held = self._held.get(name)
             if held is None or (held.shape, held.dtype) != (value.shape, value.dtype):
@@ -55,7 +56,7 @@ def file_digest(path: Path) -> str:
 
 
 class _Hashed:
-    """A file that is written from its beginning to its end, and the digest of what was written."""
+    """A file that is written from its beginning to its end, and the digest of its bytes."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -70,7 +71,7 @@ class _Hashed:
 
 
 _DIGESTS = ".sha256"
-"""A file of this ending, as `sha256sum` writes it, is what one rank tells of its files."""
+"""Suffix of the file, in the format of `sha256sum`, in which a rank lists the digests of its files."""
 
 
 class Writer:
@@ -98,27 +99,27 @@ class Writer:
             hashed: Any = _Hashed(file)  # torch asks for no more than `write` and `flush`
             try:
                 torch.save(value, hashed)
-            except RuntimeError as error:  # of what torch tried next
+            except RuntimeError as error:  # torch's own, after the OSError
                 raise error.__context__ or error from None
         self._digests[Path(path)] = hashed.sha256.hexdigest()
 
     def digest_model(self, folder: Path) -> None:
-        """Of the files beside the engine's, which were written by others."""
+        """Compute the digests of the files beside the engine's, which were written elsewhere."""
         self._digests |= {path: file_digest(path) for path in folder.iterdir() if path.is_file()}
 
-    def tell_digests(self, folder: Path, rank: int) -> None:
+    def write_digests(self, folder: Path, rank: int) -> None:
         """The last of a rank's writes: `take_digests` reads it."""
         lines = [f"{digest}  {path.relative_to(folder)}\n" for path, digest in self._digests.items()]
         (folder / f"{rank}{_DIGESTS}").write_text("".join(lines))
 
     def give_up(self) -> None:
-        """Let what is under way come to its end, well or not, and forget it."""
+        """Wait for the write under way, and drop it whether it succeeds or not."""
         wait(self._pending)
         self._pending = []
         self._digests = {}
 
     def finished(self) -> bool:
-        """Whether all is written. Raises the first error, and forgets the rest with it."""
+        """Whether all is written. Raises the first error, and drops all other writes."""
         if not all(future.done() for future in self._pending):
             return False
         pending, self._pending = self._pending, []
@@ -128,13 +129,13 @@ class Writer:
 
 
 def take_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 by a file's name, of the files that ranks told of. What they told it in goes."""
+    """File's name -> SHA-256, from the lists that the ranks wrote, which are deleted."""
     found: dict[str, str] = {}
-    for told in folder.glob(f"*{_DIGESTS}"):
-        for line in told.read_text().splitlines():
+    for listing in folder.glob(f"*{_DIGESTS}"):
+        for line in listing.read_text().splitlines():
             digest, _, name = line.partition("  ")
             found[name] = digest
-        told.unlink()
+        listing.unlink()
     return found
 
 
@@ -154,8 +155,8 @@ except UserError as error:
 def to_universal(folder: Path) -> None:
     """Write `learner_universal/` beside `learner/` in a checkpoint, anew if it is there.
 
-    In a process of its own: DeepSpeed's converter changes the directory's names and its own globals.
-    Raises UserError with its last words if it fails.
+    Runs in a process of its own: DeepSpeed's converter changes names in the directory and its own
+    globals. Raises UserError with the last line of its output if it fails.
     """
     part, target = folder / f"{UNIVERSAL_FOLDER}.part", folder / UNIVERSAL_FOLDER
     for old in (part, target):

@@ -1,4 +1,4 @@
-"""Samples as padded tensors, and how they are cut into what one forward and backward pass can hold.
+"""Samples as padded tensors, cut into micro-batches that one forward and backward pass can hold.
 
 N samples; P1, P2 the longest semantic-CoT and image prompt, Lc the longest CoT, Ti image tokens.
 Prompts are padded on the left and CoTs on the right, so that what was generated starts at one column.
@@ -38,7 +38,7 @@ class Batch:
 
     @property
     def token_advantages(self) -> Tensor:
-        """float32 [N, Lc + Ti]: each token's, its CoT's."""
+        """float32 [N, Lc + Ti]: each token's advantage is its CoT's."""
         widths = self.cot.shape[1], self.image.shape[1]
         columns = self.advantages.split(1, 1)
         return torch.cat([c.expand(-1, width) for c, width in zip(columns, widths, strict=True)], 1)
@@ -107,14 +107,14 @@ def aggregate(
 
 
 def empty_like(batch: Batch) -> Batch:
-    """A batch of one sample that weighs nothing, so that ranks with less work keep step."""
+    """A batch of one sample of weight 0, so that ranks with less work make as many passes."""
     first = Batch(**{f.name: getattr(batch, f.name)[:1] for f in fields(batch)})
     nothing = {name: torch.zeros_like(getattr(first, name)) for name in ("token_weights", "counts")}
     return Batch(**{**vars(first), **nothing})
 
 
 def _pad(rows, value, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Padded [N, longest], at least one column, and where it holds real entries, bool."""
+    """Padded [N, longest], at least one column; and the mask of real entries, bool."""
     width = max(1, *(len(row) for row in rows))
     tensors = [torch.tensor(row) for row in rows]  # copies: Ray's arrays are read-only
     padded = tensors[0].new_full((len(rows), width), value)
@@ -127,7 +127,7 @@ def _pad(rows, value, left: bool = False) -> tuple[Tensor, Tensor]:
 
 
 Row = tuple[Any, ...]
-"""A sample first, then what goes with it: its advantage, ..."""
+"""A sample, then its advantage, ..."""
 
 
 def by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
@@ -149,13 +149,13 @@ def by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
 
 
 def in_parts(rows: Sequence[Row], count: int) -> list[list[Row]]:
-    """Dealt round into `count` micro-batches, or one a row where there are fewer."""
+    """Rows dealt round into `count` micro-batches, or into one a row if there are fewer."""
     return [list(rows[i::count]) for i in range(min(count, len(rows)))]
 
 
 def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Numbers of the items for each hand, so that the hands hold about the same: the largest first,
-    each to whoever holds least (Graham's LPT rule: at most a third more than the best there is)."""
+    """Item numbers for each hand, so that all hands hold about the same: the largest item first, each
+    to the hand that holds least (Graham's LPT rule: at most a third above the optimum)."""
     dealt: list[list[int]] = [[] for _ in range(hands)]
     held = [0] * hands
     for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):

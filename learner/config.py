@@ -1,4 +1,4 @@
-"""What the learner can be told, and DeepSpeed's settings over sensible defaults."""
+"""The learner's settings, and DeepSpeed's over sensible defaults."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ from policy.jsonl import read_object
 from policy.paths import UserPath
 from policy.resources import CustomResources, Labels
 
-if TYPE_CHECKING:  # whoever reads a configuration needs no torch
+if TYPE_CHECKING:  # reading a configuration needs no torch
     from torch import nn
 
 
@@ -28,7 +28,7 @@ class LoraSettings(BaseModel):
     rank: int = Field(32, ge=1)
     """Inner dimension of an adapter."""
     alpha: float = Field(64.0, gt=0)
-    """The adapter counts alpha / rank times."""
+    """The adapter is scaled by alpha / rank."""
     target_modules: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
     )
@@ -36,7 +36,7 @@ class LoraSettings(BaseModel):
 
 
 def _own(key: str) -> Callable[[dict[str, Any]], Any]:
-    """The default of a key that goes with the loss."""
+    """The default of a key that depends on the loss."""
 
     def default(settings: dict[str, Any]) -> Any:
         return getattr(defaults_of(settings["loss"], settings["gspo_span"]), key)
@@ -58,7 +58,7 @@ class LearnerConfig(BaseModel):
     resources: CustomResources = {}
     """Custom resources of Ray that one rank takes, by name; only some nodes have them."""
     labels: Labels = {}
-    """Of the nodes that are meant for the learner."""
+    """Labels of the nodes that are meant for the learner."""
 
     lr: float = Field(1e-6, gt=0)
     """AdamW's learning rate, where its schedule is highest."""
@@ -80,20 +80,20 @@ class LearnerConfig(BaseModel):
     kl_coef: float = Field(0.01, ge=0)
     """Weight of the KL divergence from the reference model; 0: no reference model is loaded."""
     kl_target: float | None = Field(None, gt=0)
-    """The KL divergence a token, of both CoTs' mean, that kl_coef is adapted towards, from step to
-    step. None: kl_coef stays."""
+    """Target of the KL divergence a token, the mean of both CoTs: kl_coef is adapted towards it from
+    step to step. None: kl_coef stays."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of an entropy bonus at each token of both CoTs."""
     entropy_target: dict[Literal["cot", "image"], PositiveFloat] = {}
-    """The entropy a token, in nats, that each CoT's entropy_coef is adapted towards, from step to step.
-    Not named: it stays."""
+    """Target of each CoT's entropy a token, in nats: its entropy_coef is adapted towards it from step
+    to step. A CoT that is not named keeps its own."""
     reference: Literal["copy", "sharded", "offload", "none"] | None = None
     """Where the reference model is: a copy on every rank, sharded over the ranks (ZeRO-3), or in host
-    memory. None: a copy; nowhere if kl_coef is 0. With `lora` it is the model with its adapters off,
-    whatever stands here."""
+    memory. None: a copy; nowhere if kl_coef is 0. With `lora` it is always the model with its adapters
+    off."""
     reference_path: UserPath | None = None
-    """Another model as the reference, a folder or a hub id; None: `policy.path`, what training begins
-    with. With `lora` it is a second model."""
+    """Another model as the reference, a folder or a hub id; None: `policy.path`, with which training
+    begins. With `lora` it is a second model."""
     lora: LoraSettings | None = None
     """Train adapters instead of the model."""
     clip_low: float = Field(default_factory=_own("clip_low"), ge=0)
@@ -118,14 +118,14 @@ class LearnerConfig(BaseModel):
     """What the ratio is taken against: the sampler's log-probabilities, or the learner's own before the
     first update of a batch, which makes it exactly 1 there."""
     importance: Literal["none", "truncated", "masked"] = "none"
-    """How a token counts whose probability was another at the sampler than at the learner (rounding,
-    staleness): as any, by their ratio up to a cap, or not at all beyond the cap."""
+    """Weight of a token whose probability differs between sampler and learner (rounding, staleness): 1
+    (none), their ratio up to a cap (truncated), or 0 beyond the cap (masked)."""
     importance_cap: float = Field(2.0, gt=1)
     """The cap, of the ratio and of its inverse."""
     updates_per_batch: int = Field(1, ge=1)
-    """Times that a step's samples are learned from."""
+    """How many times a step's samples are learned from."""
     minibatches: int = Field(1, ge=1)
-    """Parts of a step's groups that are an optimizer step each."""
+    """Parts of a step's groups, with an optimizer step each."""
     train_distribution: Literal["conditional", "guided"] = "conditional"
     """Train the conditional distribution (as published), or the guided one that images were sampled
     from."""
@@ -145,8 +145,8 @@ class LearnerConfig(BaseModel):
     """Module names whose parameters stay as they are; the paper trains the language model alone."""
 
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Upper bound on the padded tokens of one forward and backward pass, which holds a group's samples,
-    or some of them; at least one."""
+    """Upper bound on the padded tokens of one forward and backward pass, which holds a group's samples
+    or some of them, at least one."""
     logprob_chunk_tokens: int = Field(512, ge=1)
     """Positions whose logits exist at one time; backward computes them again."""
     gradient_checkpointing: bool = False
@@ -206,7 +206,7 @@ class LearnerConfig(BaseModel):
 
     @property
     def reference_kind(self) -> Literal["copy", "sharded", "offload", "lora-off", "none"]:
-        """`reference`, decided."""
+        """`reference` with None resolved."""
         if self.kl_coef == 0:
             return "none"
         if self.lora and self.reference_path is None:
@@ -217,7 +217,7 @@ class LearnerConfig(BaseModel):
 def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
     """The settings DeepSpeed is started with: defaults, then the user's, key by key.
 
-    `managed_gradient_accumulation: false` leaves the division of the loss to us (see
+    `managed_gradient_accumulation: false` leaves the division of the loss to this code (see
     `LearnerWorker._backward`). Raises UserError for a file that is missing or is not a JSON object."""
     defaults = {
         "train_micro_batch_size_per_gpu": 1,
@@ -243,8 +243,9 @@ def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
 
 
 def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
-    """What a driver can refuse before it starts ranks: GPUs that ranks would share, DeepSpeed's
-    settings, a loss or kernels that are not there, and names of modules to freeze or to adapt.
+    """Checks what a driver can refuse before it starts ranks: GPUs that ranks would share, DeepSpeed's
+    settings, an unknown loss, kernels that are not installed, and names of modules to freeze or to
+    adapt.
 
     Raises UserError.
     """
@@ -294,7 +295,7 @@ def check_reference(policy: PolicyConfig, path: str) -> None:
         raise UserError(f"learner.reference_path: {error}") from None
     mine, theirs = meta_model(policy), meta_model(other)
     if mine is None or theirs is None:
-        return  # a hub's, which is not here yet
+        return  # a hub model that is not downloaded yet
     for part, key in (("text_config", "vocab_size"), ("vq_config", "num_embeddings")):
         here, there = (getattr(getattr(m.config, part), key) for m in (mine, theirs))
         if here != there:

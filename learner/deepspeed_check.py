@@ -1,5 +1,6 @@
-"""Whether DeepSpeed accepts settings, asked in a process of its own: to import it takes seconds, prints
-text, and chooses a device. `python -m learner.deepspeed_check` reads settings, and prints a fault.
+"""Checks whether DeepSpeed accepts settings, in a process of its own: importing it takes seconds,
+prints text, and chooses a device. `python -m learner.deepspeed_check` reads settings, and prints a
+fault.
 """
 
 import json
@@ -18,7 +19,7 @@ OURS = {
     "gradient_accumulation_steps": "learner.micro_batch_tokens cuts a step",
     "managed_gradient_accumulation": "the loss is divided by the tokens of the whole step",
 }
-"""Settings that would change what a step is, and where that is said instead."""
+"""Settings that would change what a step is, and the keys that set it instead."""
 _LIMIT_S = 300
 
 
@@ -28,9 +29,7 @@ def check_deepspeed(
     """Refuse settings that DeepSpeed would not take, would not read, or that work against the rest.
 
     Args:
-        user: `learner.deepspeed` as it was given.
-        settings: these over our defaults.
-        dtype: of the policy.
+        user: `learner.deepspeed` as given. settings: the same over the defaults. dtype: of the policy.
 
     Raises:
         UserError: names the key.
@@ -128,5 +127,5 @@ def fault_of(settings: dict[str, Any]) -> str | None:
 
 
 if __name__ == "__main__":
-    told = fault_of(json.load(sys.stdin))
-    print(json.dumps(told))
+    fault = fault_of(json.load(sys.stdin))
+    print(json.dumps(fault))

@@ -1,4 +1,4 @@
-"""DeepSpeed as a learner worker starts it, and the reference model of the KL term.
+"""Starts DeepSpeed in a learner worker, and loads the reference model of the KL term.
 
 The reference has the weights that training began with, or another model's (`reference_path`):
 
@@ -8,7 +8,7 @@ The reference has the weights that training began with, or another model's (`ref
 | `sharded` | a share on each rank (ZeRO-3), gathered module by module | communication |
 | `offload` | in host memory, moved module by module to the device | transfers |
 
-With `learner.lora` there is none of these: the reference is the model with its adapters switched off.
+With `learner.lora` none of these is loaded: the reference is the model with its adapters switched off.
 All use the reference's own embeddings (the published code fed it the policy's).
 """
 
@@ -56,10 +56,10 @@ def join(rank: int, world: int, where: Rendezvous, *, on_gpu: bool, timeout_s: f
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator keep what a step frees for the next one. By default it gives tensors as wide
-    as a vocabulary back to the system, which must then make every page of the next one anew: a quarter
-    of a step on a CPU, three quarters of the optimizer's. Costs about a fifth more memory at the peak.
-    Nothing to do where there is no glibc."""
+    """Have the allocator keep the memory that a step frees for the next one. By default it returns
+    tensors as wide as a vocabulary to the system, which must then map every page of the next one again:
+    a quarter of a step's time on a CPU, three quarters of the optimizer's. Costs about a fifth more
+    memory at the peak. Does nothing where there is no glibc."""
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
     for parameter in (m_trim_threshold, m_mmap_threshold) if mallopt else ():
@@ -67,14 +67,15 @@ def keep_freed_memory() -> None:
 
 
 def freeze(model: nn.Module, names: list[str]) -> None:
-    """Before the optimizer is built: ZeRO weight-decays parameters that never get a gradient."""
+    """Call it before the optimizer is built: ZeRO weight-decays parameters that never get a
+    gradient."""
     for name in names:
         frozen_module(model, name).requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class Resume:
-    """A checkpoint to go on from; `universal`: it was written by another number of ranks, and has been
+    """A checkpoint to go on from; `universal`: another number of ranks wrote it, and it has been
     converted."""
 
     folder: str
@@ -88,7 +89,8 @@ def training_engine(
     writer: Writer,
     resume: Resume | None = None,
 ):
-    """Trains whatever requires a gradient, with AdamW unless DeepSpeed's settings name an optimizer."""
+    """An engine that trains whatever requires a gradient, with AdamW unless DeepSpeed's settings name
+    an optimizer."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise UserError("learner.freeze: nothing is left to train")
@@ -106,7 +108,8 @@ def training_engine(
     from learner.snapshot_engine import SnapshotEngine, plain_values_only
 
     engine.checkpoint_engine = SnapshotEngine(writer)
-    # A script that unpickles; and one rank alone fails to copy it to a full disk, and loses the others.
+    # No recovery script: it unpickles, and a rank that cannot copy it to a full disk fails alone, and
+    # loses the others.
     engine._copy_recovery_script = lambda save_path: None
     if resume:
         tag = UNIVERSAL_FOLDER if resume.universal else ENGINE_FOLDER
@@ -129,8 +132,8 @@ def apply_gradients(engine) -> bool:
 
 
 def sharded_engine(module: JanusLogps, config: LearnerConfig, dtype: str):
-    """For forward passes only: each rank keeps its share of the parameters (ZeRO-3). Of the user's
-    DeepSpeed settings, those on gathering hold here too."""
+    """An engine for forward passes only: each rank keeps its share of the parameters (ZeRO-3). The
+    user's DeepSpeed settings of gathering hold here too."""
     mine = deepspeed_settings(config, dtype)["zero_optimization"]
     gathering = {key: value for key, value in mine.items() if key.startswith("stage3_")}
     plain = config.model_copy(update={"deepspeed": {"zero_optimization": gathering}, "zero_stage": 3})
@@ -152,14 +155,14 @@ Reference = Callable[[Batch], Logps]
 def load_reference(
     policy: PolicyConfig, config: LearnerConfig, device: str, options: dict
 ) -> Reference | None:
-    """A second model as `config.reference_kind` says; None where there is none. All ranks call it
-    together. `options` are JanusLogps'."""
+    """The reference model of `config.reference_kind`, a second model; None where there is none. All
+    ranks call it together. `options` are JanusLogps'."""
     kind = config.reference_kind
     if kind in ("none", "lora-off"):
         return None
     if config.reference_path is not None:
         policy = policy.model_copy(update={"path": config.reference_path})
-    # A sharded model is cut up on the device; an offloaded one must never be there as a whole.
+    # A sharded model is split on the device; an offloaded one must never be there as a whole.
     janus = load_janus(policy, "cpu" if kind == "offload" else device)
     janus.model.requires_grad_(False)
     module = JanusLogps(janus, **options)
@@ -172,7 +175,7 @@ def load_reference(
 
 
 def offload(module: JanusLogps, device: str) -> None:
-    """Keep parameters on the host and lend them to `device` for each unit's forward. They are never
+    """Keep parameters on the host and move them to `device` for each unit's forward. They are never
     written, so nothing is copied back."""
     for unit in _units(module):
         parameters = list(unit.parameters())
@@ -193,7 +196,8 @@ def offload(module: JanusLogps, device: str) -> None:
 
 
 def _units(module: JanusLogps) -> Iterator[nn.Module]:
-    """What is moved at a time: a head for all its chunks, a layer of the trunk, else one module."""
+    """The units that are moved at a time: a head for all its chunks, a layer of the trunk, else one
+    module."""
     heads = [m for m in module.modules() if isinstance(m, TokenLogps)]
     layers = list(trunk_of(module.model).layers)
     yield from (*heads, *layers)

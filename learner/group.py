@@ -1,4 +1,4 @@
-"""The ranks of one learner as a whole: what the driver talks to."""
+"""The ranks of one learner as a whole, for the driver."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,21 +25,21 @@ from policy.weights import BroadcastRendezvous
 
 @dataclass(frozen=True)
 class TrainingGroups:
-    """Groups to learn from. `samples` refers to a list of references, one a group that was generated,
-    to its list[Sample]; `places` are the places in it of those to learn from, and `advantages`, float32
-    [len(places), G], those of their samples, or [len(places), G, 2], one for each of their CoTs."""
+    """Groups to learn from. `samples` refers to a list of references to a list[Sample], one a generated
+    group; `places` are the indices in it of the groups to learn from. `advantages`, float32
+    [len(places), G], are those of their samples, or [len(places), G, 2], one for each of their CoTs."""
 
     samples: ObjectRef
     places: Sequence[int]
     advantages: np.ndarray
     tokens: Sequence[int] = ()
-    """Of each of these groups, so that ranks get equal work; none: each counts the same."""
+    """Tokens of each of these groups, so that ranks get equal work; empty: each counts the same."""
     ahead: Sequence[ObjectRef] = ()
-    """What `LearnerGroup.prepare` gave for `samples`."""
+    """What `LearnerGroup.prepare` returned for `samples`."""
 
     def shares(self, workers: int, minibatches: int = 1) -> list[list[list[int]]]:
-        """Which of the groups are in which mini-batch, by their numbers alone, and which worker learns
-        from them: so that all get about as many tokens. Of each worker, a list for each mini-batch."""
+        """Deals the groups to mini-batches, by their numbers alone, and to workers, so that all get
+        about as many tokens: for each worker a list for each mini-batch."""
         tokens = self.tokens or [1] * len(self.places)
         shares: list[list[list[int]]] = [[] for _ in range(workers)]
         for first in range(minibatches):
@@ -50,15 +50,15 @@ class TrainingGroups:
 
     @classmethod
     def of(cls, samples: Sequence[ObjectRef], advantages: np.ndarray) -> "TrainingGroups":
-        """Of all these groups: a reference to a list[Sample] for each."""
+        """All of these groups: `samples` is a reference to a list[Sample] for each."""
         return cls(ray.put(list(samples)), range(len(samples)), advantages)
 
 
 class LearnerGroup:
-    """The workers of one learner as a whole: what the driver talks to."""
+    """The workers of one learner as a whole: the driver calls this class alone."""
 
     def __init__(self, config: LearnerConfig, ranks: Sequence[ActorHandle]):
-        """`ranks`: the workers, which are set up already."""
+        """`ranks`: the workers, set up already."""
         self.config = config
         self.ranks = list(ranks)
         self.trained_parameters = 0
@@ -77,7 +77,7 @@ class LearnerGroup:
     ) -> "LearnerGroup":
         """Start the workers and wait until all hold the model, or with `resume` a checkpoint's.
 
-        Raises UserError, in a worker's own words, if one does not start; and GetTimeoutError or
+        Raises UserError with a worker's own message if it does not start; and GetTimeoutError or
         RayActorError if one hangs or dies meanwhile.
         """
         actor = ray.remote(LearnerWorker)
@@ -104,18 +104,17 @@ class LearnerGroup:
         return group
 
     def prepare(self, samples: ObjectRef) -> list[ObjectRef]:
-        """Begin with what a step on these groups will need and does not depend on their scores: the
-        reference's log-probabilities. `samples` is as in TrainingGroups, and need not be there yet; of
-        the groups some may be lost, or be left out of the step. Goes into TrainingGroups as it is. A
-        rank that fails or hangs over it does so in the step."""
+        """Begin to compute what a step on these groups needs and their scores do not change: the
+        reference's log-probabilities. `samples` is as in TrainingGroups, and may still be under way;
+        some groups may get lost, or be left out of the step. Pass the result to TrainingGroups as it
+        is. The step raises the error of a rank that fails or hangs here."""
         if self.config.reference_kind == "none":
             return []
         return [rank.prepare.remote([samples]) for rank in self.ranks]
 
     def fetch(self, groups: TrainingGroups) -> list[int]:
         """Have every worker fetch its share of the samples for the step that follows. Returns the
-        places of those that cannot be had, for the caller to generate them again: nothing was learned
-        yet."""
+        indices of lost groups, for the caller to generate them again: nothing was learned yet."""
         fetching = [
             rank.fetch.remote(groups.samples, [groups.places[n] for each in mine for n in each])
             for rank, mine in zip(self.ranks, self._shares(groups), strict=True)
@@ -129,9 +128,9 @@ class LearnerGroup:
         micro_batches: int | None = None,
         settings: StepSettings | None = None,
     ) -> list[ObjectRef]:
-        """Begin the updates of one step, the groups dealt to the workers. One reference a worker: the
-        step is done when all are, and each gives the metrics of the whole step. `settings` None: as
-        configured for the first step."""
+        """Begin the updates of one step, with the groups dealt to the workers. Returns one reference a
+        worker: the step is done when all are, and each holds the metrics of the whole step. `settings`
+        None: as configured for the first step."""
         settings = settings or StepSettings(Coefficients.at_start(self.config))
         steps = []
         for rank, mine in zip(self.ranks, self._shares(groups), strict=True):
@@ -144,7 +143,7 @@ class LearnerGroup:
         return groups.shares(len(self.ranks), self.config.minibatches)
 
     def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
-        """The metrics of the loss on some groups, of which nothing is learned: a reference to a
+        """The metrics of the loss on some groups, without an update. `samples`: a reference to a
         list[Sample] each."""
         shares = [samples[n :: len(self.ranks)] for n in range(len(self.ranks))]
         measuring = [rank.measure.remote(share) for rank, share in zip(self.ranks, shares, strict=True)]
@@ -154,15 +153,15 @@ class LearnerGroup:
         """Put the current weights into the object store, bucket by bucket, and wait for the last.
 
         The references are this process's, so the weights outlive the ranks that made them. Raises
-        GetTimeoutError after `timeout_s`, and what a rank raised."""
+        GetTimeoutError after `timeout_s`, and a rank's error."""
         streams = [rank.publish.options(num_returns="streaming").remote() for rank in self.ranks]
-        ends = [stream.completed() for stream in streams]  # to read along is to wait for every bucket
+        ends = [stream.completed() for stream in streams]  # reading along would wait for every bucket
         ray.get(ends, timeout=self.config.timeout_s)
         manifest_and_buckets = list(streams[0])
         return PublishedWeights(version, ray.put(manifest_and_buckets), incarnation)
 
     def join_broadcast(self, receivers: Sequence[ActorHandle]) -> None:
-        """Connect rank 0 with these rollout workers, as receivers of all versions to come."""
+        """Connect rank 0 with these rollout workers, as receivers of all later versions."""
         sender = self.ranks[0]
         asked = [sender.rendezvous.remote(_one_machine()), sender.manifest.remote()]
         where, manifest = ray.get(asked, timeout=self.config.timeout_s)
@@ -181,8 +180,8 @@ class LearnerGroup:
         ray.get([rank.begin_save.remote(folder) for rank in self.ranks], timeout=self.config.timeout_s)
 
     def saved(self) -> float | None:
-        """When the checkpoint that was begun is written, the seconds that the slowest rank took; else
-        None. Raises what a rank's write raised."""
+        """The seconds that the slowest rank took to write the checkpoint; None: it is not written yet.
+        Raises a rank's error."""
         took = ray.get([rank.saved.remote() for rank in self.ranks], timeout=self.config.timeout_s)
         return None if None in took else max(took)
 
@@ -192,5 +191,5 @@ class LearnerGroup:
 
 
 def _one_machine() -> bool:
-    """Whether the whole cluster is one machine: then nobody else need reach the learner."""
+    """Whether the whole cluster is one machine: then no other machine must reach the learner."""
     return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) == 1

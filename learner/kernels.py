@@ -1,4 +1,4 @@
-"""Faster kernels for a trunk, where they are asked for (`learner.kernels`)."""
+"""Faster kernels for a trunk, if configured (`learner.kernels`)."""
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ def check_kernels(kind: str) -> None:
 
 
 def use_kernels(trunk: "nn.Module", kind: str) -> None:
-    """Put them into a Llama trunk, in place; names of parameters stay.
+    """Put the kernels into a Llama trunk, in place; names of parameters stay.
 
     `liger`: RMSNorm, SwiGLU and rotary positions as Triton kernels. `compile`: each layer by
     torch.compile, for any length of sequence. The heads stay as they are (`TokenLogps`).

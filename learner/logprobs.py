@@ -5,8 +5,8 @@ whose next token it predicts: no text logits on images, no image logits on text,
 
 Logits are by far the widest tensors of a step: 102,400 floats for one text position of Janus-Pro. So
 they live for one chunk of positions only: backward computes a chunk's logits again instead of keeping
-them. With a frozen head, not even that: what backward needs is one vector a position, and forward
-computes it. Shapes: M positions, D hidden.
+them. With a frozen head they are not even computed again: backward needs one vector a position, which
+forward computes. Shapes: M positions, D hidden.
 """
 
 from functools import partial
@@ -38,7 +38,7 @@ class TokenLogps(nn.Module):
         chunk: int,
         entropy: Entropy = "none",
     ):
-        """`guidance`: weight of the guided distribution, where it is asked for."""
+        """`guidance`: weight of the guided distribution; None: it is not computed."""
         super().__init__()
         self.head = head
         self._temperature = temperature
@@ -48,16 +48,17 @@ class TokenLogps(nn.Module):
 
     @property
     def measures_entropy(self) -> bool:
-        """In passes that are learned from alone: nobody asks what a reference's is."""
+        """Only in passes with gradients: nobody uses a reference's entropy."""
         return self._entropy != "none" and torch.is_grad_enabled()
 
     def forward(self, hidden: Tensor, ids: Tensor, unconditional: Tensor | None = None) -> Tensor:
         """[M, D], int64 [M] -> float32 [1, M]; with the unconditional row's hidden states, [M, D], also
-        the guided distribution's. Then a row of entropies, if they are measured, of the last of these
-        distributions: [1 to 3, M]."""
+        the guided distribution's. Then, if measured, the entropies of the last of these distributions:
+        [1 to 3, M]."""
         inputs = [x for x in (hidden, ids, unconditional) if x is not None]
         of_chunk = partial(self._of_chunk, entropy=self.measures_entropy)
-        # No position still is one (empty) chunk, so that backward reaches the head on every rank.
+        # Without positions there is still one (empty) chunk, so that backward reaches the head on every
+        # rank.
         chunks = zip(*(x.split(self._chunk) for x in inputs), strict=True)
         frozen = not any(p.requires_grad for p in self.head.parameters())
         if frozen and unconditional is None and self._entropy != "learn":
@@ -88,7 +89,7 @@ class TokenLogps(nn.Module):
 
 
 def _gather(logits: Tensor, ids: Tensor) -> Tensor:
-    # Fused: of everything as wide as the vocabulary, its backward makes the gradient alone.
+    # Fused: its backward allocates nothing as wide as the vocabulary but the gradient.
     return -F.cross_entropy(logits, ids, reduction="none")
 
 
@@ -145,7 +146,7 @@ class JanusLogps(nn.Module):
     ):
         """`guidance`: the sampler's weight, to also compute the guided distribution; else None.
         `chunk_tokens`: positions whose logits exist at one time. `kernels`: the trunk's. `entropy`:
-        whether it is computed too, and whether gradients go through it ("learn")."""
+        whether entropies are computed too, and whether gradients go through them ("learn")."""
         super().__init__()
         # First, so that parameters keep the names they have in transformers, after "model.".
         self.model = janus.model
@@ -170,8 +171,8 @@ class JanusLogps(nn.Module):
         trunk = trunk_of(self.model)
         trunk.gradient_checkpointing_enable({"use_reentrant": False})
         for layer in trunk.layers:
-            # transformers checkpoints in training mode alone. Only the layer is told so: its children
-            # stay in evaluation mode, so that no dropout makes the ratio differ from 1.
+            # transformers checkpoints in training mode alone. Only the layer is put into it: its
+            # children stay in evaluation mode, so that no dropout makes the ratio differ from 1.
             layer.training = True
 
     def forward(self, batch: Batch) -> Logps:
@@ -220,11 +221,11 @@ class JanusLogps(nn.Module):
         output = trunk_of(self.model)(
             inputs_embeds=_rows(embedded, order), use_cache=False
         ).last_hidden_state
-        places = mask.cumsum(1)[:, start:] - 1  # padding has its last token's
+        places = mask.cumsum(1)[:, start:] - 1  # padding has its last token's position
         return _rows(output, places - 1)
 
 
 def _rows(vectors: Tensor, places: Tensor) -> Tensor:
     """[N, T, D] at places, int64 [N, K] -> [N, K, D]."""
-    # By an index: for its gradient, a gather keeps the vectors.
+    # By an index: a gather would keep the vectors for its gradient.
     return vectors[torch.arange(len(vectors), device=vectors.device)[:, None], places]

@@ -1,4 +1,4 @@
-"""The learner's weights as everybody else knows them, with or without LoRA.
+"""The learner's weights as all other processes see them, with or without LoRA.
 
 Others see whole tensors under transformers' names. With LoRA, low-rank adapters are trained beside the
 trunk's matrices instead of the matrices. An adapter starts as zero, so the model with adapters switched
@@ -19,7 +19,7 @@ from learner.config import LoraSettings, check_targets
 from policy.model import PolicyModel
 from policy.weights import TensorSpec
 
-if TYPE_CHECKING:  # takes a while to import, and without adapters nobody needs it
+if TYPE_CHECKING:  # slow to import, and needed for adapters alone
     from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
@@ -50,7 +50,7 @@ def add_adapters(janus: PolicyModel, settings: LoraSettings) -> None:
 
 def lora_layers(model: nn.Module) -> dict[str, "LoraLayer"]:
     """The adapted modules by the names that they have without adapters."""
-    if "peft" not in sys.modules:  # then nothing was adapted
+    if "peft" not in sys.modules:  # then there are no adapters
         return {}
     from peft.tuners.lora import LoraLayer
 
@@ -61,8 +61,8 @@ def lora_layers(model: nn.Module) -> dict[str, "LoraLayer"]:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The model as it was before training.
 
-    By a scale of 0 and not by peft's switch: the same modules run in the same order, which is what
-    ZeRO-3 prefetches by, and no `requires_grad` changes under the optimizer's hooks.
+    Sets their scale to 0 instead of using peft's switch: the same modules run in the same order, as
+    ZeRO-3's prefetching expects, and no `requires_grad` changes under the optimizer's hooks.
     """
     layers = lora_layers(model).values()
     for layer in layers:
@@ -75,7 +75,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def parts(layer: "LoraLayer") -> list[Tensor]:
-    """W, A, B: what `merge` needs gathered."""
+    """W, A, B, which must be gathered for `merge`."""
     return [layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
 
 
@@ -88,7 +88,7 @@ def merge(layer: "LoraLayer") -> Tensor:
 
 @dataclass(frozen=True)
 class Export:
-    """A tensor to be, and what must be gathered (`gathered`) before `whole()` may be called."""
+    """A tensor to export, and the parameters to gather (`gathered`) before `whole()` may be called."""
 
     name: str
     shape: tuple[int, ...]
@@ -124,8 +124,8 @@ def _export(name: str, like: Tensor, parts: Sequence[Tensor], whole, trained: bo
 
 
 def gathered(wanted: Sequence[Export]) -> AbstractContextManager:
-    """ZeRO-3 keeps a part of each parameter on each rank: all ranks gather them together. Elsewhere
-    there is nothing to gather."""
+    """ZeRO-3 keeps a part of each parameter on each rank: all ranks gather them together. Does nothing
+    in other stages."""
     tensors = [part for export in wanted for part in export.parts]
     if not hasattr(tensors[0], "ds_id"):
         return nullcontext()

@@ -1,8 +1,8 @@
 """The losses of GRPO and its kin over two chains of thought, as pure functions on tensors.
 
 N samples; T token columns, those of the semantic CoT first, then those of the image. A loss sees whole
-samples, so that a ratio may be one over a sample. With the ratio rho of a token (or of a sequence) and
-the advantage A of its CoT, the loss of BiCoT-GRPO (T2I-R1, arXiv 2505.00703; GRPO: arXiv 2402.03300) is
+samples, so that a ratio may span a sample. With the ratio rho of a token (or of a sequence) and the
+advantage A of its CoT, the loss of BiCoT-GRPO (T2I-R1, arXiv 2505.00703; GRPO: arXiv 2402.03300) is
 
     -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A) + kl_coef * k3
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class LossInputs:
     """What a loss sees of N samples: both CoTs side by side, `cot_tokens` columns of text, then those
     of the image. All float32 [N, T]. All log-probabilities are of one distribution
-    (`learner.train_distribution`). Padding may hold anything: leave out where `token_weights` is 0."""
+    (`learner.train_distribution`). Padding may hold any values: leave out where `token_weights` is
+    0."""
 
     logps: Tensor  # differentiable
     old_logps: Tensor  # before the first update of this batch, or the sampler's (`learner.old_logps`)
@@ -47,12 +48,13 @@ class LossInputs:
 
     @property
     def columns(self) -> dict[str, slice]:
-        """Of both CoTs, by name."""
+        """The columns of both CoTs, by name."""
         return {"cot": slice(0, self.cot_tokens), "image": slice(self.cot_tokens, None)}
 
     @property
     def log_ratio(self) -> Tensor:
-        """Of each token, 0 on padding, which may hold -inf: 0 * inf would poison sum and gradient."""
+        """Each token's log-ratio, 0 on padding, which may hold -inf: 0 * inf would poison sum and
+        gradient."""
         return torch.where(self.token_weights > 0, self.logps - self.old_logps, 0.0)
 
 
@@ -60,7 +62,7 @@ class LossInputs:
 class LossResult:
     """`sum` is differentiable; the loss of a step is the sum of sums over the step's count, over all
     micro-batches and workers. `metrics`: a sum and a weight each, which add up likewise. Their names
-    must be the same for every batch. Those of `loss/...` are the parts of the loss."""
+    must be the same for every batch. `loss/...` are the parts of the loss."""
 
     sum: Tensor
     metrics: dict[str, tuple[Tensor, Tensor]]
@@ -87,8 +89,8 @@ def grpo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
 
 
 def dr_grpo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
-    """Dr. GRPO (arXiv 2503.20783, section 3.2): GRPO's term. The rest of it are its defaults: a
-    constant instead of a sample's length (`aggregation`), no standard deviation in the advantage."""
+    """Dr. GRPO (arXiv 2503.20783, section 3.2): GRPO's term. The rest is in its defaults: a constant
+    instead of a sample's length (`aggregation`), no standard deviation in the advantage."""
     return grpo_loss(inputs, config)
 
 
@@ -123,7 +125,7 @@ LOSSES: dict[str, Loss] = {
     "gspo": gspo_loss,
     "cispo": cispo_loss,
 }
-"""By the name in `learner.loss`, which may also be the `package.module:function` of one's own."""
+"""By the name in `learner.loss`, which may also be a user's `package.module:function`."""
 
 
 def load_loss(name: str) -> Loss:
@@ -173,9 +175,10 @@ def sequence_mean(inputs: LossInputs, values: Tensor, span: Span) -> Tensor:
 def importance_weights(
     inputs: LossInputs, config: "LearnerConfig", span: Span | None = None
 ) -> Tensor | None:
-    """What each token's term is multiplied by because another policy sampled it, [N, T]; None: nothing.
+    """The weight that corrects each token's term for the policy that sampled it, [N, T]; None: no
+    correction.
 
-    With `old_logps: learner` the ratio knows nothing of the sampler, and w = exp(old - sampled)
+    With `old_logps: learner` the ratio does not involve the sampler, and w = exp(old - sampled)
     corrects for it (the decoupled objective, arXiv 2505.24298), truncated at `importance_cap`, or 0
     where it or its inverse is beyond the cap (`masked`). With `old_logps: sampler` the ratio itself
     corrects; `truncated` then keeps it below the cap where clipping does not, with a negative advantage
@@ -202,8 +205,8 @@ def _clipped(log_ratio: Tensor, advantages: Tensor, config: "LearnerConfig") -> 
 def _with_shared_terms(
     inputs: LossInputs, config: "LearnerConfig", objective: Objective, span: Span | None = None
 ) -> LossResult:
-    """An objective, corrected for who sampled, with the KL term and the entropy bonus; summed, with the
-    metrics of each CoT (`.../cot`, `.../image`), unless it weighs nothing."""
+    """The sum of an objective, corrected by `importance_weights`, the KL term and the entropy bonus;
+    with the metrics of each CoT (`.../cot`, `.../image`), unless its weight is 0."""
     real = inputs.token_weights > 0
     losses = objective.losses
     by_token = {
@@ -233,7 +236,7 @@ def _with_shared_terms(
         part = (of_phase * weights).sum()
         total = total + part
         if weight_of[phase] == 0:
-            continue  # nothing is known of it, which is not 0
+            continue  # unknown, which is not 0
         count = weights.sum()
         metrics[f"loss/{phase}"] = part.detach(), count
         for name, values in by_token.items():

@@ -1,4 +1,4 @@
-"""How much memory one learner rank needs, from the model's shapes and the configuration.
+"""Estimates the memory of one learner rank from the model's shapes and the configuration.
 
 Bytes per parameter: parameters and gradients in the training dtype; the optimizer holds a float32 copy
 and two moments of what is trained. ZeRO divides the optimizer (stage 1), gradients (2) and parameters
@@ -21,14 +21,14 @@ MASTER_AND_MOMENTS = 12
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of a model, by number."""
+    """Numbers of parameters of a model."""
 
     total: int
     trained: int
     largest: int
-    """Of the largest module that is moved or gathered as one."""
+    """Parameters of the largest module that is moved or gathered as one."""
     largest_tensor: int
-    """Of what is trained."""
+    """Parameters of the largest tensor that is trained."""
 
 
 def sizes(model: JanusForConditionalGeneration, config: LearnerConfig) -> Sizes:
@@ -59,8 +59,8 @@ def sizes(model: JanusForConditionalGeneration, config: LearnerConfig) -> Sizes:
 def rank_bytes(
     model: JanusForConditionalGeneration, config: LearnerConfig, dtype: str, sample_tokens: int
 ) -> dict[str, float]:
-    """What one rank holds at the peak of a step, by name. `sample_tokens`: of the longest sample's text
-    and image sequences together; a micro-batch holds at least one."""
+    """What one rank holds at the peak of a step, in bytes by name. `sample_tokens`: of the longest
+    sample's text and image sequences together; a micro-batch holds at least one."""
     settings = deepspeed_settings(config, dtype)
     zero = settings["zero_optimization"]
     stage, width = zero["stage"], getattr(torch, dtype).itemsize
@@ -95,15 +95,15 @@ def rank_bytes(
 
 
 def _optimizer_bytes(size: Sizes, stage: int, width: int) -> float:
-    """Without ZeRO a float32 model is its own float32 copy."""
+    """Bytes of the optimizer's state. Without ZeRO a float32 model is its own float32 copy."""
     per_parameter = MASTER_AND_MOMENTS if stage or width < 4 else MASTER_AND_MOMENTS - 4
     return size.trained * per_parameter
 
 
 def step_bytes(size: Sizes, zero: dict, ranks: int, width: int) -> float:
-    """What the optimizer's step holds for a while. The fused AdamW makes nothing of its own, but ZeRO
-    flattens the gradients of this rank's share and turns them into float32 (stage 3 by
-    `sub_group_size`), and before that turns each gradient in turn into float64 for its norm."""
+    """What the optimizer's step holds temporarily. The fused AdamW allocates nothing, but ZeRO flattens
+    the gradients of this rank's share and turns them into float32 (stage 3 by `sub_group_size`), and
+    before that turns each gradient in turn into float64 for its norm."""
     stage = zero["stage"]
     in_float32 = 4 if width < 4 else 0
     if stage == 0:
@@ -126,7 +126,7 @@ def _reference_bytes(size: Sizes, config: LearnerConfig) -> float:
 
 
 def activation_bytes(llama, width: int, checkpointed: bool):
-    """A function of the number of tokens: what the trunk keeps for backward.
+    """Returns a function of the number of tokens: the bytes that the trunk keeps for backward.
 
     A layer keeps, per token: two norms (their input in float32, the normed values before and after the
     weight), queries, keys, values and what was attended, and four vectors of the feed-forward part. A
@@ -142,8 +142,9 @@ def activation_bytes(llama, width: int, checkpointed: bool):
 
 
 def chunk_bytes(model: JanusForConditionalGeneration, config: LearnerConfig, width: int) -> float:
-    """The text head's: logits in the training dtype and in float32, their log-softmax and their
-    gradient; and the gradient of its weights, summed chunk by chunk in two buffers."""
+    """Bytes of one chunk of the text head: logits in the training dtype and in float32, their
+    log-softmax and their gradient; and the gradient of its weights, summed chunk by chunk in two
+    buffers."""
     vocabulary = model.config.text_config.vocab_size
     wide = 12 + (width if width < 4 else 0)
     trained = not config.lora and "lm_head" not in config.freeze

@@ -1,5 +1,5 @@
-"""The loss of supervised fine-tuning: the negative log-likelihood of both CoTs, as worked examples have
-them. Its place in the learner is that of `learner.losses.grpo_loss`."""
+"""The loss of supervised fine-tuning: the negative log-likelihood of both CoTs of worked examples. The
+learner uses it in place of `learner.losses.grpo_loss`."""
 
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def sft_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
-    """-sum(token_weights * logps); `loss/cot` and `loss/image` are the means of each CoT, unless it
-    weighs nothing. Advantages, sampled and reference log-probabilities are not looked at."""
+    """-sum(token_weights * logps); `loss/cot` and `loss/image` are the means of each CoT, unless its
+    weight is 0. Advantages, sampled and reference log-probabilities are ignored."""
     real = inputs.token_weights > 0
     # Padding may hold anything, -inf too; 0 * inf would poison the sum and its gradient.
     nll = -torch.where(real, inputs.logps, 0.0) * inputs.token_weights

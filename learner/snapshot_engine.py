@@ -24,8 +24,9 @@ _KNOWN = [LossScaler, ZeroStageEnum, fragment_address]
 
 @contextmanager
 def plain_values_only() -> Iterator[None]:
-    """Inside, `torch.load` reads tensors and plain values, whatever it is asked for: DeepSpeed's
-    converter and its universal load would run what a file says. Raises UserError for other files."""
+    """Inside this context `torch.load` reads only tensors and plain values, whatever its arguments:
+    DeepSpeed's converter and its universal load would run code from a file. Raises UserError for other
+    files."""
     load = torch.load
 
     def safely(file, *args, **options):
@@ -34,7 +35,7 @@ def plain_values_only() -> Iterator[None]:
         except pickle.UnpicklingError:
             raise UserError(f"{file}: holds more than tensors and plain values; not read") from None
 
-    torch.load = safely  # type: ignore[assignment]  # for this while
+    torch.load = safely  # type: ignore[assignment]  # inside this context only
     try:
         with torch.serialization.safe_globals(_KNOWN):
             yield
@@ -63,4 +64,4 @@ class SnapshotEngine(CheckpointEngine):
         return True
 
     def preserves_storage_sharing(self) -> bool:
-        return False  # `save` copies what a tensor shows, not the storage behind it
+        return False  # `save` copies a tensor's values, not the storage behind it

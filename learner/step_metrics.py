@@ -18,7 +18,7 @@ class StepMetrics:
         self.largest: dict[str, Tensor] = {}
 
     def add(self, loss: LossResult, count: Tensor) -> None:
-        """`count`: the batch's share in what the loss is divided by."""
+        """`count`: the batch's share of the loss's divisor."""
         self._add("loss", loss.sum.detach(), count)
         for name, (total, weight) in loss.metrics.items():
             self._add(name, total, weight)
@@ -33,8 +33,8 @@ class StepMetrics:
     @torch.no_grad()
     def add_gaps(self, inputs: LossInputs, before: Tensor, batch: Batch, config: LearnerConfig) -> None:
         """How far the learner's log-probabilities `before` the first update, [N, T], are from the
-        sampler's: what is left on-policy is rounding, which bfloat16 has more of. And how far guidance
-        takes an image."""
+        sampler's: on-policy this is rounding, of which bfloat16 has more. And how far guidance moves an
+        image's log-probabilities."""
         phase_weights = {"cot": config.cot_weight, "image": config.image_weight}
         for phase, here in inputs.columns.items():
             if phase_weights[phase] == 0:
@@ -55,8 +55,8 @@ class StepMetrics:
         self.sums[name] = self.sums.get(name, torch.zeros(2, device=self.device)) + pair
 
     def reduce(self) -> dict[str, float]:
-        """Means and maxima over all ranks; `loss` is the sum of its parts (`loss/...`), where the loss
-        tells them, over the count of all samples."""
+        """Means and maxima over all ranks; `loss` is the sum of its parts (`loss/...`), if the loss
+        returns them, over the count of all samples."""
         names = sorted(self.sums)
         table = torch.stack([self.sums[name] for name in names])
         dist.all_reduce(table)

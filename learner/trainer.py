@@ -26,12 +26,13 @@ from policy.model import PolicyModel
 from policy.records import Sample
 
 Row = tuple[Sample, Any, Logps | None]
-"""A sample, its advantage (or one for each CoT), and the reference's log-probabilities if they are
-there already."""
+"""A sample, its advantage (or one for each CoT), and the reference's log-probabilities if computed
+ahead."""
 
 
 class Trainer:
-    """Wraps a DeepSpeed engine. All ranks call each method together; any may have nothing to do."""
+    """Trains with a DeepSpeed engine. All ranks call each method together; any may have nothing to
+    do."""
 
     def __init__(
         self,
@@ -57,9 +58,9 @@ class Trainer:
         return kind == "sharded" or (kind == "lora-off" and zero3)
 
     def reference_of(self, groups: Mapping[str, Sequence[Sample]]) -> Ahead:
-        """Each group in batches of its own: a log-probability's last bits depend on its batch, and a
-        run that loses samples ends as one that loses none. Ranks call it together where the reference
-        is collective."""
+        """The reference's log-probabilities of groups, each group in batches of its own: their last
+        bits depend on the batch, and a run that loses samples must end as one that loses none. Ranks
+        call it together where the reference is collective."""
         found: Ahead = {key: [None] * len(group) for key, group in groups.items()}
         parts = [
             (key, part)
@@ -71,7 +72,7 @@ class Trainer:
         for index, batch in enumerate(walk):
             logps = self.reference_logps(batch.to(self.device))
             if index < len(parts):
-                assert logps is not None  # or nobody asks ahead of the step
+                assert logps is not None  # without a reference nobody calls this
                 key, part = parts[index]
                 for (_, n), one in zip(part, of_each_sample(batch, logps), strict=True):
                     found[key][n] = one
@@ -87,7 +88,7 @@ class Trainer:
     # --- a step ---
 
     def cut(self, groups: Sequence[Sequence[Row]], count: int | None = None) -> list[list[Row]]:
-        """Groups as micro-batches: as `reference_of` cuts them, so that policy and reference differ by
+        """Cuts groups into micro-batches as `reference_of` does, so that policy and reference differ by
         their weights alone, to the last bit; or into `count` parts."""
         if count is not None:
             return in_parts([row for rows in groups for row in rows], count)
@@ -131,7 +132,7 @@ class Trainer:
 
     @torch.no_grad()
     def measure(self, parts: Sequence[list[Row]]) -> dict[str, float]:
-        """The metrics of the loss on micro-batches, of which nothing is learned."""
+        """The metrics of the loss on micro-batches, without an update."""
         settings, sums = StepSettings(Coefficients.at_start(self.config)), StepMetrics(self.device)
         for one in self._passes(parts, ahead=False):
             batch = one.batch.to(self.device)
@@ -142,7 +143,8 @@ class Trainer:
         return sums.reduce()
 
     def _passes(self, parts: Sequence[list[Row]], *, ahead: bool) -> list["_Pass"]:
-        """One for each micro-batch of a mini-batch, then those of weight 0 that keep ranks in step."""
+        """One pass for each micro-batch of a mini-batch, then passes of weight 0 so that all ranks make
+        as many."""
         rows: list[Sequence[Row]] = [*parts]
         batches = [self._batch([s for s, _, _ in part], [a for _, a, _ in part]) for part in parts]
         walk = list(self._same_rounds(batches))
@@ -156,7 +158,7 @@ class Trainer:
         ]
 
     def _count(self, passes: Sequence["_Pass"]) -> Tensor:
-        """What the loss of a mini-batch is divided by, of all ranks."""
+        """The divisor of a mini-batch's loss, over all ranks."""
         count = sum((one.batch.counts.sum() for one in passes), torch.zeros(())).to(self.device)
         dist.all_reduce(count)
         return count
@@ -166,7 +168,7 @@ class Trainer:
     ) -> None:
         batch = one.batch.to(self.device)
         if one.reference is None:
-            # First: what it needs is free again before the policy keeps its activations.
+            # Comes first: its memory is free again before the policy keeps activations.
             one.reference = self.reference_logps(batch)
         inputs = self._loss_inputs(one, batch, settings)
         result = self.loss(inputs, self.config)
@@ -174,7 +176,7 @@ class Trainer:
         if first or one.old_logps is not None:
             before = inputs.logps if one.old_logps is None else inputs.old_logps
             sums.add_gaps(inputs, before, batch, self.config)
-        # DeepSpeed averages gradients over ranks; we want their sum.
+        # DeepSpeed averages gradients over ranks; the loss needs their sum.
         self.engine.backward(result.sum / count * self.world, scale_wrt_gas=False)
 
     def _loss_inputs(self, one: "_Pass", batch: Batch, settings: StepSettings) -> LossInputs:
@@ -182,7 +184,7 @@ class Trainer:
         logps, sampled = self._columns(found), self._sampled(batch)
         old = sampled
         if self.config.old_logps == "learner":
-            # With one update a batch the policy before it is the policy itself.
+            # With one update a batch, the policy before the update is the policy itself.
             old = logps.detach() if one.old_logps is None else one.old_logps
         reference = None
         if one.reference is not None:
@@ -205,9 +207,9 @@ class Trainer:
         )
 
     def _columns(self, logps: Logps) -> Tensor:
-        """Of the distribution that is trained. `train_distribution: guided` compares the guided
-        distribution with the guided one that the sampler drew from: never a ratio of two different
-        things."""
+        """The log-probabilities of the distribution that is trained, [N, T]. `train_distribution:
+        guided` compares the guided distribution with the guided one that the sampler drew from: never a
+        ratio of two different distributions."""
         guided = self.config.train_distribution == "guided"
         image: Any = logps.guided if guided else logps.image
         return torch.cat([logps.cot, image], 1)
@@ -233,7 +235,7 @@ class Trainer:
         )
 
     def _same_rounds(self, batches: list[Batch]) -> Iterator[Batch]:
-        """These, then batches of weight 0, so that all ranks make the same number of passes."""
+        """These batches, then batches of weight 0, so that all ranks make the same number of passes."""
         rounds = torch.tensor(float(len(batches)), device=self.device)
         dist.all_reduce(rounds, op=dist.ReduceOp.MAX)
         if rounds > 0:
@@ -242,7 +244,7 @@ class Trainer:
             yield from [example] * (int(rounds) - len(batches))
 
     def _example_batch(self, batches: list[Batch]) -> Batch:
-        """A weightless batch, from any rank that has one: every rank must walk every round."""
+        """A batch of weight 0, made from any rank's batch: every rank must take part in every round."""
         mine = empty_like(batches[0]) if batches else None
         everyones: list[Batch | None] = [None] * self.world
         dist.all_gather_object(everyones, mine)
@@ -251,8 +253,8 @@ class Trainer:
 
 @dataclass
 class _Pass:
-    """A forward and backward pass over a micro-batch, made once in each round of updates. `reference`
-    is computed at the first, unless it was prepared; `old_logps` are those before the first update."""
+    """A forward and backward pass over a micro-batch, run once in each round of updates. `reference` is
+    computed in the first, unless it was prepared; `old_logps` are those before the first update."""
 
     batch: Batch
     reference: Logps | None = None

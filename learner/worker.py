@@ -1,4 +1,5 @@
-"""The learner worker: one DeepSpeed rank, as a Ray actor. What it learns by is learner/trainer.py."""
+"""The learner worker: one DeepSpeed rank, as a Ray actor. The training itself is in
+learner/trainer.py."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -35,7 +36,8 @@ from policy.weights import Broadcast, BroadcastRendezvous, Manifest, pack, plan_
 
 
 class LearnerWorker:
-    """`setup` joins the group and builds the engine; then `step` and `publish`, on all ranks alike."""
+    """`setup` joins the group and builds the engine; then all ranks call `step` and `publish`
+    together."""
 
     def __init__(self, rank: int, world: int):
         self.rank = rank
@@ -44,7 +46,7 @@ class LearnerWorker:
         self._fetched: dict[str, list[Sample]] = {}
 
     def rendezvous(self, loopback: bool) -> Rendezvous:
-        """Where the group can meet; asked of rank 0. `loopback`: all members are on one machine."""
+        """Where the group can meet; called on rank 0. `loopback`: all members are on one machine."""
         return Rendezvous.at("127.0.0.1" if loopback else ray.util.get_node_ip_address())
 
     def setup(
@@ -58,7 +60,9 @@ class LearnerWorker:
     ) -> int:
         """Returns the number of trained parameters. `resume`: go on from a checkpoint."""
         self.config = config
-        on_gpu = config.num_gpus > 0  # what was asked for: Ray hides no GPU from who asked for none
+        on_gpu = (
+            config.num_gpus > 0
+        )  # what was asked for: Ray hides no GPU from an actor that asked for none
         self.device = "cuda:0" if on_gpu else "cpu"
         if not on_gpu:
             keep_freed_memory()
@@ -104,8 +108,8 @@ class LearnerWorker:
         return found
 
     def fetch(self, samples: Sequence[ObjectRef], places: Sequence[int]) -> list[int]:
-        """Bring the groups at these places here, for the step that follows; `samples` as in `step`.
-        Returns the places of those that are lost."""
+        """Fetch the groups at these indices for the next step; `samples` as in `step`. Returns the
+        indices of lost groups."""
         self._fetched = {}
         lost = []
         for place in places:
@@ -125,8 +129,8 @@ class LearnerWorker:
         micro_batches: int | None = None,
         ahead: Sequence[ObjectRef] = (),
     ) -> dict[str, float]:
-        """The updates of one step (`Trainer.step`) on this rank's share of the groups: of each
-        mini-batch, their places among `samples`, references to one list[Sample] a group, and each
+        """The updates of one step (`Trainer.step`) on this rank's share of the groups: for each
+        mini-batch, their indices into `samples`, references to one list[Sample] a group, and each
         sample's advantage, float32 [len(places), G], or one for each of its CoTs, [len(places), G, 2].
         All ranks call it together; any may have none. `micro_batches` overrides the token budget
         (tests). `ahead` refers to what all ranks have prepared. Returns the metrics of all ranks."""
@@ -147,14 +151,14 @@ class LearnerWorker:
         return self.trainer.step(cut, settings, ahead=bool(ahead))
 
     def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
-        """The loss of this rank's groups as `step` would have it, and nothing learned: the metrics of
-        all ranks, which call it together; any may have no group."""
+        """The loss of this rank's groups as in `step`, without an update. Returns the metrics of all
+        ranks, which call it together; any may have no group."""
         groups = ray.get(list(samples), timeout=self.config.timeout_s)
         rows = [[(sample, 0.0, None) for sample in group] for group in groups]
         return self.trainer.measure(self.trainer.cut(rows))
 
     def _groups(self, refs: Sequence[ObjectRef]) -> dict[str, list[Sample]]:
-        """The samples of these groups, by their references; most were fetched already."""
+        """Reference -> samples of these groups; most were fetched already."""
         fetched, self._fetched = self._fetched, {}
         missing = [ref for ref in refs if ref.hex() not in fetched]
         had = ray.get(missing, timeout=self.config.timeout_s)
@@ -166,7 +170,7 @@ class LearnerWorker:
     def publish(self) -> Iterator[Manifest | np.ndarray]:
         """The trained tensors in transformers' names: first the manifest, then bucket after bucket.
 
-        Every rank walks every gather; rank 0 alone yields.
+        Every rank takes part in every gather; rank 0 alone yields.
         """
         if self.rank == 0:
             yield self.manifest()
@@ -179,8 +183,8 @@ class LearnerWorker:
         self._broadcast = Broadcast(rendezvous, 0, self.device)
 
     def broadcast(self) -> None:
-        """Send the trained tensors to the rollout workers. Every rank walks every gather, and walks on
-        if a receiver is lost: a walk that stopped half-way would leave the other ranks waiting."""
+        """Send the trained tensors to the rollout workers. Every rank takes part in every gather, and
+        goes on if a receiver is lost: stopping half-way would leave the other ranks waiting."""
         failure = None
         for tensors in self._iter_buckets():
             if self.rank == 0 and failure is None:
@@ -209,8 +213,8 @@ class LearnerWorker:
 
     def begin_save(self, folder: str) -> None:
         """Copy to memory what a checkpoint holds, and begin to write it: the model in transformers
-        layout by rank 0, DeepSpeed's state by all. Training may go on; `saved` tells the end."""
-        self.writer.give_up()  # of a checkpoint that another rank could not begin
+        layout by rank 0, DeepSpeed's state by all. Training may go on; `saved` reports the end."""
+        self.writer.give_up()  # drops a checkpoint that another rank could not begin
         self._written_before_s = self.writer.busy_s
         state = {}
         for export in exports(self.janus.model):
@@ -224,7 +228,7 @@ class LearnerWorker:
                 self.writer.add(partial(keep_side_files, self.janus.source, Path(folder)))
             self.writer.add(partial(self.writer.digest_model, Path(folder)))
         self.engine.save_checkpoint(folder, tag=ENGINE_FOLDER, save_latest=False)
-        self.writer.add(partial(self.writer.tell_digests, Path(folder), self.rank))
+        self.writer.add(partial(self.writer.write_digests, Path(folder), self.rank))
 
     def saved(self) -> float | None:
         """When everything is written, how many seconds that took; else None. Raises what went wrong (a

@@ -1,4 +1,4 @@
-"""What all other packages stand on; each process of the project imports it first."""
+"""The base of all other packages; each process of the project imports it first."""
 
 import gc
 

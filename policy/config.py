@@ -1,4 +1,4 @@
-"""Which model, and how it is prompted. Whoever reads a configuration needs no torch."""
+"""Which model, and how it is prompted. Reading a configuration needs no torch."""
 
 from typing import Literal
 
@@ -19,4 +19,4 @@ class PolicyConfig(BaseModel):
     templates: UserPath | None = None
     """Folder with system.txt, semantic_cot.txt and image.txt; None: the ones in policy/templates."""
     dtype: Dtype = "float32"
-    """Of the weights, when sampling and when training."""
+    """The type of the weights, when sampling and when training."""

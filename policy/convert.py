@@ -1,7 +1,7 @@
-"""A Janus from one layout to the other, tensor by tensor: `bicot convert`.
+"""Converts a Janus from one layout to the other, tensor by tensor: `bicot convert`.
 
 Nothing is lost: what the transformers layout has no place for (unused tensors, the config's wording,
-the settings beside it) lies in its folder `original/`, and goes back where it came from.
+the settings beside it) is kept in its folder `original/`, and converting back restores it.
 """
 
 import json
@@ -104,7 +104,7 @@ def _write_transformers(source: ModelCheckpoint, part: Path, shard_bytes: int) -
 
 
 def _keep_original(source: Path, shards: Shards, target: Path, shard_bytes: int) -> None:
-    """What the transformers layout has no place for, from a folder in the original one."""
+    """Keep what the transformers layout has no place for, from a folder in the original layout."""
     found = shards.specs
     unused = [name for name in found if UNUSED_BY_TRANSFORMERS.fullmatch(name)]
     kept = target / KEPT
@@ -116,8 +116,8 @@ def _keep_original(source: Path, shards: Shards, target: Path, shard_bytes: int)
 
 
 def keep_side_files(source: Path, target: Path) -> None:
-    """Give a model that was trained from `source`, and is written to `target` in the transformers
-    layout, what lay beside its source's weights; what is there already stays."""
+    """Copy the files beside the weights of `source` to `target`, a model trained from it in the
+    transformers layout; files that are there already stay."""
     layout, _ = read_config(source)
     if layout == "original":
         _keep_original(source, Shards(source), target, SHARD_BYTES)
@@ -164,7 +164,7 @@ def _write_original(source: ModelCheckpoint, part: Path, shard_bytes: int) -> Co
 
 
 def _original_config(source: ModelCheckpoint, dtype: str) -> dict:
-    """The config as it once was, if it still describes this model; else one of our own.
+    """The original config if it still describes this model, else a new one.
 
     Without a version transformers takes the tokenizer beside it for a broken one of Mistral's."""
     config = janus_config.to_original(source.config, dtype)
@@ -188,7 +188,7 @@ def _check_kept(kept: Path, unused: Shards | None) -> None:
 
 
 def _dtype(specs: list[TensorSpec]) -> str:
-    """Of most of the model, by size: a few tensors may be kept in another type."""
+    """The type of most of the model, by size: a few tensors may have another type."""
     sizes: dict[str, int] = {}
     for spec in specs:
         sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes

@@ -1,4 +1,4 @@
-"""Where a model is: a directory or a hub id, in one of two layouts."""
+"""Locates a model: a directory or a hub id, in one of two layouts."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from policy.jsonl import read_object
 Layout = Literal["transformers", "original"]
 
 _LAYOUT_OF_MODEL_TYPE: dict[str, Layout] = {"janus": "transformers", "multi_modality": "original"}
-_TEXTS = ["*.json", "*.txt", "*.jinja", "README.md"]  # the last tells the model's license
+_TEXTS = ["*.json", "*.txt", "*.jinja", "README.md"]  # the last states the model's license
 _WEIGHTS = ["*.safetensors"]
 _PICKLED = ["pytorch_model*.bin"]
 
@@ -30,13 +30,13 @@ def is_hub_id(path: str) -> bool:
 
 def model_folder(path: str, weights: bool = True) -> Path:
     """The directory of a model; a hub id is downloaded, or found in the hub's cache. `weights=False`:
-    only what a tokenizer, a processor and a config are made of.
+    only the files of the tokenizer, the processor and the config.
 
     Raises UserError if there is none.
     """
     if not is_hub_id(path):
         folder = os.path.expanduser(path)
-        if not os.path.isdir(folder):  # unlike Path's, it takes any text
+        if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text
             where = "" if os.path.isabs(folder) else f" in {os.getcwd()} on {socket.gethostname()}"
             raise UserError(f"{path}: no such model directory{where}")
         return Path(folder)
@@ -45,7 +45,7 @@ def model_folder(path: str, weights: bool = True) -> Path:
         if weights and not any(found.glob("*.safetensors")):
             found = Path(snapshot_download(path, allow_patterns=_TEXTS + _WEIGHTS + _PICKLED))
     except _HUB_ERRORS as error:
-        raise _not_to_be_had(path, "directory", error) from None
+        raise _unavailable(path, "directory", error) from None
     return found
 
 
@@ -62,24 +62,24 @@ def folder_here(path: str) -> Path | None:
 
 
 def revision_of(path: str) -> str:
-    """Which weights a model's name stands for: of one on the hub its commit; of a folder a hash. Raises
-    UserError if there is none."""
+    """Identifies a model's weights: the commit of a model on the hub, the hash of a folder. Raises
+    UserError if there is no such model."""
     folder = model_folder(path, weights=False)
     return folder.name if folder.parent.name == "snapshots" else folder_hash(folder)
 
 
 def folder_hash(folder: Path) -> str:
-    """Tells one model from another without reading it whole: 12 digits of the names and sizes of its
-    files, and of the first and last MiB of each."""
-    told = hashlib.sha256()
+    """Identifies a model without reading it whole: 12 hex digits of the names and sizes of its files,
+    and of the first and last MiB of each."""
+    digest = hashlib.sha256()
     for file in sorted(file for file in folder.iterdir() if file.is_file()):
         size = file.stat().st_size
-        told.update(f"{file.name} {size}\n".encode())
+        digest.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as content:
-            told.update(content.read(_MIB))
+            digest.update(content.read(_MIB))
             content.seek(max(_MIB, size - _MIB))
-            told.update(content.read(_MIB))
-    return told.hexdigest()[:12]
+            digest.update(content.read(_MIB))
+    return digest.hexdigest()[:12]
 
 
 def model_file(path: str) -> Path:
@@ -94,7 +94,7 @@ def model_file(path: str) -> Path:
     try:
         return Path(hf_hub_download(f"{owner}/{rest[0]}", "/".join(rest[1:])))
     except _HUB_ERRORS as error:
-        raise _not_to_be_had(path, "file", error) from None
+        raise _unavailable(path, "file", error) from None
 
 
 # The last two: a SOCKS proxy without the package for it, and a proxy of an unknown kind.
@@ -108,10 +108,10 @@ _HUB_ERRORS = (
 )
 
 
-def _not_to_be_had(path: str, what: str, error: Exception) -> UserError:
+def _unavailable(path: str, what: str, error: Exception) -> UserError:
     reason = str(error).strip().split("\n")[0]
     return UserError(
-        f"{path}: no such {what}, and it cannot be had from the Hugging Face hub: {reason}"
+        f"{path}: no such {what}, and it cannot be downloaded from the Hugging Face hub: {reason}"
     )
 
 

@@ -1,4 +1,4 @@
-"""From "package.module:name", as a configuration writes it, to the object."""
+"""Loads the object that a configuration names as "package.module:name"."""
 
 from importlib import import_module
 from typing import Any

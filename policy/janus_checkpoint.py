@@ -101,7 +101,7 @@ class ModelCheckpoint:
     """The shape of every tensor of the model, by its name in transformers."""
 
     def correspondences(self) -> list[Correspondence]:
-        """In the order of the files here, so that each file is opened once."""
+        """Sorted by file, so that each file is opened once."""
         files = self.shards.file_of
         if self.layout == "original":
             return sorted(correspondences(self.shapes), key=lambda c: files[c.original])

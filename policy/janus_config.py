@@ -48,7 +48,7 @@ _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
 class TokenIds(NamedTuple):
-    """What a tokenizer knows better than a config: the published one leaves Llama's defaults."""
+    """Token ids, read from the tokenizer: the published config has Llama's defaults."""
 
     bos: int | None
     eos: int | None
@@ -136,7 +136,7 @@ def _vision_config(siglip: Json, image_size: int, aligner: Json) -> JanusVisionC
 
 
 def to_original(config: JanusConfig, dtype: str | None = None) -> Json:
-    """Raises UserError for a model that the original layout cannot say."""
+    """Raises UserError for a model that the original layout cannot express."""
     text, vision, vq = config.text_config, config.vision_config, config.vq_config
     _require(
         ("text_config model_type", text.model_type, "llama"),

@@ -85,7 +85,7 @@ class Correspondence:
         return self.original.endswith(".pos_embed")
 
     def original_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """From the shapes of the transformers tensors."""
+        """The original's shape, from the shapes of the transformers tensors."""
         rows, *rest = shapes[0]
         if self._leading_axis:
             return (1, rows, *rest)

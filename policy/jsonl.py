@@ -1,8 +1,9 @@
-"""JSON that others write: read to the letter, or refused in one line that says where.
+"""Strict reading of JSON that others write: a fault is refused in one line that says where.
 
-A line ends at "\\n" alone: U+2028 and its like are letters inside a string, that `str.splitlines` cuts
-at. A byte order mark before the first line is passed over. Refused is what `json` takes in silence, or
-fails at with an error of another kind: a key twice, half a surrogate, thousands of brackets.
+A line ends at "\\n" alone: `str.splitlines` would also cut at U+2028 and the like, which may stand
+inside a string. A byte order mark before the first line is skipped. Faults that `json` accepts in
+silence, or raises other errors for, are refused too: a key twice, half a surrogate, thousands of
+brackets.
 """
 
 import codecs

@@ -1,4 +1,4 @@
-"""One run to a directory."""
+"""The lock of a run directory: one run at a time."""
 
 import fcntl
 import os
@@ -68,7 +68,7 @@ def _held(path: Path, folder: Path) -> FileIO:
 
 
 def _is_at(path: Path, file: FileIO) -> bool:
-    """Whether the path is still this file's: it may be gone, or another's."""
+    """Whether the path still leads to this file: it may be gone, or another file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

@@ -37,7 +37,7 @@ def head_logits(head: nn.Linear | JanusVQVAEHead, hidden: Tensor) -> Tensor:
     if head.weight.dtype == torch.float32:
         few = hidden.dim() == 2 and len(hidden) < 16 and not hidden.is_cuda
         if few and head.bias is None and not torch.is_grad_enabled():
-            # A CPU's product with few rows is up to twice as fast the other way round.
+            # On a CPU a product with few rows is up to twice as fast the other way round.
             return torch.mm(head.weight, hidden.t()).t().contiguous()
         return F.linear(hidden, head.weight, head.bias)
     logits = _Product.apply(hidden.reshape(-1, hidden.shape[-1]), head.weight)
@@ -194,8 +194,8 @@ class Janus:
         return [image_prompt_ids[0], *[self.pad_id] * (len(image_prompt_ids) - 2), image_prompt_ids[-1]]
 
     def cot_ids(self, cot: str) -> list[int]:
-        """What the model would have written, its end token too. A space stands between "Assistant:" and
-        the answer, as in the published model's own conversations."""
+        """The ids that the model would have written, with the end token. A space stands between
+        "Assistant:" and the answer, as in the published model's own conversations."""
         return [*self.tokenizer(f" {cot.strip()}", add_special_tokens=False).input_ids, self.eos_id]
 
     def cot_text(self, cot_ids: list[int]) -> str:
@@ -269,8 +269,8 @@ def meta_model(config: PolicyConfig) -> JanusForConditionalGeneration | None:
 
 
 def positions_needed(janus: PolicyModel, prompt: str, max_cot_tokens: int) -> int:
-    """Of the model's context, by the longer of the two phases if the semantic CoT is as long as it may
-    be."""
+    """How much of the model's context the longer of the two phases needs, with the longest semantic CoT
+    allowed."""
     cot = len(janus.cot_prompt_ids(prompt)) + max_cot_tokens
     image = len(janus.image_prompt_ids(prompt, "")) + max_cot_tokens + janus.image_tokens
     return max(cot, image)

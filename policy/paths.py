@@ -1,5 +1,5 @@
-"""Paths that a person writes: `~` is the home directory, a folder to write into is tried first, and a
-file is written whole."""
+"""Paths that a person gives: `~` is the home directory, a folder is tried before work that writes into
+it, and a file is written whole or not at all."""
 
 import os
 import tempfile
@@ -34,13 +34,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def not_written(path: Path, error: OSError) -> UserError:
-    """One line on a file that finds no room, or no right to be there."""
+    """The error for a file that cannot be written: no room, no right, ..."""
     return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def check_writable(folder: Path) -> None:
-    """Raises UserError unless files can be written there, which is tried; leaves nothing behind. Before
-    work begins whose results are to lie there."""
+    """Raises UserError unless files can be written there, which is tried; leaves nothing behind. Call
+    it before work whose results go there."""
     made: list[Path] = []
     try:
         for part in (*reversed(folder.parents), folder):

@@ -32,7 +32,7 @@ from policy.records import Group, ObjectCount, Prompt, SpatialInfo
 
 
 def legible(text: str) -> str:
-    """Something to see, in letters that UTF-8 has: half a surrogate cannot be hashed."""
+    """Checks that a text is not blank, and valid UTF-8: half a surrogate cannot be hashed."""
     text.encode("utf-8")
     if not any(letter.isprintable() and not letter.isspace() for letter in text):
         raise ValueError("is blank")
@@ -99,7 +99,7 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
 
 
 def plain_row(text: str) -> dict[str, Any]:
-    """The row of somebody who gives nothing but a sentence."""
+    """The row of a prompt that is nothing but a sentence."""
     return {"prompt": text, "task_type": "other"}
 
 
@@ -116,9 +116,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def numbered_prompts(path: str | Path, *, plain: bool = False) -> list[tuple[int, Prompt]]:
-    """`read_prompts`, each prompt with the number of its line. `plain`, for who only draws them: a row
-    needs no `task_type`, and a file NAME.txt holds a prompt a line; blank lines and lines that begin
-    with "#" hold none."""
+    """`read_prompts`, each prompt with the number of its line. `plain`, for prompts that are only
+    drawn: a row needs no `task_type`, and a file NAME.txt holds a prompt a line; blank lines and lines
+    that begin with "#" hold none."""
     path = Path(path)
     rows = _text_rows(path) if plain and path.suffix == ".txt" else read_rows(path, "prompt file")
     default = plain_row("") if plain else {}
@@ -151,7 +151,7 @@ def _with_ids_of_their_own(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def named_prompt(row: dict[str, Any], where: str) -> Prompt:
-    """`parse_prompt`, for people. Raises UserError that names the field, behind `where`."""
+    """`parse_prompt` with a UserError instead, that names the field, behind `where`."""
     try:
         return parse_prompt(row)
     except ValidationError as error:
@@ -204,7 +204,7 @@ class Templates:
             "raw_prompt": prompt,
             "raw_cot": cot,
         }
-        # All in one pass: a CoT that happens to contain "{prompt}" stays as it is.
+        # In one pass: a CoT that happens to contain "{prompt}" stays as it is.
         asked = _PLACEHOLDER.sub(lambda found: values[found[1]], self.image)
         return _conversation("", asked.strip()) + BEGIN_OF_IMAGE
 

@@ -1,4 +1,4 @@
-"""A model's folder to the Hugging Face hub."""
+"""Uploads a model's folder to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -8,17 +8,17 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from policy.errors import UserError, in_one_line
 
-# What the hub's client raises: refusals, no network or none wanted, a name that is none, a file that
-# could not be sent.
+# What the hub's client raises: refusals, no network or offline mode, an invalid name, a file that could
+# not be sent.
 _FAILED = (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError, RuntimeError)
 
 
 class Repository:
-    """A model repository on the hub, made where it is not there."""
+    """A model repository on the hub, created if it does not exist."""
 
     def __init__(self, name: str, *, public: bool):
-        """`public`: as one that is made; one that is there stays as it is. Raises UserError if there is
-        no token, no network, or no right to write there."""
+        """`public`: of a repository that is created; an existing one stays as it is. Raises UserError
+        if there is no token, no network, or no right to write there."""
         self.name = name
         token = get_token()
         if token is None:
@@ -30,7 +30,9 @@ class Repository:
         try:
             self.url = str(self._api.create_repo(name, private=not public, exist_ok=True))
         except _FAILED as error:
-            raise UserError(f"{name}: not to be had on {self._api.endpoint}: {_told(error)}") from None
+            raise UserError(
+                f"{name}: not available on {self._api.endpoint}: {_reason(error)}"
+            ) from None
 
     def upload(self, folder: Path, message: str) -> None:
         """All files of a folder; what else is there stays. Raises UserError if that fails: the
@@ -43,13 +45,13 @@ class Repository:
             )
         except _FAILED as error:
             raise UserError(
-                f"{self.name}: not uploaded: {_told(error)}; {folder} is whole, and"
+                f"{self.name}: not uploaded: {_reason(error)}; {folder} is whole, and"
                 f" `hf upload {self.name} {folder}` sends it"
             ) from None
 
 
-def _told(error: BaseException) -> str:
-    """In one line; of a refusal the server's own words."""
+def _reason(error: BaseException) -> str:
+    """The error in one line; for a refusal the server's own message."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, HfHubHTTPError):

@@ -80,7 +80,7 @@ Batch = tuple[Group, ...]
 
 @dataclass(frozen=True)
 class Sample:
-    """A semantic CoT and the image made from it. Both id sequences travel: nobody re-tokenises.
+    """A semantic CoT and the image made from it. Both id sequences travel, so that nobody re-tokenises.
 
     Lc is the CoT's length (with its end token, if it ended), Ti the image tokens of one image.
     """
@@ -123,8 +123,8 @@ class Scores:
     prompt. `rewards` is float32 [N], the ensemble's weighted mean of what applies. `passed` is bool
     [N]: every expert that applies reached its pass threshold. For people to look at:
     `explanation[n][e]` is a line (counts, answers), "" where there is nothing, and `boxes[n][e]` what
-    the expert found where. `rewards_by_cot`, float32 [N, 2], is what the semantic CoT and the image
-    each answer for, NaN where nothing; None: both for `rewards`.
+    the expert found where. `rewards_by_cot`, float32 [N, 2], is the reward of the semantic CoT and
+    that of the image, NaN where there is none; None: both get `rewards`.
     """
 
     sample_ids: tuple[str, ...]
@@ -137,7 +137,7 @@ class Scores:
     rewards_by_cot: np.ndarray | None = field(repr=False, default=None)
 
     def part(self, begin: int, end: int) -> "Scores":
-        """Those of some of the samples, which follow each other."""
+        """The scores of samples `begin` to `end`."""
         rows = slice(begin, end)
         return Scores(
             self.sample_ids[rows],
@@ -164,9 +164,9 @@ class PublishedWeights:
 
 
 SHARE = 32
-"""So many batches are pickled as one. All as one would be hundreds for every worker to unpickle, and
-each on its own takes the driver twice as long; Ray's own pickling of records, three times. They go
-from the driver to its workers, and nowhere else."""
+"""How many batches are pickled together. Pickling all together would make every worker unpickle
+hundreds; each alone takes the driver twice as long, and Ray's own pickling of records three times. They
+go from the driver to its workers, and nowhere else."""
 
 
 @dataclass(frozen=True)

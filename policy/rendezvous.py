@@ -1,7 +1,7 @@
-"""Where the processes of a group find each other before they exchange tensors.
+"""The rendezvous of a process group, before its members exchange tensors.
 
-torch's store listens on all interfaces and asks nobody who he is. Here it listens on one address, that
-of its node in the cluster or loopback, and its keys start with a secret that only the members know.
+torch's store listens on all interfaces without authentication. Here it listens on one address, that of
+its node in the cluster or loopback, and its keys start with a secret that only the members know.
 """
 
 import secrets
@@ -22,7 +22,7 @@ class Rendezvous:
 
     @classmethod
     def at(cls, host: str) -> "Rendezvous":
-        """On a port of this machine that is free now."""
+        """A rendezvous on a port of this machine that is free now."""
         with _listen(host, 0) as free:
             return cls(host, free.getsockname()[1])
 

@@ -1,4 +1,4 @@
-"""Which of a Ray cluster's nodes a role may run on: settings that all roles have alike."""
+"""Settings of every role: which of a Ray cluster's nodes it may run on."""
 
 import re
 from typing import Annotated
@@ -7,14 +7,14 @@ from pydantic import AfterValidator, Field
 
 
 def _plain(value: str) -> str:
-    """Ray would take `!a` or `in(a, b)` for a condition; who tells what is missing looks for values."""
+    """Refuses Ray's conditions, `!a` or `in(a, b)`: messages about missing nodes look for values."""
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", value):
         raise ValueError("a label's value is letters, digits, '-', '_' and '.'")
     return value
 
 
 CustomResources = dict[str, Annotated[float, Field(gt=0)]]
-"""By name: what only some nodes have, and how much of it each process takes."""
+"""Name of a resource that only some nodes have -> how much of it each process takes."""
 
 Labels = dict[str, Annotated[str, AfterValidator(_plain)]]
-"""By key: what a node's label must be. Ray itself gives nodes some, as ray.io/accelerator-type."""
+"""Key -> what the node's label must be. Ray itself sets some, as ray.io/accelerator-type."""

@@ -32,7 +32,7 @@ _DTYPES = {
 }
 _SAFETENSORS_NAMES = {torch_name: name for name, torch_name in _DTYPES.items()}
 
-# In the order of preference. A *.index.json names the shards it stands for.
+# In order of preference. A *.index.json names the shards of the checkpoint.
 _WEIGHT_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",

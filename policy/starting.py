@@ -1,4 +1,4 @@
-"""How far a start is: who waits for processes tells, and who shows it to people listens."""
+"""Progress of a start: whoever waits for processes reports it, and a listener shows it to people."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,15 +11,15 @@ Listener = Callable[[Sequence[str], Sequence[str]], None]
 _LOOK_EVERY_S = 1.0
 
 
-def _nobody(ready: Sequence[str], loading: Sequence[str]) -> None: ...
+def _ignore(ready: Sequence[str], loading: Sequence[str]) -> None: ...
 
 
-_listener: ContextVar[Listener] = ContextVar("listener", default=_nobody)
+_listener: ContextVar[Listener] = ContextVar("listener", default=_ignore)
 
 
 @contextmanager
-def heard_by(listener: Listener) -> Iterator[None]:
-    """Within, `tell` calls this listener."""
+def reporting_to(listener: Listener) -> Iterator[None]:
+    """Inside this context, `report` calls this listener."""
     token = _listener.set(listener)
     try:
         yield
@@ -27,8 +27,8 @@ def heard_by(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-def tell(ready: Sequence[str], loading: Sequence[str]) -> None:
-    """Say how far it is; every second or so while anything is loading."""
+def report(ready: Sequence[str], loading: Sequence[str]) -> None:
+    """Report what is ready; called every second or so while anything is loading."""
     _listener.get()(ready, loading)
 
 
@@ -38,9 +38,9 @@ def wait_for(
     get: Callable[..., Any],
     limit_s: float,
 ) -> None:
-    """Wait for replies, by what to call those who give them, and `tell`. `wait` and `get` are Ray's:
-    raises what `get` raises for the first reply that is an error, and at the limit for one that is not
-    there."""
+    """Wait for replies, and `report` those who gave them by the keys of `replies`. `wait` and `get` are
+    Ray's: raises what `get` raises for the first reply that is an error, and at the limit for a missing
+    one."""
     deadline = time.monotonic() + limit_s
     waiting = list(replies.values())
     while waiting:
@@ -48,7 +48,7 @@ def wait_for(
         done, waiting = wait(waiting, num_returns=1, timeout=min(_LOOK_EVERY_S, left))
         get(done, timeout=limit_s)
         loading = [name for name, reply in replies.items() if reply in waiting]
-        tell([name for name in replies if name not in loading], loading)
+        report([name for name in replies if name not in loading], loading)
         if waiting and left == 0.0:
             get(waiting, timeout=0)
             return

@@ -3,10 +3,10 @@
 A bucket is a uint8 array, so any dtype travels (numpy has no bfloat16) and Ray's object store can map
 it into every reader's memory without a copy.
 
-There are two ways to travel (`WeightTransport`). `StoredBuckets` are kept where whoever is late can
-pull them. `Broadcast` sends them from one process to many at once: NCCL from GPU memory to GPU memory,
-gloo between CPUs. Its process group has a store of its own, so it stands beside any other group of a
-process (DeepSpeed's), and both samplers are fed alike."""
+There are two transports (`WeightTransport`). `StoredBuckets` are kept where a late worker can pull
+them. `Broadcast` sends them from one process to many at once: NCCL from GPU memory to GPU memory, gloo
+between CPUs. Its process group has a store of its own, so that it works beside any other group of the
+process (DeepSpeed's), and serves both samplers alike."""
 
 import os
 import threading
@@ -87,7 +87,7 @@ def _views(manifest: Manifest, buckets: Sequence[np.ndarray]) -> Iterator[tuple[
 
 
 class WeightTransport(Protocol):
-    """A way from the learner's rank 0 to the rollout workers. Each end has one."""
+    """Carries weights from the learner's rank 0 to the rollout workers. Each end has one."""
 
     def send(self, tensors: Sequence[Tensor]) -> None:
         """One bucket, in the manifest's order."""
@@ -100,7 +100,7 @@ class WeightTransport(Protocol):
 
 
 class StoredBuckets:
-    """Packed buckets, which somebody else carries: here, Ray's object store."""
+    """Packed buckets, carried by Ray's object store."""
 
     def __init__(self, buckets: Iterable[np.ndarray] = ()):
         self.buckets = list(buckets)
@@ -125,7 +125,7 @@ class BroadcastRendezvous:
 
 class Broadcast:
     """One member. The sender has rank 0. Building it waits until all are there; after an error the
-    group is of no more use."""
+    group cannot be used again."""
 
     def __init__(self, rendezvous: BroadcastRendezvous, rank: int, device: str):
         self._device = torch.device(device)
@@ -180,14 +180,14 @@ class Broadcast:
 @contextmanager
 def _abort_after(limit_s: float, abort: Callable[[], None]) -> Iterator[None]:
     """Raises RuntimeError if what is inside takes longer. A lost receiver leaves NCCL's sender in a
-    kernel that never ends, and no error: only to abort the group, from another thread, ends it."""
+    kernel that never ends, and no error: only aborting the group from another thread ends it."""
     late = threading.Event()
 
-    def strike() -> None:
+    def on_timeout() -> None:
         late.set()
         abort()
 
-    watchdog = threading.Timer(limit_s, strike)
+    watchdog = threading.Timer(limit_s, on_timeout)
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -208,8 +208,8 @@ def _too_late(limit_s: float) -> str:
 
 @contextmanager
 def _errors_spare_the_process() -> Iterator[None]:
-    """For a group that is made inside, NCCL's own watchdog notes an error, an abort too, and leaves the
-    process alone. It reads the variable when the group is made, and by default ends the process."""
+    """For a group made inside this context, NCCL's watchdog notes an error (an abort too) and leaves
+    the process alone. It reads the variable when the group is made, and by default ends the process."""
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
     before = os.environ.get(name)
     os.environ[name] = "0"

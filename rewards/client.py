@@ -1,4 +1,4 @@
-"""Asking all experts at once, with retries, and the reward worker that does so for a training run."""
+"""Calls all experts at once, with retries; the reward worker does so for a training run."""
 
 import asyncio
 import time
@@ -26,9 +26,9 @@ _LOOK_S = 60.0
 async def ask(
     name: str, call: Callable[[], Awaitable[Answer]], *, retries: int, timeout_s: float
 ) -> ExpertResult:
-    """What one expert answers. A failure or a timeout is tried again, `retries` times, after a short
-    pause that doubles; then the result is a Failure. Samples that are lost are no failure of the
-    expert's: SamplesLost passes."""
+    """One expert's result. A failure or a timeout is tried again, `retries` times, after a short pause
+    that doubles; then the result is a Failure. Raises SamplesLost, which is no failure of the
+    expert."""
     started = time.monotonic()
     not_a_score = False
     for number in range(1 + retries):
@@ -54,11 +54,11 @@ def _cause(error: Exception) -> Exception:
 
 
 class ExpertClient:
-    """All experts of a configuration that run on this cluster, whose handles are looked up when they
-    are first asked."""
+    """All experts of a configuration that run on this cluster. Their handles are looked up at the first
+    call."""
 
     def __init__(self, config: RewardsConfig, prefix: str = ""):
-        """`prefix`: what stands before an expert's name in the name of its application."""
+        """`prefix` of an expert's name in the name of its application."""
         self._config = config
         self._prefix = prefix
         self._handles: dict[str, DeploymentHandle] = {}
@@ -66,8 +66,8 @@ class ExpertClient:
     async def score_samples(
         self, sample_refs: list[ObjectRef], group: Group
     ) -> dict[str, ExpertResult]:
-        """All experts' results for the list of a group's samples behind a reference. Raises SamplesLost
-        if they cannot be had."""
+        """All experts' results for the list of a group's samples behind a reference. Raises
+        SamplesLost."""
         return await self._ask(list(self._config.experts), "score_samples", sample_refs, group)
 
     async def score_images(
@@ -111,10 +111,10 @@ class RewardWorker:
         self._client = ExpertClient(config)
 
     async def score_group(self, sample_refs: list[ObjectRef], group: Group) -> GroupResults:
-        """Score the samples of a group, which are behind a reference to a list of them, wrapped in a
-        list of one so that the reference itself travels on to the experts.
+        """Score the samples of a group. `sample_refs` is a list of one reference to a list of them, so
+        that the reference itself travels on to the experts.
 
-        An expert's failure is a result too. Raises SamplesLost if the samples cannot be had.
+        An expert's failure is a result too. Raises SamplesLost.
         """
         results = await self._client.score_samples(sample_refs, group)
         return GroupResults(tuple(request.sample_id for request in group), results)
@@ -138,7 +138,8 @@ class RewardWorker:
 
 
 async def arrivals(refs: Sequence[ObjectRef]) -> AsyncIterator[ObjectRef]:
-    """Each as soon as it is anywhere in the cluster, or lost; nothing is brought here."""
+    """Yields each reference as soon as its object is anywhere in the cluster, or lost. Nothing is
+    fetched."""
     coming = list(refs)
     while coming:
         some, coming = await asyncio.to_thread(ray.wait, coming, timeout=_LOOK_S, fetch_local=False)

@@ -22,14 +22,14 @@ class _Strict(BaseModel):
 
 
 class AutoscaleConfig(_Strict):
-    """How many replicas there are, by how much they are asked."""
+    """Bounds and target for the number of replicas, which follows the load."""
 
     min: int = Field(1, ge=1)
-    """Replicas that are always there."""
+    """The fewest replicas."""
     max: int = Field(ge=1)
-    """Replicas at most."""
+    """The most replicas."""
     target_queue: float = Field(2.0, gt=0)
-    """Requests a replica, waiting or being answered, that scaling aims at."""
+    """Target of the requests a replica, waiting or being answered."""
     up_after_s: float = Field(5.0, ge=0)
     """How long there must be more than that before replicas are added."""
     down_after_s: float = Field(60.0, ge=0)
@@ -59,29 +59,29 @@ class RangeConfig(_Strict):
 
 
 class ExpertConfig(_Strict):
-    """One expert: a class, what it is built with, and what its replicas may use."""
+    """One expert: a class, its constructor's arguments, and the resources of its replicas."""
 
     use: str
     """The class, as "package.module:Class"."""
     options: dict[str, Any] = {}
     """Keyword arguments of its constructor."""
     device: Literal["auto", "cpu", "cuda"] | None = None
-    """Handed to a constructor that takes `device`; None: its own default."""
+    """Passed to a constructor that takes `device`; None: its own default."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """Handed to a constructor that takes `dtype`; None: its own default."""
+    """Passed to a constructor that takes `dtype`; None: its own default."""
     weight: float = Field(1.0, ge=0)
-    """Its share in the reward; 0: it is asked and shown, but never counts."""
+    """Its weight in the reward; 0: its scores are computed and shown, but never count."""
     credits: Literal["both", "cot", "image"] = "both"
-    """Which chain of thought answers for its score, and learns from it: both, the semantic CoT alone,
-    or the image alone."""
+    """Which chain of thought gets credit for its score, and learns from it: both, the semantic CoT
+    alone, or the image alone."""
     normalize: Literal["none", "running"] | RangeConfig = "none"
     """How a score enters the reward: as it is; less the mean and over the standard deviation of all
     of the expert's scores in the run so far; or with a fixed range as 0 to 1."""
     on_failure: Literal["drop", "leave_out"] = "drop"
-    """What an expert that gives no answer takes with it: the group of samples that it was asked
-    about, or its own part in the rewards of the whole step."""
+    """What happens when it gives no answer: drop the group of samples that it should score, or leave
+    the expert out of the rewards of the whole step."""
     replicas: int = Field(1, ge=1)
-    """How many processes answer for it, each with an expert of its own."""
+    """How many processes serve it, each with an expert of its own."""
     autoscale: AutoscaleConfig | None = None
     """Instead of `replicas`: bounds between which Ray Serve chooses."""
     num_cpus: float = Field(0.1, ge=0)
@@ -91,11 +91,11 @@ class ExpertConfig(_Strict):
     resources: CustomResources = {}
     """Custom resources of Ray that each replica takes, by name; only some nodes have them."""
     labels: Labels = {}
-    """Of the nodes that are meant for the expert."""
+    """Labels of the nodes that are meant for the expert."""
     runtime_env: dict[str, Any] = {}
     """A Ray runtime environment of its own, e.g. {pip: [...]} or {env_vars: {...}}."""
     batch_size: int = Field(64, ge=1)
-    """Most images of one call of the expert. Requests that wait are put together, larger ones cut."""
+    """Most images of one call of the expert. Waiting requests are combined, larger ones are cut."""
     batch_wait_s: float = Field(0.0, ge=0)
     """How long an idle expert waits for more images to fill a batch."""
     max_ongoing_requests: int = Field(16, ge=1)
@@ -114,7 +114,8 @@ class ExpertConfig(_Strict):
     @field_validator("runtime_env")
     @classmethod
     def _ships_no_folders(cls, env: dict[str, Any]) -> dict[str, Any]:
-        """Ray Serve takes such an environment, and then fails whenever it is asked how it is."""
+        """Refuses local folders: Ray Serve accepts such an environment, and then fails at every status
+        call."""
         modules = env.get("py_modules") or []
         for path in [env.get("working_dir"), *(modules if isinstance(modules, list) else [modules])]:
             if path is not None and "://" not in str(path):
@@ -134,28 +135,29 @@ class ExpertConfig(_Strict):
 
     @property
     def has_own_packages(self) -> bool:
-        """Whether its environment differs from the driver's, where the class then cannot be loaded."""
+        """Whether its environment differs from the driver's, so that the driver cannot load the
+        class."""
         return bool(self.runtime_env.keys() - {"env_vars", "config"})
 
 
 class HttpConfig(_Strict):
-    """A door that HTTP requests come in by: where it is, and how many it lets in, how large."""
+    """An HTTP address that serves requests, and its limits."""
 
     key: ClassVar[str]
-    """Where it stands in a run's configuration."""
+    """Its key in a run's configuration."""
 
     host: str = "127.0.0.1"
     """Address to listen on; any other than this machine's own needs a token."""
     port: int = Field(8000, ge=0, le=65535)
     """0: any free port."""
     token_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable that holds the bearer token to ask for; None: nobody is asked."""
+    """Environment variable that holds the bearer token to ask for; None: no token is needed."""
     max_body_mb: float = Field(16, gt=0)
     """Largest request body, in MiB."""
     body_timeout_s: float = Field(30, gt=0)
     """How long a body may take to arrive."""
     max_concurrent: int = Field(32, ge=1)
-    """Requests that are worked on at once; others are told to come back later."""
+    """Requests that are handled at once; further ones get status 429."""
 
     @property
     def is_local(self) -> bool:
@@ -176,7 +178,7 @@ class HttpConfig(_Strict):
 
 
 class GatewayConfig(HttpConfig):
-    """The HTTP door to the experts, and what it lets in."""
+    """The experts' HTTP gateway, and its limits."""
 
     key: ClassVar[str] = "rewards.gateway"
 
@@ -192,9 +194,9 @@ class RewardsConfig(_Strict):
     """All experts by name. A name is part of URLs and of metric names."""
 
     experts: dict[ExpertName, ExpertConfig]
-    """At least one of them must weigh more than 0."""
+    """At least one of them must have a weight above 0."""
     retries: int = Field(2, ge=0)
-    """How often an expert that failed is asked again before it is given up."""
+    """How often a failed call of an expert is tried again."""
     timeout_s: float = Field(120, gt=0)
     """How long one answer may take, waiting included. A replica stuck for longer is replaced."""
     gateway: GatewayConfig | None = None
@@ -209,12 +211,12 @@ class RewardsConfig(_Strict):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of each expert."""
+        """The weight of each expert."""
         return {name: entry.weight for name, entry in self.experts.items()}
 
     @property
     def credits(self) -> dict[str, str]:
-        """Which CoT answers for each expert: both, cot or image."""
+        """Which CoT gets credit for each expert's score: both, cot or image."""
         return {name: entry.credits for name, entry in self.experts.items()}
 
     @property

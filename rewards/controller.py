@@ -1,6 +1,6 @@
-"""Ray Serve's controller, asked with a time limit: a process that is stopped never answers.
+"""Calls Ray Serve's controller with a time limit: a stopped process never answers.
 
-All that bicot uses of Ray Serve beyond its public interface stands here.
+Everything that bicot uses of Ray Serve beyond its public interface is here.
 """
 
 import threading
@@ -12,7 +12,7 @@ from ray import serve
 from ray.exceptions import GetTimeoutError
 from ray.serve._private.common import DeploymentID  # names a deployment to the controller
 from ray.serve.config import HTTPOptions
-from ray.serve.context import _get_global_client  # tells whether Serve runs without starting it
+from ray.serve.context import _get_global_client  # shows whether Serve runs, without starting it
 from ray.serve.schema import ServeStatus
 
 from policy.errors import UserError
@@ -22,15 +22,15 @@ LIMIT_S = 120.0
 
 
 def within_limit(call: Callable[[], T]) -> T:
-    """What `call` returns or raises; most of Ray Serve's calls wait for the controller for ever. Raises
-    UserError if it takes longer than LIMIT_S."""
+    """What `call` returns or raises; most of Ray Serve's calls wait for the controller without a limit.
+    Raises UserError if it takes longer than LIMIT_S."""
     came: list[T] = []
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
             came.append(call())
-        except BaseException as error:  # raised again below, where it is waited for
+        except BaseException as error:  # raised again below, in the caller's thread
             failed.append(error)
 
     thread = threading.Thread(target=work, daemon=True)  # one that hangs must not keep the program
@@ -53,7 +53,7 @@ def is_running() -> bool:
 
 
 def status() -> ServeStatus:
-    """Of Serve, which must be running."""
+    """The status of Serve, which must be running."""
     return within_limit(serve.status)
 
 

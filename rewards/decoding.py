@@ -1,4 +1,4 @@
-"""Decoding what strangers send, in processes that are killed at a deadline, or when the client left."""
+"""Decodes untrusted images in processes that are killed at a deadline, or when the client goes away."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ class ImageDecoder:
         self._command = [sys.executable, "-m", "rewards.images", *bounds]
         self._idle: list[subprocess.Popen] = []
         self._turn = asyncio.Semaphore(_MOST_PROCESSES)
-        # One more than there are processes: who waits for one that was killed is not in the way.
+        # One more than there are processes: waiting for a killed one must not block the others.
         self._threads = ThreadPoolExecutor(_MOST_PROCESSES + 1, thread_name_prefix="decode")
 
     async def read(self, files: Sequence[bytes]) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
-"""What detections say of a prompt: the relation of two objects, counts, existence. Pure functions.
+"""Scores detections against a prompt: the relation of two objects, counts, existence. Pure functions.
 
-Each in two variants. "paper" is the object-detector reward of T2I-R1 (arXiv 2505.00703, section 3.3):
+Each score has two variants. "paper" is the object-detector reward of T2I-R1 (arXiv 2505.00703, section
+3.3):
 
     spatial    0.6 * relation + 0.4 * mean(existence of the two objects)
     count      mean over the objects of [found == wanted]

@@ -1,7 +1,7 @@
 """The object-detector reward as the published T2I-R1 code computes it, faults and all.
 
-For comparing numbers with it, never for training. What the published caller got as an exception it
-counted as 0, and so do these. Where a fault is known, the line says so; docs/detection.md has the list.
+For comparing numbers with it, never for training. The published caller counts an exception as 0, and so
+do these functions. A comment marks each known fault; docs/detection.md lists them.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,8 @@ def relation_score(
     iou_threshold: float = 0.1,
     distance_threshold: float = 150,
 ) -> float:
-    """xyxy boxes, in pixels as the threshold is meant (it was given 0..1: "near" is always 1)."""
+    """xyxy boxes, in pixels, as the threshold expects (the published caller passed 0..1, so "near" is
+    always 1)."""
     intersection, union = overlap(box1, box2)
     try:
         with np.errstate(invalid="ignore"):

@@ -1,8 +1,8 @@
-"""What a vision expert is: one class, one question, any number of images at a time.
+"""The interface of vision experts: one class, one question, any number of images at a time.
 
-An expert is asked only where it applies, and its scores are checked before they count
-(`score_checked`). What comes of asking is an `ExpertResult`: scores, or a failure that says why.
-`load_expert_class` finds the class that a configuration names, and says what is wrong with it before
+An expert scores only prompts that it applies to, and its scores are checked before they count
+(`score_checked`). The outcome is an `ExpertResult`: scores, or a failure with its reason.
+`load_expert_class` finds the class that a configuration names, and reports what is wrong with it before
 anything starts.
 """
 
@@ -48,18 +48,18 @@ class Expert(ABC):
     """Score from which a sample counts as right in this respect ("strict accuracy")."""
 
     def applies(self, prompt: Prompt) -> bool:
-        """Whether the expert has anything to say on this prompt; if not, it is absent, not 0."""
+        """Whether the expert can score images of this prompt; if not, its score is absent, not 0."""
         return True
 
     def applies_to(self, prompts: Sequence[Prompt]) -> list[bool]:
-        """`applies` of many prompts; override it where asking once is cheaper than asking each."""
+        """`applies` of many prompts; override it where one call is cheaper than many."""
         return [self.applies(prompt) for prompt in prompts]
 
     @abstractmethod
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         """Score N images, uint8 [H, W, 3] each, all of prompts that the expert applies to.
 
-        A score that cannot be given must raise: a made-up one would be learned from.
+        Raise if a score cannot be computed: training would learn from a made-up one.
         """
 
 
@@ -68,17 +68,16 @@ class SamplesLost(RuntimeError):
 
 
 class InvalidScore(RuntimeError):
-    """An expert gave something that is no finite number."""
+    """An expert returned a score that is no finite number."""
 
 
 def score_checked(
     name: str, expert: Expert, images: Sequence[np.ndarray], prompts: Sequence[Prompt]
 ) -> ExpertScores:
-    """What an expert says of N images whose prompts it applies to, with a line and boxes for each.
+    """An expert's scores of N images whose prompts it applies to, with a line and boxes for each.
 
-    Raises InvalidScore for NaN or infinity, and RuntimeError for whatever else is no answer on N
-    images: it goes to a training run's driver and into JSON. Images that are long and thin are not
-    shown to it.
+    Raises InvalidScore for NaN or infinity, and RuntimeError for any other invalid answer, since
+    answers go to a training run's driver and into JSON, or for an image that is too long and thin.
     """
     check_sides(images)
     answer = expert.score(images, prompts)
@@ -101,8 +100,8 @@ def applies_checked(name: str, expert: Expert, prompts: Sequence[Prompt]) -> lis
 
 
 def _checked(answer: ExpertScores, count: int) -> ExpertScores:
-    """The answer in Python's own types, whatever kinds of numbers the expert computed with. Raises one
-    of Python's own errors that says what it is instead; scores may still not be finite."""
+    """The answer in Python's own types, whatever number types the expert computed with. Raises one of
+    Python's own errors with what it is instead; scores may still not be finite."""
     values = np.asarray(answer.values)
     if values.dtype.kind not in "fiub":
         raise TypeError(f"values of type {values.dtype}, not numbers")
@@ -115,7 +114,7 @@ def _checked(answer: ExpertScores, count: int) -> ExpertScores:
         raise ValueError(f"values of shape {values.shape}, {what} for {count} images")
     if any(len(some) > _MOST_BOXES for some in boxes):
         raise ValueError(f"more than {_MOST_BOXES} boxes on an image")
-    with np.errstate(over="ignore"):  # to infinity, which is refused
+    with np.errstate(over="ignore"):  # overflows to infinity, which is refused
         values = values.astype(np.float32)
     return ExpertScores(
         values,
@@ -157,8 +156,8 @@ def check_sides(images: Sequence[np.ndarray]) -> None:
 
 
 def scatter(scores: ExpertScores | None, applies: Sequence[bool]) -> ExpertScores:
-    """The scores of those that an expert applies to (None: there were none) as those of all N: NaN, ""
-    and no boxes for the others."""
+    """Spreads the scores of the samples that an expert applies to (None: there are none) over all N:
+    NaN, "" and no boxes for the others."""
     values = np.full(len(applies), np.nan, np.float32)
     explanation = [""] * len(applies)
     boxes: list[tuple[Box, ...]] = [()] * len(applies)
@@ -184,13 +183,13 @@ def concat(parts: Sequence[ExpertScores]) -> ExpertScores:
 
 @dataclass(frozen=True)
 class Failure:
-    """An expert gave no answer after all tries; `reason` is the last failure, in words."""
+    """An expert gave no answer after all tries; `reason` describes the last failure."""
 
     expert: str
     tries: int
     reason: str
     not_a_score: bool = False
-    """The last failure was a score that is no finite number."""
+    """Whether the last failure was a score that is no finite number."""
 
     def __str__(self) -> str:
         return f"expert {self.expert} failed {self.tries} times, at last with: {self.reason}"
@@ -198,8 +197,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class ExpertResult:
-    """What came of asking one expert about a group: scores, or a failure, after `retries`, in `seconds`
-    with all of them. Scores come with the expert's pass threshold."""
+    """One expert's outcome on a group: scores, or a failure, after `retries`, in `seconds` altogether.
+    Scores come with the expert's pass threshold."""
 
     outcome: ExpertScores | Failure
     seconds: float
@@ -212,14 +211,14 @@ class ExpertResult:
 
     @property
     def scores(self) -> ExpertScores:
-        """Of an expert that has not failed."""
+        """The scores of an expert that has not failed."""
         assert isinstance(self.outcome, ExpertScores)
         return self.outcome
 
 
 @dataclass(frozen=True)
 class GroupResults:
-    """Of all experts, by name, on the samples of one group."""
+    """All experts' results on the samples of one group, by name."""
 
     sample_ids: tuple[str, ...]
     by_expert: dict[str, ExpertResult] = field(repr=False)
@@ -263,7 +262,7 @@ def _is_expert(value: object) -> bool:
 
 
 def constructor_options(entry: ExpertConfig) -> dict[str, Any]:
-    """The keyword arguments of an expert: its options, and where and in which numbers it runs."""
+    """The keyword arguments of an expert: its options, device and dtype."""
     placed = {"device": entry.device, "dtype": entry.dtype}
     placed = {name: value for name, value in placed.items() if value is not None}
     if twice := placed.keys() & entry.options.keys():
@@ -272,12 +271,12 @@ def constructor_options(entry: ExpertConfig) -> dict[str, Any]:
 
 
 def check_experts(config: RewardsConfig, where: str = "rewards.experts") -> None:
-    """Load every class and hold its options against its constructor, but build nothing; look for the
-    gateway's token.
+    """Load every class and check its options against its constructor, but build nothing; check that the
+    gateway's token is set.
 
     For a driver that must refuse a bad config before it starts. An expert with packages of its own can
-    only be loaded where these are; of it the name alone is checked. Raises UserError naming the
-    expert, whose key stands under `where`.
+    only be loaded where these are installed: only the form of its name is checked. Raises UserError
+    naming the expert, whose key is under `where`.
     """
     if config.gateway is not None:
         token_digest(config.gateway)

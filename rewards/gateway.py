@@ -2,17 +2,17 @@
 
 | | |
 |---|---|
-| `POST /v1/score` | images and one prompt, as multipart form or JSON -> what every expert says |
-| `POST /v1/applies` | prompts -> which experts have anything to say on them |
-| `GET /v1/experts` | the experts and how they are |
+| `POST /v1/score` | images and one prompt, as multipart form or JSON -> every expert's score |
+| `POST /v1/applies` | prompts -> which experts apply to them |
+| `GET /v1/experts` | the experts and their state |
 | `GET /metrics` | requests, images, failures and latencies of every replica, for Prometheus |
 | `GET /healthz`, `GET /readyz` | the process is alive; all experts run |
 | `GET /docs` | this interface, to read and to try |
 
-Nothing that arrives is trusted: a token is asked for, and heads and bodies are cut off at their limit
-while they are read (rewards/middleware.py); an image's size is known before a pixel of it is decoded,
-and only PNG, JPEG and WebP are decoded at all (rewards/images.py), in processes that are killed at a
-deadline (rewards/decoding.py).
+Requests are not trusted: they need a token, and heads and bodies are cut off at their limit while they
+are read (rewards/middleware.py); an image's size is known before a pixel of it is decoded, and only
+PNG, JPEG and WebP are decoded at all (rewards/images.py), in processes that are killed at a deadline
+(rewards/decoding.py).
 """
 
 import asyncio
@@ -73,8 +73,8 @@ _APPLIES_BODY = {
 
 
 def expert_states(config: RewardsConfig, *, ask: bool = True) -> list[ExpertState]:
-    """How Serve sees each configured expert now; its pass threshold is known if the replicas are
-    asked."""
+    """The state of each configured expert in Serve now; with `ask`, the replicas give its pass
+    threshold too."""
     found = {status.name: status for status in expert_statuses(ask=ask)}
     absent = ExpertStatus("", ApplicationStatus.NOT_STARTED.value, {}, ())
     states = []
@@ -96,7 +96,8 @@ def expert_states(config: RewardsConfig, *, ask: bool = True) -> list[ExpertStat
 
 
 def _names(config: RewardsConfig, asked: tuple[str, ...] | list[str] | None) -> list[str]:
-    """The experts to ask, each once. Raises FastAPI's 422 error for one that is not configured."""
+    """The experts to score with, each once. Raises FastAPI's 422 error for one that is not
+    configured."""
     if unknown := [name for name in asked or () if name not in config.experts]:
         raise invalid(f"no such expert: {unknown[0]}; there are {', '.join(config.experts)}", "experts")
     return list(config.experts) if asked is None else list(dict.fromkeys(asked))
@@ -127,7 +128,7 @@ class Gateway:
         return score_reply(self._config, asked.prompt.id, results, len(images))
 
     async def applies(self, request: Request) -> AppliesReply:
-        """Which experts have anything to say on which prompts."""
+        """Which experts apply to which prompts."""
         asked = parse_body(AppliesBody, await request.body())
         prompts = [read_prompt(given, "prompts", n) for n, given in enumerate(asked.prompts)]
         names = _names(self._config, asked.experts)
@@ -138,7 +139,7 @@ class Gateway:
         return AppliesReply(experts=columns)
 
     def experts(self) -> list[ExpertState]:
-        """All experts, and how they are."""
+        """All experts and their state."""
         return expert_states(self._config)
 
     def metrics(self) -> Response:
@@ -161,7 +162,8 @@ class Gateway:
 
 
 def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
-    """The interface itself; `config.gateway` must be set. `digest`: of the token to ask for."""
+    """The whole application; `config.gateway` must be set. `digest`: SHA-256 of the token to ask
+    for."""
     limits = config.gateway
     assert limits is not None
     gateway = Gateway(config)
@@ -174,7 +176,7 @@ def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
         app.add_middleware(RequireToken, digest=digest)
     app.add_middleware(CountReplies, counts=gateway.replies)  # added last: it sees every reply
 
-    # The token is checked above; this has the description say so.
+    # The token is checked above; this puts it into the OpenAPI description.
     guarded = [Depends(HTTPBearer(auto_error=False))] if digest is not None else []
     app.post(
         "/v1/score",
@@ -196,16 +198,16 @@ def build_app(config: RewardsConfig, digest: bytes | None = None) -> FastAPI:
 
 
 def start_gateway(config: RewardsConfig) -> str:
-    """Open the door to experts that `deploy_experts` has started. Returns its URL once it answers.
+    """Start the gateway of experts that `deploy_experts` has started. Returns its URL once it answers.
 
-    Raises UserError if no gateway is configured, if its token or its address cannot be had, or if it
-    fails to start; the experts run on.
+    Raises UserError if no gateway is configured, if its token is not set, if its address cannot be
+    bound, or if it fails to start; the experts run on.
     """
     if config.gateway is None:
         raise UserError("rewards.gateway is not set: there is no gateway to start")
     digest = token_digest(config.gateway)
     url = start_serve(config.gateway)
-    assert url is not None  # for there is a gateway
+    assert url is not None  # a gateway is configured
     deployment = serve.deployment(
         serve.ingress(lambda: build_app(config, digest))(),
         name=GATEWAY_APP,

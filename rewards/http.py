@@ -1,5 +1,5 @@
-"""Clients of servers that nobody vouches for: through the environment's proxy, but never to this
-machine; secrets from the environment, and replies that are bounded.
+"""HTTP clients of untrusted servers: through the environment's proxy, except to this machine; secrets
+from the environment, and replies of bounded size.
 """
 
 import os
@@ -11,7 +11,7 @@ import httpx
 from policy.errors import UserError
 
 DIGEST = "sha256:"
-"""What a token's digest in hex comes after, where it stands instead of the token."""
+"""Prefix of a token's digest in hex, where it replaces the token."""
 
 
 def read_secret(variable: str) -> str:
@@ -29,14 +29,14 @@ def read_secret(variable: str) -> str:
 
 
 class TooLarge(httpx.TransportError):
-    """A reply that does not end where it should."""
+    """A reply that is longer than allowed."""
 
 
 def request(
     client: httpx.Client, method: str, url: str, *, max_bytes: int, **body: Any
 ) -> tuple[httpx.Response, bytes]:
-    """A reply and its body, as sent: a compressed one could unfold to anything. Raises TooLarge for one
-    of more than `max_bytes`, once these are read."""
+    """A reply and its body, as sent: a compressed one could expand to any size. Raises TooLarge once
+    more than `max_bytes` are read."""
     content = bytearray()
     headers = {"accept-encoding": "identity"}
     with client.stream(method, url, headers=headers, **body) as reply:
@@ -48,7 +48,7 @@ def request(
 
 
 def http_client(url: str, **options) -> httpx.Client:
-    """Raises UserError for what is no address, and for a proxy that cannot be used."""
+    """Raises UserError for an invalid address, and for a proxy that cannot be used."""
     try:
         return httpx.Client(trust_env=not _is_this_machine(httpx.URL(url).host), **options)
     except httpx.InvalidURL as error:

@@ -1,8 +1,8 @@
-"""Image files as arrays, within bounds: what one decoding process of the gateway does.
+"""Decodes image files into arrays, within bounds: the work of one decoding process of the gateway.
 
-Nothing here trusts a file. How many there are, their sizes, and how many parts each is made of is
-known before a pixel is decoded. Whatever a bound forgets ends with the process, at the deadline or at
-its limit of memory (rewards/decoding.py).
+Files are not trusted. Their number, their sizes, and the number of their parts are checked before a
+pixel is decoded. Whatever passes these checks ends with the process, at the deadline or at its limit of
+memory (rewards/decoding.py).
 """
 
 import json
@@ -20,8 +20,8 @@ from fastapi import HTTPException
 from PIL import Image, ImageOps
 
 MAX_ASPECT = 8
-"""How many times as long as the other a side may be. An expert that resizes the short side, or fills up
-to a square, takes that much more memory than the image."""
+"""The longest aspect ratio allowed. An expert that resizes the short side, or pads to a square, needs
+that much more memory than the image."""
 _MAX_SCANS = 32  # of a JPEG, each a pass over all pixels; encoders write about ten
 _MAX_PARTS = 1000  # chunks, segments and stray bytes of a file, and one more for each KiB of it
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -77,7 +77,8 @@ def _decode(number: int, image: Image.Image) -> np.ndarray:
 
 
 def _check_parts(number: int, data: bytes) -> None:
-    """A file of nothing but headers costs as much as a large one: Pillow reads them one by one."""
+    """Bounds the parts of a file: one of nothing but headers costs as much as a large one, since Pillow
+    reads them one by one."""
     left, scans = _MAX_PARTS + len(data) // 1024, _MAX_SCANS
     for cost, is_scan in _parts(data):
         left, scans = left - cost, scans - is_scan
@@ -86,7 +87,7 @@ def _check_parts(number: int, data: bytes) -> None:
 
 
 def _parts(data: bytes) -> Iterator[tuple[int, bool]]:
-    """The chunks of a PNG, the segments of a JPEG: for each what it costs, and whether it is a scan."""
+    """The chunks of a PNG, the segments of a JPEG: for each its cost, and whether it is a scan."""
     if data.startswith(_PNG):
         at = len(_PNG)
         while at < len(data):
@@ -115,9 +116,9 @@ def main() -> None:
     max_pixels, max_images = map(int, sys.argv[1:])
     memory = 2**30 + 32 * max_pixels
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    asked, told = sys.stdin.buffer, sys.stdout.buffer
-    while line := asked.readline():
-        files = [asked.read(size) for size in json.loads(line)]
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    while line := requests.readline():
+        files = [requests.read(size) for size in json.loads(line)]
         images: list[np.ndarray] = []
         try:
             images = read_images(files, max_pixels, max_images)
@@ -126,10 +127,10 @@ def main() -> None:
             reply = {"status": refusal.status_code, "detail": refusal.detail}
         except MemoryError:
             reply = {"status": 413, "detail": "the images take too much memory to decode"}
-        told.write(json.dumps(reply).encode() + b"\n")
+        replies.write(json.dumps(reply).encode() + b"\n")
         for image in images:
-            told.write(image.tobytes())
-        told.flush()
+            replies.write(image.tobytes())
+        replies.flush()
 
 
 if __name__ == "__main__":

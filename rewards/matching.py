@@ -1,4 +1,4 @@
-"""What counts as the same thing: how far boxes overlap, and when two nouns name the same object.
+"""What counts as the same object: how far boxes overlap, and when two nouns are the same.
 
 Two ways to write a box: xyxy (left, top, right, bottom) and cxcywh (centre, width, height).
 """
@@ -104,7 +104,7 @@ def plain_noun(noun: str) -> str:
     return _STOPS.sub(" ", noun).strip().lower()
 
 
-@lru_cache(maxsize=4096)  # asked of every detection, about the same few nouns
+@lru_cache(maxsize=4096)  # called for every detection, with the same few nouns
 def same_noun(noun1: str, noun2: str) -> bool:
     """Whether two nouns of any number of words are one but for case, spaces and a plural."""
     one, two = plain_noun(noun1), plain_noun(noun2)
@@ -116,7 +116,8 @@ def same_noun(noun1: str, noun2: str) -> bool:
 
 
 def _singulars(word: str) -> set[str]:
-    """All that a word could be the plural of, and itself: "leaves" gives "leave", "leav", "leaf" ...
+    """All words that a word could be the plural of, and itself: "leaves" gives "leave", "leav", "leaf"
+    ...
 
     Some are no words, but two nouns share one only if they are forms of the same noun.
     """

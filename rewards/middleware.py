@@ -1,5 +1,5 @@
-"""Who gets in by HTTP, how many at once, and with how large a body: decided before anything is
-parsed, on the bytes as they come."""
+"""ASGI middleware for HTTP access: tokens, concurrency and size of bodies, checked on the bytes as they
+come, before anything is parsed."""
 
 import asyncio
 import hashlib
@@ -19,11 +19,11 @@ from rewards.config import HttpConfig
 from rewards.http import DIGEST, read_secret
 
 _MIN_TOKEN = 16  # characters
-_OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # say nothing that is not public anyway
+_OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # show nothing that is not public anyway
 
 
 Refusal = Callable[[int, str, Mapping[str, str] | None], Response]
-"""The reply that says no: of a status, the reason, and more headers."""
+"""Makes the reply that refuses a request, from a status, the reason, and more headers."""
 
 
 def detail(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -32,7 +32,7 @@ def detail(status: int, reason: str, headers: Mapping[str, str] | None = None) -
 
 
 def token_digest(gateway: HttpConfig) -> bytes | None:
-    """SHA-256 of the token to ask for, None where nobody is asked.
+    """SHA-256 of the token to ask for; None: no token is needed.
 
     From the first call on the environment variable holds "sha256:" and the digest in hex instead:
     processes that start later inherit it, experts among them. Raises UserError if the variable is not
@@ -55,13 +55,13 @@ def token_digest(gateway: HttpConfig) -> bytes | None:
 
 
 def digests() -> dict[str, str]:
-    """The environment variables that hold a digest since `token_digest`: for processes on nodes whose
-    own environment may hold the token."""
+    """The environment variables in which `token_digest` put a digest: for processes on nodes whose own
+    environment may hold the token."""
     return {name: value for name, value in os.environ.items() if value.startswith(DIGEST)}
 
 
 class RequireToken:
-    """ASGI middleware: 401 without the right bearer token, but for health and description."""
+    """ASGI middleware: 401 without the right bearer token, except for health and description."""
 
     def __init__(self, app: ASGIApp, digest: bytes, refuse: Refusal = detail):
         self._app, self._digest, self._refuse = app, digest, refuse

@@ -1,4 +1,4 @@
-"""The one thread of a replica that its model is built by and asked by, and no other."""
+"""The one thread of a replica that builds its model and calls it."""
 
 import asyncio
 import faulthandler
@@ -10,10 +10,12 @@ T = TypeVar("T")
 
 
 class OneThread:
-    """Does one piece of work after another. A process has one of these: its limit is the process's."""
+    """Runs one piece of work after another. A process has one of these: a piece over the limit ends the
+    process."""
 
     def __init__(self, whose: str, limit_s: float):
-        """`whose`: who works there, for error messages. `limit_s`: how long a piece may take."""
+        """`whose`: what runs in the thread, for error messages. `limit_s`: how long a piece may
+        take."""
         self._whose, self._limit_s = whose, limit_s
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
@@ -23,7 +25,7 @@ class OneThread:
 
     async def run(self, work: Callable[[], T]) -> T:
         """What `work` returns or raises. A hang ends the process, with a traceback in its log: the
-        thread cannot be had back, and Serve starts another process."""
+        thread cannot be stopped, and Serve starts another process."""
 
         def watched() -> T:
             faulthandler.dump_traceback_later(self._limit_s, exit=True)
@@ -35,8 +37,8 @@ class OneThread:
         return await asyncio.get_running_loop().run_in_executor(self._pool, watched)
 
     def _staying(self, work: Callable[[], T]) -> T:
-        """Who leaves the interpreter has failed, like one that raises anything else. As it is,
-        SystemExit would end the event loop, and leave the process."""
+        """Turns SystemExit into an error like any other. By itself it would end the event loop but not
+        the process."""
         try:
             return work()
         except (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError) as error:

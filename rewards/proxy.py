@@ -1,7 +1,7 @@
-"""The head of a request, in the process that speaks HTTP: it has a time limit and a size.
+"""Limits time and size of a request's head in the process that serves HTTP.
 
-Until its head is there, no application sees a request, so nothing in rewards/middleware.py can end it.
-Ray Serve's proxy runs uvicorn, which waits for a head for ever.
+No application sees a request before its head is complete, so nothing in rewards/middleware.py can end
+it. Ray Serve's proxy runs uvicorn, which waits for a head without a limit.
 """
 
 import asyncio
@@ -13,11 +13,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_TIMEOUT_S = 10.0
 HEAD_BYTES = 2**16
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rewards.proxy:limit_heads"}
-"""For the environment of Serve's processes: has the proxy call `limit_heads` before it listens."""
+"""Put into the environment of Serve's processes, it has the proxy call `limit_heads` before it
+listens."""
 
 
 def limit_heads() -> list[Middleware]:
-    """Have uvicorn speak `LimitedHead` in this process. Adds no middleware, which Serve asks for."""
+    """Have uvicorn use `LimitedHead` in this process. Returns no middleware, which is what Serve calls
+    it for."""
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{LimitedHead.__name__}"
     return []
 

@@ -1,7 +1,7 @@
-"""An expert that runs elsewhere: it asks another cluster's gateway.
+"""An expert that runs on another cluster: it calls that cluster's gateway.
 
-Promised: a score is what that expert gave, for exactly these images, which travel without loss.
-Whatever goes wrong on the way raises.
+A score is always that expert's own, for exactly these images, which travel without loss. Whatever goes
+wrong raises.
 """
 
 import time
@@ -30,14 +30,15 @@ _MOST_BYTES = 2**24  # of a reply
 
 
 class RemoteExpertError(RuntimeError):
-    """The other side gave no score, or something that is none."""
+    """The gateway returned no score, or an invalid one."""
 
 
 class RemoteExpert(Expert):
     """The expert `expert` behind the gateway at `url`, with the pass threshold that it has there.
 
-    A gateway that is busy (429, 503) or cannot be reached is asked again, `retries` times, when it says
-    or after a pause that doubles. `token_env` names the environment variable with its bearer token.
+    A gateway that is busy (429, 503) or cannot be reached is asked again, `retries` times, after the
+    pause that it asks for or one that doubles. `token_env` names the environment variable with its
+    bearer token.
     """
 
     def __init__(
@@ -110,8 +111,8 @@ class RemoteExpert(Expert):
         return mark
 
     def _ask(self, method: str, path: str, **body: Any) -> bytes:
-        """The body of a reply with status 200. Raises RemoteExpertError for any other, and where there
-        is none."""
+        """The body of a reply with status 200. Raises RemoteExpertError for any other status, or no
+        reply."""
         for number in range(1 + self._retries):
             pause = min(_LONGEST_PAUSE_S, 0.25 * 2**number)
             try:

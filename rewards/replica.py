@@ -1,9 +1,8 @@
-"""One expert in one process: what it is asked, how requests are batched, and what it counts.
+"""One expert in one process: it batches requests, and counts what it does.
 
-Requests that wait for the same expert are put together into calls of a size that suits it. Images are
-scored in the order in which they came; one call at a time, and none with more than `size` images. A
-call that fails is made again for each of its requests alone, so that only those fail that cannot be
-scored.
+Requests that wait for the same expert are combined into calls of a size that suits it. Images are
+scored in the order in which they came, in one call at a time of at most `size` images. A failed call is
+repeated for each of its requests alone, so that only those fail that cannot be scored.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0
 """Upper ends of the latency histogram; one more bucket holds what is slower."""
 WINDOW_S = 60.0
 _RECENT = 1000
-_SHARE_OF_TIMEOUT = 0.9  # that one call of an expert may take: its callers still hear of its end
+_SHARE_OF_TIMEOUT = 0.9  # that one call of an expert may take: its callers still get its error
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ReplicaStats:
     held: int
     """Requests that wait or are being scored now."""
     images_per_s: float
-    """Over the last minute."""
+    """Images scored a second, over the last minute."""
     buckets: tuple[int, ...]
     """Latencies by BUCKETS_S."""
     seconds: float
@@ -68,7 +67,7 @@ class ReplicaStats:
 
 @dataclass
 class Counted:
-    """A request while it is answered. `images`: those that the expert was really asked about."""
+    """A request while it is answered. `images`: how many the expert really scored."""
 
     images: int = 0
 
@@ -86,14 +85,14 @@ class Meter:
 
     @contextmanager
     def request(self) -> Iterator[Counted]:
-        """Around the answering of one request."""
+        """Counts and times one request."""
         counted = Counted()
         began = time.monotonic()
         self._held += 1
         self._requests += 1
         try:
             yield counted
-        except BaseException:  # counted, not held up: also a caller that goes away
+        except BaseException:  # only counted and raised again; also a caller that goes away
             self._failures += 1
             raise
         else:
@@ -131,7 +130,8 @@ class Meter:
 
 
 def latency(replicas: Sequence[ReplicaStats], share: float) -> float | None:
-    """The latency in seconds that `share` of the latest answers kept to; None: there were none."""
+    """The latency in seconds that `share` of the latest answers did not exceed; None: there were
+    none."""
     recent = [seconds for stats in replicas for seconds in stats.recent_s]
     return float(np.quantile(recent, share)) if recent else None
 
@@ -192,7 +192,8 @@ class Batcher:
                     items[0][0].fail(alone)
 
     async def _fill(self) -> bool:
-        """Wait for a full batch, but not for long. False: nothing is left that anybody waits for."""
+        """Wait for a full batch, for a short time. False: no request is left that a caller waits
+        for."""
         deadline = asyncio.get_running_loop().time() + self._wait_s
         while True:
             self._items = deque(item for item in self._items if not item[0].done.done())
@@ -206,12 +207,12 @@ class Batcher:
                 return bool(self._items)
 
     async def _score(self, batch: list[_Item]) -> Exception | None:
-        """Score these images and hand out the answer, or return what was raised."""
+        """Score these images and hand out the answer, or return the error."""
         images = [request.images[n] for request, n in batch]
         prompts = [request.prompts[n] for request, n in batch]
         try:
             answer = await self._call(images, prompts)
-        except Exception as error:  # whatever an expert raises is its requests' to hear
+        except Exception as error:  # whatever an expert raises goes to its requests
             return error
         begin = 0
         for request, items in groupby(batch, key=lambda item: item[0]):
@@ -234,8 +235,8 @@ class Answer:
 
 
 class ExpertReplica:
-    """One expert in one process. It is built by the thread that asks it, and asked by no other, one
-    batch at a time; fetching images goes on meanwhile."""
+    """One expert in one process. One thread builds and calls it, one batch at a time; fetching images
+    goes on meanwhile."""
 
     def __init__(self, name: str, config: ExpertConfig, timeout_s: float):
         self._name = name
@@ -245,8 +246,8 @@ class ExpertReplica:
         self._expert = self._thread.start_with(partial(_build, config))
 
     async def score_samples(self, sample_refs: list[ObjectRef], group: Group) -> Answer:
-        """Score the samples of a group, behind a reference to a list of them, wrapped in a list of one
-        so that the reference itself travels. Raises SamplesLost if they cannot be had."""
+        """Score the samples of a group. `sample_refs` is a list of one reference to a list of them, so
+        that the reference itself travels. Raises SamplesLost."""
         try:
             samples: list[Sample] = await sample_refs[0]
         except (ObjectLostError, RayActorError) as error:
@@ -257,11 +258,11 @@ class ExpertReplica:
         return await self._answer(images, [request.prompt for request in group])
 
     async def score_images(self, image_refs: list[ObjectRef], prompts: list[Prompt]) -> Answer:
-        """Score the N images behind a reference to a list of them, wrapped in a list of one."""
+        """Score N images. `image_refs` is a list of one reference to a list of them."""
         return await self._answer(await image_refs[0], prompts)
 
     async def applies(self, prompts: Sequence[Prompt]) -> list[bool]:
-        """Which prompts the expert has anything to say on."""
+        """Which prompts the expert applies to."""
         return await self._thread.run(lambda: applies_checked(self._name, self._expert, prompts))
 
     async def stats(self) -> ReplicaStats:
@@ -291,6 +292,6 @@ def _build(config: ExpertConfig) -> Expert:
     expert = load_expert_class(config.use)(**constructor_options(config))
     if not math.isfinite(expert.pass_threshold):
         raise ValueError(f"{config.use}: pass_threshold is {expert.pass_threshold}, not a number")
-    if torch := sys.modules.get("torch"):  # by itself it takes every core of the machine
+    if torch := sys.modules.get("torch"):  # by default it takes every core of the machine
         torch.set_num_threads(max(1, int(config.num_cpus)))
     return expert

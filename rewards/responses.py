@@ -1,4 +1,4 @@
-"""What the gateway answers, and how it is made of the experts' results."""
+"""The gateway's replies, and how they are made from the experts' results."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from rewards.rewards import RunningStats, scale_of, weighted_mean
 
 
 class SeenBox(BaseModel):
-    """Something that an expert found."""
+    """An object that an expert found."""
 
     label: str
     score: float
@@ -26,7 +26,7 @@ class SeenBox(BaseModel):
 
 
 class ExpertScore(BaseModel):
-    """What one expert says of one image."""
+    """One expert's score of one image."""
 
     score: float | None = Field(description="null: the expert does not apply to the prompt, or failed")
     error: str | None = Field(description="why the expert failed; null: it did not")
@@ -51,13 +51,13 @@ class ScoreReply(BaseModel):
 
 
 class AppliesReply(BaseModel):
-    """Whether each expert has anything to say, one entry a prompt."""
+    """Whether each expert applies, one entry a prompt."""
 
     experts: dict[str, list[bool]]
 
 
 class ExpertState(BaseModel):
-    """One expert as it is configured, and as it is."""
+    """One expert: its configuration and its state."""
 
     name: str
     use: str
@@ -87,7 +87,7 @@ class Refusal(BaseModel):
 def score_reply(
     config: RewardsConfig, prompt_id: str, results: Mapping[str, ExpertResult], images: int
 ) -> ScoreReply:
-    """One expert's failure is its own: only the reward, where it counts, goes with it."""
+    """The reply. An expert's failure takes only the reward with it, if the expert counts."""
     return ScoreReply(
         prompt_id=prompt_id,
         images=[

@@ -1,9 +1,10 @@
-"""Rewards: the scores of many experts as one number a sample. Pure functions; rewards/client.py asks.
+"""Rewards: combines the scores of many experts into one number a sample. Pure functions;
+rewards/client.py calls the experts.
 
 A score enters the reward as it is, from a fixed range, or by running statistics. A reward is the
-weighted mean of the scores that the experts that apply returned. A group that an expert gave no scores
-on has no reward at all, or, where the expert is configured so, the expert is left out for all groups of
-the step: rewards of a step are always made of the same experts."""
+weighted mean of the scores of all experts that apply. If an expert fails on a group, the group has no
+reward or, by configuration, the expert is left out for all groups of the step: all rewards of a step
+come from the same experts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class RunningStats:
-    """Of all scores so far: how many, their mean, the sum of squared distances from it
-    (Welford)."""
+    """Statistics of all scores so far: count, mean, and sum of squared distances from it (Welford)."""
 
     count: int = 0
     mean: float = 0.0
@@ -50,13 +50,13 @@ class RunningStats:
 
     @property
     def scale(self) -> Scale:
-        """Scores that were all the same are only moved to 0."""
+        """The scale to mean 0 and deviation 1. Scores that were all the same are only moved to 0."""
         std = math.sqrt(self.squares / self.count) if self.count else 0.0
         return Scale(self.mean, std if std > 1e-8 * max(1.0, abs(self.mean)) else 1.0)
 
 
 def scale_of(entry: ExpertConfig, so_far: RunningStats) -> Scale:
-    """How the scores of an expert that is configured so enter the reward."""
+    """The scale of an expert with this configuration."""
     if isinstance(entry.normalize, RangeConfig):
         return Scale(entry.normalize.low, entry.normalize.high - entry.normalize.low)
     return so_far.scale if entry.normalize == "running" else Scale()
@@ -85,9 +85,9 @@ def weighted_mean(
     scales: Mapping[str, Scale] | None = None,
     credits: Mapping[str, str] | None = None,
 ) -> Scores:
-    """Rewards: the weighted mean over the experts that apply and weigh more than 0, each score on its
-    scale (default: its own). A CoT's own reward is that over the experts that it answers for
-    (`credits`: both, cot or image; default: both).
+    """Rewards: the weighted mean over the experts that apply and have a weight above 0, each score on
+    its scale (default: its own). A CoT's own reward is the mean over the experts that it gets credit
+    from (`credits`: both, cot or image; default: both).
 
     A sample has passed if each of those experts gave it its pass threshold or more. Raises ValueError
     for a sample that no such expert applies to, or if an expert scored another number of samples.
@@ -130,7 +130,7 @@ def weighted_mean(
 
 
 def _mean(scaled: np.ndarray, counts: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Of the scores that count, weighted, float [N, E] -> [N]; NaN where none does."""
+    """The weighted mean of the scores that count, float [N, E] -> [N]; NaN where none does."""
     share = np.where(counts, weight, 0.0)
     some = counts.any(1)
     share[some] /= share[some].max(1, keepdims=True)
@@ -152,7 +152,7 @@ def compute_rewards(
 ) -> GroupRewards:
     """The rewards of all groups of a step together. `running` normalises those experts that it names.
 
-    An expert that is left out is NaN in the scores, as one that does not apply.
+    The scores of an expert that is left out are NaN, as those of one that does not apply.
     """
     left_out: dict[str, Failure] = {}
     for group in groups:
@@ -174,7 +174,7 @@ def _why_not(group: GroupResults, config: RewardsConfig, left_out: Mapping[str, 
     if left_out:
         weighty = [o.scores.values for name, o in answered.items() if config.experts[name].weight > 0]
         if not weighty or np.isnan(weighty).all(0).any():
-            return f"nobody else scores it while {', '.join(left_out)} is left out"
+            return f"no other expert scores it while {', '.join(left_out)} is left out"
     return None
 
 

@@ -1,6 +1,7 @@
-"""What the gateway lets in: requests in two forms, prompts that parse, and files (rewards/images.py).
+"""The gateway's requests: in two forms, with prompts that parse, and image files (rewards/images.py).
 
-A list ends at its first fault, and of many faults none is told: millions fit into one body."""
+Checking a list ends at its first fault, and too many faults are not listed: millions fit into one
+body."""
 
 import binascii
 from base64 import b64decode
@@ -21,7 +22,7 @@ from policy.records import Prompt
 from rewards.images import read_images as read_images
 
 T = TypeVar("T", bound=BaseModel)
-_MOST_FAULTS = 100  # told one by one
+_MOST_FAULTS = 100  # that a reply lists one by one
 _LARGEST_PROMPT = 2**16  # characters, of its JSON if it is a row
 
 PromptField = Annotated[
@@ -44,7 +45,7 @@ class ScoreBody(_Body):
 
 
 class AppliesBody(_Body):
-    """Prompts that somebody wants scores for."""
+    """The JSON form of a request for the experts that apply to prompts."""
 
     prompts: list[PromptField] = Field(min_length=1, max_length=10_000, fail_fast=True)
     experts: list[str] | None = Field(None, fail_fast=True, description="whom to ask; null: all")
@@ -74,7 +75,7 @@ FORM_SCHEMA = {
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is asked, however it came: image files, one prompt, the experts to ask (None: all)."""
+    """A request for scores, from either form: image files, one prompt, and the experts (None: all)."""
 
     files: tuple[bytes, ...]
     prompt: Prompt
@@ -83,7 +84,7 @@ class ScoreRequest:
 
 async def read_request(request: Request, max_images: int) -> ScoreRequest:
     """The body of a request for scores, as multipart form or as JSON. Raises FastAPI's 422 error with
-    the name of the field at fault, or an HTTPException: 400 for a form that is none, 413 for more than
+    the name of the field at fault, or an HTTPException: 400 for an invalid form, 413 for more than
     `max_images`, 415 for another kind of body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":

@@ -1,8 +1,8 @@
-"""Experts as servers: every expert is one Ray Serve application with its own replicas.
+"""Serves experts: every expert is one Ray Serve application with its own replicas.
 
 Adding a replica, or another expert, touches no other process. Images reach an expert through the object
-store: a caller hands over a reference, and nobody in between touches the pixels. Ray Serve itself is
-started once a cluster, with HTTP or without, and waited for.
+store: a caller passes a reference, and the pixels never pass through another process. Ray Serve itself
+is started once a cluster, with or without HTTP.
 """
 
 import errno
@@ -20,7 +20,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 
 from policy.errors import UserError
 from policy.records import Prompt
-from policy.starting import tell
+from policy.starting import report
 from rewards import controller
 from rewards.config import AutoscaleConfig, ExpertConfig, HttpConfig, RewardsConfig
 from rewards.middleware import token_digest
@@ -31,10 +31,11 @@ QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 def start_serve(gateway: HttpConfig | None) -> str | None:
-    """Start Serve on the cluster, where it is not running: with one HTTP proxy, on the head node, for
-    a gateway, or with none. Returns the proxy's URL for a gateway.
+    """Start Serve on the cluster if it is not running: for a gateway with one HTTP proxy, on the head
+    node, else without HTTP. Returns the proxy's URL for a gateway.
 
-    Raises UserError if the gateway's token or address cannot be had, before anything starts.
+    Raises UserError if the gateway's token is not set or its address cannot be bound, before anything
+    starts.
     """
     if gateway is not None:
         token_digest(gateway)
@@ -54,7 +55,7 @@ def start_serve(gateway: HttpConfig | None) -> str | None:
 
 
 def _url(gateway: HttpConfig) -> str:
-    """The address that Serve has; raises UserError if it is not the one that is wanted."""
+    """The address at which Serve listens; raises UserError if it is not the configured one."""
     there = controller.http_options()
     if not controller.status().proxies:
         raise UserError("Ray Serve already runs on this cluster, without HTTP: stop it first")
@@ -83,14 +84,14 @@ def usable_port(gateway: HttpConfig) -> int:
 
 
 def wait_until_running(apps: dict[str, str], timeout_s: float, say_every_s: float = 40) -> None:
-    """Wait for applications (by name, with what to call them). Raises UserError with the replica's
-    own words if one fails; tells how far it is, and warns now and then what it is waiting for."""
-    start = told_at = time.monotonic()
+    """Wait for applications (name -> what to call it in messages). Raises UserError with the replica's
+    own message if one fails; reports progress, and logs now and then which ones it waits for."""
+    start = logged_at = time.monotonic()
     while True:
         status = controller.status().applications
         waiting = [app for app in apps if status[app].status != ApplicationStatus.RUNNING]
         short = {app: name.removeprefix("expert ") for app, name in apps.items()}
-        tell([short[app] for app in apps if app not in waiting], [short[app] for app in waiting])
+        report([short[app] for app in apps if app not in waiting], [short[app] for app in waiting])
         for app in waiting:
             if status[app].status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
                 raise UserError(f"{apps[app]} did not start: {_reason(status[app])}")
@@ -100,15 +101,15 @@ def wait_until_running(apps: dict[str, str], timeout_s: float, say_every_s: floa
         names, reason = ", ".join(apps[app] for app in waiting), _reason(status[waiting[0]])
         if now - start > timeout_s:
             raise UserError(f"{names} did not start within {timeout_s} s: {reason}")
-        if now - told_at > say_every_s:
-            told_at = now
+        if now - logged_at > say_every_s:
+            logged_at = now
             log.warning("waiting for %s: %s", names, reason)
         time.sleep(0.1)
 
 
 def _reason(app: ApplicationStatusOverview) -> str:
-    """The last line of what Serve knows: of a traceback, the exception, and of a person's mistake the
-    message alone."""
+    """The last line of Serve's message: the exception of a traceback; of a UserError the message
+    alone."""
     messages = [d.message for d in app.deployments.values() if d.message] or [app.message]
     lines = messages[0].strip().splitlines()
     last = lines[-1].strip() if lines else f"it is {app.status.value}"
@@ -128,10 +129,10 @@ def app_name(expert: str) -> str:
 def deploy_experts(config: RewardsConfig, timeout_s: float = 1800) -> dict[str, DeploymentHandle]:
     """Start all experts at once and wait until every replica of every one runs.
 
-    Experts of an earlier call are replaced. Starts Serve where it is not running: without HTTP, or
-    with it if a gateway is configured. Raises UserError if the gateway's address cannot be had,
-    before anything starts; and, naming the expert, if one fails to start or is not there within
-    `timeout_s`, after which none is left running.
+    Experts of an earlier call are replaced. Starts Serve where it is not running: without HTTP, or with
+    it if a gateway is configured. Raises UserError if the gateway's address cannot be bound, before
+    anything starts; and, naming the expert, if one fails to start or is not ready within `timeout_s`,
+    after which none is left running.
     """
     start_serve(config.gateway)
     targets = [
@@ -177,8 +178,8 @@ def _application(name: str, entry: ExpertConfig, timeout_s: float) -> serve.Appl
 
 
 def autoscaling(bounds: AutoscaleConfig) -> dict[str, Any]:
-    """Ray Serve's settings. It looks at the queue over a while, which must not be longer than what it
-    is to react to."""
+    """Ray Serve's autoscaling settings. It averages the queue over a period, which must not be longer
+    than the delays."""
     look_back_s = min(30.0, max(1.0, bounds.up_after_s))
     return {
         "min_replicas": bounds.min,
@@ -192,9 +193,9 @@ def autoscaling(bounds: AutoscaleConfig) -> dict[str, Any]:
 
 
 def check_applicability(config: RewardsConfig, prompts: Sequence[Prompt]) -> None:
-    """Ask the running experts once whether every prompt has one that applies and weighs something.
+    """Ask the running experts once whether every prompt has one that applies and has a weight above 0.
 
-    Raises UserError naming the first prompt without: it could never be given a reward.
+    Raises UserError naming the first prompt without one: it could never get a reward.
     """
     weighted = [name for name, entry in config.experts.items() if entry.weight > 0]
     handles = {name: serve.get_app_handle(app_name(name)) for name in weighted}
@@ -214,7 +215,7 @@ def shutdown_experts() -> None:
 
 
 def shutdown_apps(of: Callable[[str], bool]) -> None:
-    """Stop the applications with a name that is `of` somebody, and Serve with the last one."""
+    """Stop the applications whose names `of` accepts, and Serve with the last one."""
     if not ray.is_initialized() or not controller.is_running():
         return
     running = list(controller.status().applications)

@@ -1,6 +1,6 @@
-"""How the experts of a cluster are, from any process that is connected to it.
+"""The state of a cluster's experts, from any process that is connected to it.
 
-Here is also what the replicas and the gateway counted, in Prometheus' text format.
+Also the counters of the replicas and the gateway, in Prometheus' text format.
 """
 
 from collections import Counter
@@ -20,17 +20,17 @@ from rewards import controller
 from rewards.replica import BUCKETS_S, ReplicaStats, latency
 from rewards.serving import EXPERT_PREFIX, app_name
 
-_ANSWER_S = 5.0  # how long a replica may take to say how it is
+_ANSWER_S = 5.0  # how long a replica may take to report its state
 
 
 @dataclass(frozen=True)
 class ExpertStatus:
-    """One expert: how Serve sees it, and what its replicas counted, those that answered."""
+    """One expert: its state in Serve, and the counters of the replicas that answered."""
 
     name: str
     status: str
     replicas: dict[str, int]
-    """How many are in which state, e.g. {"RUNNING": 2, "STARTING": 1}."""
+    """State -> number of replicas, e.g. {"RUNNING": 2, "STARTING": 1}."""
     stats: tuple[ReplicaStats, ...]
 
     @property
@@ -58,7 +58,7 @@ class ExpertStatus:
 
 
 def expert_statuses(*, ask: bool = True) -> list[ExpertStatus]:
-    """Of all experts that run, by name, and, if they are to be asked, what their replicas counted.
+    """The status of all experts that run, sorted by name; with `ask`, also their replicas' counters.
     Blocks for some seconds at most."""
     if not controller.is_running():
         return []
@@ -76,7 +76,7 @@ def expert_statuses(*, ask: bool = True) -> list[ExpertStatus]:
 
 
 def _ask_replicas(app: str) -> tuple[ReplicaStats, ...]:
-    """What all replicas counted; nothing where one of them dies or hangs meanwhile."""
+    """The counters of all replicas; empty if one of them dies or hangs meanwhile."""
     try:
         return tuple(serve.get_app_handle(app).broadcast("stats").results(timeout_s=_ANSWER_S))
     except (RayError, RayServeException, TimeoutError):
@@ -85,7 +85,7 @@ def _ask_replicas(app: str) -> tuple[ReplicaStats, ...]:
 
 def scale_expert(name: str, replicas: int) -> None:
     """Change the number of replicas of an expert that runs. Those that stay are not disturbed, and
-    those that go finish what they hold. Returns at once.
+    those that go finish their requests. Returns at once.
 
     Raises UserError if there is no such expert, or if it scales by itself.
     """
@@ -112,7 +112,7 @@ def exposition(experts: Sequence[ExpertStatus], replies: Mapping[int, int]) -> b
 
 
 class _Once:
-    """The client library's interface for numbers that are counted elsewhere."""
+    """The client library's collector interface for numbers that are counted elsewhere."""
 
     def __init__(self, experts: Sequence[ExpertStatus], replies: Mapping[int, int]):
         self._experts, self._replies = experts, replies

@@ -1,9 +1,9 @@
-"""Images that wait for one model: which of them are drawn together, and what becomes of those that
-nobody waits for any more.
+"""The queue of images before one model: which are drawn together, and what happens when a client goes
+away.
 
-A batch is whatever waits, oldest first: those of the oldest one's settings, at most `size`. The next
-one is drawn while the images of the last are decoded. Who goes away takes its images out of the queue;
-of those under way the tokens are drawn to the end, but nothing is decoded.
+A batch is the oldest image and those behind it with the same settings, at most `size`. The next batch
+is drawn while the images of the last are decoded. When a client goes away, its images leave the queue;
+for those under way the tokens are drawn to the end, but nothing is decoded.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from studio.records import GeneratedImage, ImageTask
 
 @dataclass(eq=False)
 class Waiting:
-    """An image that is waited for, until `done`."""
+    """An image that a client waits for, until `done`."""
 
     task: ImageTask
     listener: Listener | None
@@ -43,7 +43,7 @@ class BatchQueue:
         self._finishing: asyncio.Task | None = None
 
     def __len__(self) -> int:
-        """Images that are waited for and not yet begun."""
+        """How many images wait and are not begun yet."""
         return sum(image.wanted for image in self._waiting)
 
     async def generate(
@@ -84,7 +84,7 @@ class BatchQueue:
         drawn."""
         try:
             return await self._draw(batch)
-        except Exception as error:  # whatever the model raises is its requests' to hear
+        except Exception as error:  # whatever the model raises goes to its requests
             if len(batch) == 1:
                 return [error]
         results: list[Result] = []

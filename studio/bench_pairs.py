@@ -38,13 +38,18 @@ def bench_pairs(root: Path, first: Path, second: Path) -> Pair:
 
 
 def _side(root: Path, run: RunFolder, item: Item) -> Pair:
-    """An image that lies elsewhere is not shown."""
+    """One run's side of a pair. An image outside of `root` is not shown."""
     path = run.path(item, 0)
     image = path.relative_to(root).as_posix() if path.is_relative_to(root) else None
-    said = {judge: json.dumps(reply) for judge, reply in run.replies(item, 0).items()}
-    told: Pair = {"cot": run.cot(item, 0) or "", "seed": None, "scores": {}, "boxes": {}}
+    explanation = {judge: json.dumps(reply) for judge, reply in run.replies(item, 0).items()}
+    side: Pair = {"cot": run.cot(item, 0) or "", "seed": None, "scores": {}, "boxes": {}}
     scores = scores_of(run, item)
-    return {**told, "score": fmean(scores) if scores else None, "image": image, "explanation": said}
+    return {
+        **side,
+        "score": fmean(scores) if scores else None,
+        "image": image,
+        "explanation": explanation,
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The `bicot` command, whole: what cluster/cli.py has, and what stands above it."""
+"""The whole `bicot` command: the commands of cluster/cli.py, and those that need this package."""
 
 from pathlib import Path
 from typing import Annotated

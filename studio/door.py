@@ -1,7 +1,7 @@
-"""Who may see the page: this machine's browser; from elsewhere, whoever has the token.
+"""Access control of the page: this machine's browser; from elsewhere, clients with the token.
 
-A token is given once, as `?token=` or in a form, and then a cookie stands for it, good until the server
-stops; programs send it as a bearer token.
+A person gives the token once, as `?token=` or in a form, and gets a cookie that is valid until the
+server stops; programs send it as a bearer token.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _HEADERS = {
 class Door:
     """ASGI middleware. `digest`: SHA-256 of the token to ask for. Without one only requests to this
     machine by its loopback names are let in, so that no page of another site, whatever address its name
-    is given, reads anything."""
+    resolves to, reads anything (DNS rebinding)."""
 
     def __init__(self, app: ASGIApp, digest: bytes | None, login: Path):
         self._app, self._digest, self._login = app, digest, login
@@ -60,7 +60,7 @@ class Door:
         await (reply or self._app)(scope, receive, with_headers)
 
     async def _refusal(self, request: Request, scope: Scope) -> Response | None:
-        """None: come in."""
+        """The reply to a request that is not let in; None: it is let in."""
         headers = request.headers
         if request.method not in ("GET", "HEAD") and not _from_here(headers):
             return detail(403, "a page of another site may not do this")
@@ -114,6 +114,6 @@ class Door:
 
 
 def _from_here(headers: Headers) -> bool:
-    """Whether a browser says that the page itself asks; programs say nothing."""
+    """Whether the request comes from the page itself, by the browser's headers; programs send none."""
     origin = headers.get("origin")
     return origin is None or urlsplit(origin).netloc == headers.get("host")

@@ -15,7 +15,7 @@ def sse(kind: str, data: Mapping[str, Any]) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Events as they come. `release` is called when they end, or nobody reads on."""
+    """Events as they come. `release` is called when they end, or the client goes away."""
 
     def __init__(self, lines: AsyncGenerator[bytes, None], release: Callable[[], None]):
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -1,4 +1,4 @@
-"""Images of many requests, drawn together: a seed, a CoT and a listener of its own for each image.
+"""Draws images of many requests together; each image has a seed, a CoT and a listener of its own.
 
 Seeds are those of `bicot generate`: image `index` of a request with seed S is the one that the command
 draws with `--seed S`, whatever is drawn beside it. Its tokens do not depend on the batch, by the
@@ -27,7 +27,7 @@ from studio.records import GeneratedImage, ImageTask, RequestError
 
 Phase = Literal["cot", "image"]
 Listener = Callable[[Phase, Sequence[int]], None]
-"""Hears of one image, after every token, the ids of a phase so far; called where the model runs."""
+"""Called after every token with the ids of one image's phase so far, in the thread of the model."""
 _GRAY = 128
 
 
@@ -76,8 +76,8 @@ class ImageGenerator:
     def generate(
         self, tasks: Sequence[ImageTask], listeners: Mapping[int, Listener]
     ) -> list[ImageTokens | RequestError]:
-        """Draw tasks of the same settings, one result each. `listeners`, by a task's place; what they
-        raise ends the batch."""
+        """Draw tasks of the same settings, one result each. `listeners`: by the task's position. What a
+        listener raises ends the batch."""
         (settings,) = {task.settings for task in tasks}
         self._sampler.config = self.sampling.model_copy(update=vars(settings))
         janus = self._janus
@@ -88,7 +88,7 @@ class ImageGenerator:
             cots = self._sampler.generate_cots(
                 list(prompts.values()),
                 [_key(tasks[place], "cot") for place in thinking],
-                _told("cot", thinking, listeners),
+                _progress("cot", thinking, listeners),
             )
             written = dict(zip(thinking, cots.ids, strict=True))
         results: list[ImageTokens | RequestError] = []
@@ -103,7 +103,7 @@ class ImageGenerator:
             images = self._sampler.generate_images(
                 [image_prompts[place] for place in fit],
                 [_key(tasks[place], "image") for place in fit],
-                _told("image", fit, listeners),
+                _progress("image", fit, listeners),
             )
             drawn = dict(zip(fit, images.ids, strict=True))
         for place, text in enumerate(texts):
@@ -116,7 +116,7 @@ class ImageGenerator:
         return results
 
     def finish(self, tokens: ImageTokens) -> GeneratedImage:
-        """Decode an image, alone: so that no rounding depends on what is decoded beside it."""
+        """Decode an image alone, so that no rounding depends on what is decoded beside it."""
         return GeneratedImage(
             png=as_png(self._pixels(tokens.ids)),
             cot=tokens.cot,
@@ -126,7 +126,7 @@ class ImageGenerator:
         )
 
     def so_far(self, ids: Sequence[int]) -> bytes:
-        """An image of which the first tokens are drawn, as PNG: gray where the others go."""
+        """The image of the first tokens, as PNG; gray where tokens are missing."""
         whole = [*ids, *[ids[-1]] * (self.image_tokens - len(ids))]
         pixels = self._pixels(torch.tensor(whole)).copy()
         rows = round(self.image_tokens**0.5)
@@ -163,14 +163,16 @@ def _key(task: ImageTask, phase: Phase) -> int:
     return stream_key(task.seed, prompt_id(task.prompt), task.index, phase)
 
 
-def _told(phase: Phase, places: Sequence[int], listeners: Mapping[int, Listener]) -> Progress | None:
-    """Tells each listener of its own row; None where nobody listens, so that nothing is told."""
-    heard = [(row, listeners[place]) for row, place in enumerate(places) if place in listeners]
-    if not heard:
+def _progress(
+    phase: Phase, positions: Sequence[int], listeners: Mapping[int, Listener]
+) -> Progress | None:
+    """Passes each row of a batch to its listener; None if there is no listener."""
+    listened = [(row, listeners[place]) for row, place in enumerate(positions) if place in listeners]
+    if not listened:
         return None
 
     def on_progress(ids: Sequence[Sequence[int]]) -> None:
-        for row, listen in heard:
+        for row, listen in listened:
             if ids[row]:
                 listen(phase, ids[row])
 

@@ -9,7 +9,8 @@ from studio.records import CotDelta, CotDone, Event, PartialImage
 
 
 def to_event(event: Event, seed: int, size: str) -> tuple[str, dict[str, Any]]:
-    """Its type, and its data. `index`, which OpenAI's have not, tells the images of a request apart."""
+    """The event's type and data. `index`, which OpenAI's events lack, is the image's number in the
+    request."""
     match event:
         case CotDelta(index, delta):
             kind = "image_generation.cot.delta"

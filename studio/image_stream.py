@@ -1,4 +1,5 @@
-"""What a client that streams hears of one image: the semantic CoT as it is written, then the image."""
+"""The events of one image for a client that streams: the semantic CoT as it is written, then the
+image."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -10,8 +11,8 @@ _HALF_A_LETTER = "\ufffd"
 
 
 class ImageStream:
-    """A listener (studio/generation.py) that says events. It is called in the thread that draws, so
-    what takes longer, the images so far, is done by `decoder`."""
+    """A listener (studio/generation.py) that passes events to `emit`. It is called in the thread that
+    draws, so `decoder` does what takes longer: partial images."""
 
     def __init__(
         self,
@@ -19,19 +20,19 @@ class ImageStream:
         partial_images: int,
         generator: ImageGenerator,
         decoder: Executor,
-        say: Callable[[Event], None],
+        emit: Callable[[Event], None],
     ):
-        """`partial_images`: how many images so far are said, at even distances."""
-        self._index, self._generator, self._decoder, self._say = index, generator, decoder, say
+        """`partial_images`: how many partial images are sent, evenly spaced."""
+        self._index, self._generator, self._decoder, self._emit = index, generator, decoder, emit
         parts, tokens = partial_images + 1, generator.image_tokens
         self._marks = sorted({tokens * n // parts for n in range(1, parts)} - {0})
         self._number = 0
         self._cot_ids: list[int] = []
-        self._told = ""
+        self._sent = ""
         self._closed = False
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Send nothing more."""
         self._closed = True
 
     def __call__(self, phase: Phase, ids: Sequence[int]) -> None:
@@ -40,7 +41,7 @@ class ImageStream:
         if phase == "cot":
             if len(ids) > len(self._cot_ids):
                 self._cot_ids = list(ids)
-                self._tell_more(self._generator.cot_text(self._cot_ids).rstrip(_HALF_A_LETTER))
+                self._send_text(self._generator.cot_text(self._cot_ids).rstrip(_HALF_A_LETTER))
             return
         if self._cot_ids:
             self._end_cot()
@@ -49,18 +50,19 @@ class ImageStream:
             self._decoder.submit(self._show, list(ids[:first]), self._number)
             self._number += 1
 
-    def _tell_more(self, text: str) -> None:
-        """Some tokenizers change the text before a token that follows: what was said is said."""
-        if text.startswith(self._told) and text != self._told:
-            self._say(CotDelta(self._index, text[len(self._told) :]))
-            self._told = text
+    def _send_text(self, text: str) -> None:
+        """Sends the text that is new. Some tokenizers change earlier text when a token follows; text
+        that was sent stays as it is."""
+        if text.startswith(self._sent) and text != self._sent:
+            self._emit(CotDelta(self._index, text[len(self._sent) :]))
+            self._sent = text
 
     def _end_cot(self) -> None:
         text = self._generator.cot_text(self._cot_ids)
-        self._tell_more(text)
-        self._say(CotDone(self._index, text.strip()))
+        self._send_text(text)
+        self._emit(CotDone(self._index, text.strip()))
         self._cot_ids = []
 
     def _show(self, ids: list[int], number: int) -> None:
         if not self._closed:
-            self._say(PartialImage(self._index, number, self._generator.so_far(ids)))
+            self._emit(PartialImage(self._index, number, self._generator.so_far(ids)))

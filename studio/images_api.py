@@ -1,4 +1,4 @@
-"""OpenAI's images API before a model that thinks before it draws.
+"""OpenAI's images API for a model that thinks before it draws.
 
 | | |
 |---|---|
@@ -8,8 +8,8 @@
 | `GET /healthz`, `GET /readyz` | the process is alive; the model runs |
 | `GET /docs` | this interface, to read and to try |
 
-Its doors are those of the experts' gateway (rewards/middleware.py): a token, limits, and nothing parsed
-before its size is known.
+Its middleware is that of the experts' gateway (rewards/middleware.py): a token, limits, and no body
+parsed before its size is known.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class ImagesApi:
     async def generate(self, request: Request) -> Response:
         """Draw images of a prompt: a semantic CoT first, then the image from it."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # what a page of another site cannot send unasked
+        if kind != "application/json":  # a page of another site cannot send this without a preflight
             raise HTTPException(415, "send application/json")
         body = parse_body(api.ImagesBody, await request.body())
         body.check(self._card, self._limits.max_images)
@@ -94,7 +94,7 @@ class ImagesApi:
         events = self._model.stream(tasks, partial_images)
         try:
             async with asyncio.timeout(self._limits.timeout_s):
-                await anext(events)  # whatever is wrong with the request is told as a status
+                await anext(events)  # a fault of the request becomes an HTTP status
         except TimeoutError:
             raise self._late() from None
         return EventStream(self._lines(tasks, events), release)
@@ -125,8 +125,8 @@ class ImagesApi:
     async def model(self, name: str) -> api.Model:
         """The one model, by its name."""
         if name != self._card.name:
-            told = f"the model {name[:100]!r} does not exist; there is {self._card.name!r}"
-            raise RequestError(told, "model", 404, "model_not_found")
+            message = f"the model {name[:100]!r} does not exist; there is {self._card.name!r}"
+            raise RequestError(message, "model", 404, "model_not_found")
         return self._listed()
 
     async def metrics(self) -> Response:
@@ -146,8 +146,8 @@ class ImagesApi:
 
     @contextmanager
     def _place_for(self, tasks: Sequence[ImageTask]) -> Iterator[Callable[[], None]]:
-        """A place in the queue for each image, until the function that it gives is called, or something
-        is raised. Raises RequestError if there are not so many."""
+        """Reserves a place in the queue for each image until the yielded function is called, or
+        something is raised. Raises RequestError if there are too few."""
         if self._images + len(tasks) > self._limits.max_waiting:
             raise RequestError("too many images wait: come back later", status=429, retry_after_s=1)
         self._images += len(tasks)
@@ -171,8 +171,8 @@ class ImagesApi:
 
 
 def exposition(metrics: Mapping[str, Sequence[Metric]], replies: Mapping[int, int]) -> bytes:
-    """All replicas' counters, each under its replica's name, and replies by status, as Prometheus reads
-    them."""
+    """All replicas' counters, labelled with the replica's name, and replies by status, in Prometheus'
+    format."""
     families: dict[str, Metric] = {}
     for replica, counted in metrics.items():
         for family in counted:
@@ -182,14 +182,14 @@ def exposition(metrics: Mapping[str, Sequence[Metric]], replies: Mapping[int, in
                 if not sample.name.endswith("_created"):
                     labels = sample.labels | {"replica": replica}
                     whole.add_sample(sample.name, labels, sample.value)
-    told = CounterMetricFamily("bicot_images_api_replies", "by HTTP status", labels=("status",))
+    reply_counts = CounterMetricFamily("bicot_images_api_replies", "by HTTP status", labels=("status",))
     for status, count in sorted(replies.items()):
-        told.add_metric((str(status),), count)
-    return generate_latest(_Collected([*families.values(), told]))
+        reply_counts.add_metric((str(status),), count)
+    return generate_latest(_Collected([*families.values(), reply_counts]))
 
 
 class _Collected:
-    """The client library's interface for numbers that are there already."""
+    """The client library's collector interface for numbers that are collected already."""
 
     def __init__(self, families: Sequence[Metric]):
         self._families = families
@@ -201,7 +201,7 @@ class _Collected:
 def build_app(
     limits: ServeConfig, card: ModelCard, model: Model, digest: bytes | None = None
 ) -> FastAPI:
-    """The interface itself. `digest`: of the token to ask for."""
+    """The whole application. `digest`: SHA-256 of the token to ask for."""
     images = ImagesApi(limits, card, model)
     app = FastAPI(title="bicot images", description="A model that thinks before it draws.")
     api.refuse_in_this_form(app)
@@ -216,7 +216,7 @@ def build_app(
         app.add_middleware(RequireToken, digest=digest, refuse=api.refuse)
     app.add_middleware(CountReplies, counts=images.replies)  # added last: it sees every reply
 
-    # The token is checked above; this has the description say so.
+    # The token is checked above; this puts it into the OpenAPI description.
     guarded = [Depends(HTTPBearer(auto_error=False))] if digest is not None else []
     app.post(
         "/v1/images/generations",

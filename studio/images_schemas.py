@@ -1,7 +1,7 @@
-"""OpenAI's images API as data: what a request may say, what a reply holds, how a refusal looks.
+"""The schemas of OpenAI's images API: requests, replies and refusals.
 
-Fields of OpenAI's that change nothing here (`user`, `quality`, ...) are accepted and not looked at; one
-that asks for what this model cannot do is refused, and so is one that nobody knows.
+OpenAI's fields without effect here (`user`, `quality`, ...) are accepted and ignored; one that asks for
+what this model cannot do is refused, and so is an unknown one.
 """
 
 import secrets
@@ -77,7 +77,7 @@ class ImagesBody(BaseModel):
             raise RequestError(f"n: at most {max_images} images a request", "n")
 
     def tasks(self, card: ModelCard) -> list[ImageTask]:
-        """One image each; without a seed, of one that nobody has had."""
+        """One task an image. A request without a seed gets a random one."""
         settings = Settings(
             card.guidance if self.guidance is None else self.guidance,
             card.temperature if self.temperature is None else self.temperature,
@@ -172,7 +172,7 @@ def refuse(status: int, reason: str, headers: Mapping[str, str] | None = None) -
 
 
 def refuse_in_this_form(app: FastAPI) -> None:
-    """Whatever raises below an application's doors becomes a refusal in OpenAI's form."""
+    """Errors raised by an application's endpoints become refusals in OpenAI's form."""
 
     async def request_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
@@ -188,11 +188,11 @@ def refuse_in_this_form(app: FastAPI) -> None:
         faults = error.errors()
         field = faults[0]["loc"][1:2]
         param = str(*field) or None
-        # Of a field that may be of several kinds each kind has its fault; the last one says most.
+        # A field that may have several types has a fault for each; the last one is the clearest.
         last = [fault for fault in faults if fault["loc"][1:2] == field][-1]
         reason = last["msg"].removeprefix("Value error, ")
-        told = f"{param}: {reason}" if param else reason
-        return await request_error(request, RequestError(told, param))
+        message = f"{param}: {reason}" if param else reason
+        return await request_error(request, RequestError(message, param))
 
     app.exception_handler(RequestError)(request_error)
     app.exception_handler(HTTPException)(http_error)

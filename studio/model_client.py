@@ -1,4 +1,4 @@
-"""The model's replicas, asked from the process that speaks HTTP."""
+"""Calls the model's replicas from the process that serves HTTP."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -16,11 +16,12 @@ from rewards import controller
 from studio.records import Event, GeneratedImage, ImageTask, RequestError
 
 MODEL_APP = "model"
-_ANSWER_S = 5.0  # how long a replica may take to say how it is
+_ANSWER_S = 5.0  # how long a replica may take to report its state
 
 
 class Model(Protocol):
-    """What draws, wherever it is. All that draws raises RequestError, and stops if its caller goes."""
+    """Draws images, in this process or another. Its methods that draw raise RequestError, and stop if
+    their caller goes."""
 
     async def generate(self, tasks: Sequence[ImageTask]) -> list[GeneratedImage]: ...
 
@@ -53,7 +54,7 @@ class ModelClient:
                 reply.cancel()
                 raise
         except (RayError, RayServeException) as error:
-            raise _told(error) from error
+            raise _request_error(error) from error
 
     async def stream(
         self, tasks: Sequence[ImageTask], partial_images: int
@@ -67,10 +68,10 @@ class ModelClient:
             finally:
                 reply.cancel()
         except (RayError, RayServeException) as error:
-            raise _told(error) from error
+            raise _request_error(error) from error
 
     async def metrics(self) -> dict[str, list[Metric]]:
-        """Of the replicas, if all of them answer."""
+        """The replicas' metrics, if all of them answer."""
 
         def ask() -> dict[str, list[Metric]]:
             try:
@@ -94,8 +95,8 @@ class ModelClient:
         return self._found
 
 
-def _told(error: Exception) -> RequestError:
-    """What the replica said, or that there is none."""
+def _request_error(error: Exception) -> RequestError:
+    """The error that the replica raised, or one that says that it gave no answer."""
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, RequestError):
         return cause

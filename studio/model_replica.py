@@ -1,4 +1,4 @@
-"""One model in one process: what it is asked, in which batches it draws, and what it counts."""
+"""One model in one process: it draws requests in batches, and counts what it does."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ _SHARE_OF_TIMEOUT = 0.9  # that one batch may take
 
 
 class ModelReplica:
-    """Is built and asked by one thread, one batch at a time; images are decoded by another one."""
+    """One thread builds and calls the model, one batch at a time; another one decodes images."""
 
     def __init__(self, name: str, policy: PolicyConfig, actors: ActorsConfig):
         self._thread = OneThread("the model", actors.timeout_s * _SHARE_OF_TIMEOUT)
@@ -62,24 +62,24 @@ class ModelReplica:
     async def stream(
         self, tasks: Sequence[ImageTask], partial_images: int
     ) -> AsyncGenerator[list[Event], None]:
-        """The same as events, a list of those that came meanwhile at a time. The first list, with
-        nothing in it, comes at once: the tasks fit."""
+        """The same as a stream of lists of events. The first list is empty and comes at once: the tasks
+        fit."""
         self._check(tasks)
         yield []
         with self._counts.request():
             loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
-            def say(event: Event) -> None:
+            def emit(event: Event) -> None:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
             streams = [
-                ImageStream(n, partial_images, self._generator, self._decoder, say)
+                ImageStream(n, partial_images, self._generator, self._decoder, emit)
                 for n in range(len(tasks))
             ]
 
             async def one(n: int) -> None:
                 (image,) = await self._queue.generate([tasks[n]], [streams[n]])
-                say(Completed(n, image))  # behind what its stream has said
+                emit(Completed(n, image))  # after all events of its stream
 
             drawing = asyncio.gather(*(one(n) for n in range(len(tasks))))
             try:
@@ -115,7 +115,7 @@ class ModelReplica:
 
 
 async def _next(events: "asyncio.Queue[Event]", drawing: "asyncio.Future") -> list[Event]:
-    """Wait for an event, and take all that are there. Raises what drawing raises."""
+    """Wait for an event, then take all there are. Raises what `drawing` raises."""
     if events.empty():
         coming = asyncio.ensure_future(events.get())
         try:
@@ -156,7 +156,7 @@ class Counts:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Around the answering of one request."""
+        """Counts and times one request."""
         began = time.monotonic()
         self.requests.inc()
         self.held.inc()

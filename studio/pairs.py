@@ -14,14 +14,14 @@ from policy.errors import UserError
 from studio.run_folders import RunFolders
 from studio.samples import Row, SampleFiles, sample_folders
 
-_BENCH_S = 300  # how long the results of a benchmark may take to be read
+_BENCH_S = 300  # how long reading the results of a benchmark may take
 _MOST = 2_000  # pairs
 
 Pair = dict[str, Any]
 
 
 def comparable(folders: RunFolders) -> list[dict[str, str]]:
-    """What can be compared, by its path: evaluations of all runs, and results of benchmarks."""
+    """What can be compared, with its path: evaluations of all runs, and results of benchmarks."""
     found = []
     for run in folders.all():
         for step, name in sample_folders(run.folder):
@@ -37,7 +37,7 @@ def comparable(folders: RunFolders) -> list[dict[str, str]]:
 
 
 def compare(folders: RunFolders, files: SampleFiles, a: str, b: str) -> dict[str, Any]:
-    """All pairs of two folders, with what keeps them from being compared fairly. Raises UserError."""
+    """All pairs of two folders, with notes on what makes the comparison unfair. Raises UserError."""
     first, second = folders.inside(a), folders.inside(b)
     are_benchmarks = [(folder / "result.json").is_file() for folder in (first, second)]
     if all(are_benchmarks):
@@ -95,7 +95,7 @@ def _side(row: Row, folder: str) -> dict[str, Any]:
 
 
 def _of_benchmark(folders: RunFolders, first: Path, second: Path) -> dict[str, Any]:
-    """In a process of its own: benchmarks bring half a gigabyte of libraries with them."""
+    """Runs in a process of its own: benchmarks import half a gigabyte of libraries."""
     command = [sys.executable, "-m", "studio.bench_pairs", str(folders.root), str(first), str(second)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_BENCH_S)

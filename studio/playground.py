@@ -1,5 +1,5 @@
-"""A page's requests for images, passed on to `bicot serve-model`, and its events passed back: the
-browser talks to one origin and never learns the model's token."""
+"""Passes a page's requests for images on to `bicot serve-model`, and its events back: the browser talks
+to one origin and never learns the model's token."""
 
 import asyncio
 import json
@@ -21,8 +21,9 @@ _PARTIAL_IMAGES = 6
 _Text = Annotated[str, StringConstraints(max_length=LONGEST_TEXT)]
 
 
-class Drawing(BaseModel):
-    """What the page asks a model for. `cot`: a semantic CoT to draw from, or whether to write one."""
+class GenerateRequest(BaseModel):
+    """The body of the page's request for images. `cot`: a semantic CoT to draw from, or whether to
+    write one."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -38,18 +39,18 @@ class Playground:
     """The models that may be asked, by their URLs."""
 
     def __init__(self, urls: Sequence[str], token: str | None = None):
-        """`token`: the bearer token of all of them. Raises UserError for what is no URL."""
+        """`token`: the bearer token of all of them. Raises UserError for an invalid URL."""
         self._urls = [_base(url) for url in urls]
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Timeout(_SILENCE_S, connect=_ASK_S)
-        # Nothing of the environment: a proxy there is not meant for a model on this machine.
+        # The environment's proxy is not meant for a model on this machine.
         self._client = httpx.AsyncClient(headers=headers, timeout=limits, trust_env=False)
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def models(self) -> list[dict[str, Any]]:
-        """Each with its name and the size of its images, or why it does not answer."""
+        """Each model's name and the size of its images, or why it does not answer."""
         return list(await asyncio.gather(*map(self._model, self._urls)))
 
     async def _model(self, url: str) -> dict[str, Any]:
@@ -66,13 +67,13 @@ class Playground:
             why = "what answers there is no images API"
         return {"url": url, "name": url, "error": why}
 
-    async def draw(self, drawing: Drawing) -> Response:
+    async def draw(self, request: GenerateRequest) -> Response:
         """The model's stream of events; or its refusal, with its status."""
-        if drawing.model >= len(self._urls):
+        if request.model >= len(self._urls):
             return _refused(404, "there is no such model: start the page with --model URL")
-        body = drawing.model_dump(exclude={"model"}, exclude_none=True)
+        body = request.model_dump(exclude={"model"}, exclude_none=True)
         body |= {"stream": True, "partial_images": _PARTIAL_IMAGES}
-        url = f"{self._urls[drawing.model]}/images/generations"
+        url = f"{self._urls[request.model]}/images/generations"
         async with AsyncExitStack() as stack:
             try:
                 reply = await stack.enter_async_context(self._client.stream("POST", url, json=body))
@@ -94,19 +95,19 @@ async def _relayed(reply: httpx.Response, opened: AsyncExitStack) -> AsyncGenera
                 async for piece in reply.aiter_bytes():
                     read += len(piece)
                     if read > _LARGEST:
-                        yield _told("the model's answer is too long")
+                        yield _error_event("the model's answer is too long")
                         return
                     yield piece
         except (httpx.HTTPError, TimeoutError) as error:
-            yield _told(f"the model's answer broke off: {type(error).__name__}")
+            yield _error_event(f"the model's answer broke off: {type(error).__name__}")
 
 
-def _told(message: str) -> bytes:
+def _error_event(message: str) -> bytes:
     return b"\n\n" + sse("error", {"error": {"message": message}})
 
 
 async def _reason(reply: httpx.Response) -> tuple[int, str]:
-    """Of a reply that is no stream."""
+    """Status and message of a reply that is no stream."""
     text = b""
     async for piece in reply.aiter_bytes():
         text += piece
@@ -124,7 +125,7 @@ def _refused(status: int, message: str) -> Response:
 
 
 def _base(url: str) -> str:
-    """With the API's /v1, once."""
+    """The URL with the API's /v1 at its end, once."""
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL as error:

@@ -1,4 +1,4 @@
-"""What travels between the process that speaks HTTP and those that draw. Needs no torch."""
+"""Records between the process that serves HTTP and those that draw. Needs no torch."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ class RequestError(Exception):
         retry_after_s: int | None = None,
     ):
         """`param`: the field at fault. `code`: OpenAI's word for the fault."""
-        super().__init__(message, param, status, code, retry_after_s)  # as it is unpickled
+        super().__init__(message, param, status, code, retry_after_s)  # so that unpickling works
         self.message, self.param, self.status, self.code = message, param, status, code
         self.retry_after_s = retry_after_s
 
@@ -25,11 +25,11 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The model that is served, and what it does where a request does not say."""
+    """The model that is served, and its settings for requests that leave them out."""
 
     name: str
     size: str
-    """Of its images, "WIDTHxHEIGHT"."""
+    """The size of its images, "WIDTHxHEIGHT"."""
     guidance: float
     temperature: float
     created: int
@@ -46,14 +46,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image to be drawn. It is a function of all of this and of the weights."""
+    """One image to be drawn. The image depends on these fields and the weights alone."""
 
     prompt: str
     cot: bool | str
     """Whether to write a semantic CoT first; or one that the client gives."""
     seed: int
     index: int
-    """Of the images of one request."""
+    """The image's number in its request."""
     settings: Settings
 
 
@@ -66,11 +66,11 @@ class GeneratedImage:
     """None: there was none."""
     prompt_tokens: int
     cot_tokens: int
-    """That the model wrote."""
+    """How many CoT tokens the model wrote."""
     image_tokens: int
 
 
-# --- what a client that listens hears; `index`: of the image ---
+# --- events for a client that streams; `index`: the image's number in the request ---
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The run directories that a page may look at, and which of their files.
 
-Names come from whoever asks. A run is a folder right below the folder of runs, or that folder itself; a
-picture is a file of an image's kind that really lies in its run, whatever links say.
+Names come from clients. A run is a folder right below the folder of runs, or that folder itself; a
+picture is a file of an image's type whose real path, links resolved, lies in its run.
 """
 
 import os
@@ -21,11 +21,11 @@ from studio.runs import METRICS, RunSummary, list_runs
 
 State = Literal["running", "finished", "stopped"]
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
-_HEARD_OF_S = 600  # a run of another machine that was heard of since is taken to be running
+_ACTIVE_S = 600  # a run on another machine whose files changed since counts as running
 
 
 class NotThere(UserError):
-    """What is asked for is not among what may be looked at."""
+    """The run or file asked for does not exist, or may not be looked at."""
 
 
 class RunFolders:
@@ -38,7 +38,7 @@ class RunFolders:
         list_runs(self.root)
 
     def all(self) -> list[RunSummary]:
-        """Last heard of first; without those that links lead out to."""
+        """All runs, last written first; without those that links lead out to."""
         return [run for run in list_runs(self.root) if self._may_be_seen(run.folder)]
 
     def folder(self, run: str) -> Path:
@@ -100,13 +100,13 @@ def read_config(folder: Path) -> dict:
 
 
 def state(run: RunSummary, steps: int | None) -> State:
-    """Running while the process that its lock names lives; of a process on another machine, while the
-    run was heard of in the last ten minutes. Finished once its last step is taken."""
+    """Running while the process that its lock names lives; if that is on another machine, while the run
+    wrote something in the last ten minutes. Finished once its last step is taken."""
     holder = lock_holder(run.folder)
     if holder:
         process, machine = holder
         here = machine == socket.gethostname()
-        if _lives(process) if here else time.time() - run.written < _HEARD_OF_S:
+        if _lives(process) if here else time.time() - run.written < _ACTIVE_S:
             return "running"
     step = run.last.get("step", -1)
     over = step >= steps if steps is not None else not holder and (run.folder / "report.html").exists()

@@ -19,7 +19,7 @@ from studio.tail import FileTail
 MOST_POINTS = 300  # of one curve
 MOST_CURVES = 1_000
 _NOW = ("reward/mean", "eval/reward", "time/step")
-_LOOK_S = 0.25  # how long one look reads on
+_LOOK_S = 0.25  # how long one request reads on
 _MAIN = (
     "Reward", "Expert: ", "KL to the reference", "Entropy", "Length of the semantic CoT",
     "Seconds a step", "Accuracy", "Loss", "Held-out loss", "Diversity", "Reward by task type",
@@ -34,7 +34,7 @@ _WARNED = {
 
 
 class RunView:
-    """Holds what was read of a run. May be asked from several threads."""
+    """Holds what was read of a run. Safe to call from several threads."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -46,8 +46,8 @@ class RunView:
         self._born = time.time_ns()
 
     def curves(self, known: str = "", every: bool = False) -> dict[str, Any] | None:
-        """All charts, or (unless `every`) those that are looked at first. None if they are still those
-        of the version `known`.
+        """All charts, or (unless `every`) the main ones. None if they are still those of the version
+        `known`.
 
         Until all of a long file is read (`behind`) they are a sample of it. Raises UserError if there
         is no file.
@@ -94,7 +94,7 @@ class RunView:
         return sorted(found, key=lambda warning: -warning["last"])
 
     def ledger(self) -> dict[str, Any]:
-        """How many groups had which outcome, so far as was read."""
+        """How many groups had which outcome, in what was read so far."""
         with self._lock:
             return self._ledger.counts()
 
@@ -102,7 +102,7 @@ class RunView:
         until = time.monotonic() + _LOOK_S
         if self._first is None:
             self._behind = self._reader.read_on()
-            # What one piece holds needs no sample of it.
+            # A file of one piece needs no sample of its lines.
             self._first = first_view(self.folder / METRICS) if self._behind else {}
             return
         while (behind := self._reader.read_on()) and time.monotonic() < until:
@@ -144,8 +144,8 @@ class LedgerCounts:
                 self._reasons.clear()
             for line in lines:
                 self._add(line)
-        told = [[name, self._outcomes[name], meaning] for name, meaning in OUTCOMES.items()]
-        return {"outcomes": told, "reasons": self._reasons.most_common(5)}
+        outcomes = [[name, self._outcomes[name], meaning] for name, meaning in OUTCOMES.items()]
+        return {"outcomes": outcomes, "reasons": self._reasons.most_common(5)}
 
     def _add(self, line: bytes) -> None:
         try:
@@ -158,13 +158,13 @@ class LedgerCounts:
 
 
 def experts(names: list[str]) -> list[str]:
-    """Those that some metric is about."""
+    """The experts that some metric is about."""
     parts = (name.split("/") for name in names)
     return list(dict.fromkeys(part[1] for part in parts if part[0] == "expert" and len(part) == 3))
 
 
 def _rank(title: str) -> int:
-    """Where a chart stands; behind all that are looked at first if it is none of them."""
+    """A chart's place on the page; behind the main charts if it is none of them."""
     for place, name in enumerate(_MAIN):
         if title == name or (name.endswith(": ") and title.startswith(name)):
             return place
@@ -188,7 +188,7 @@ def config_rows(folder: Path, other: Path | None) -> list[list[str | None]]:
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """`a.b.c` -> value, in words."""
+    """`a.b.c` -> value as text."""
     found: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:

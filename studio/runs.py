@@ -1,4 +1,4 @@
-"""The read side of a page over run directories: what a run has recorded so far, read as it grows.
+"""Reads what a run has recorded so far, and reads on as it grows.
 
 A page is looked at while runs go on, and a run of a week has 100,000 lines of 1 KB in `metrics.jsonl`.
 So
@@ -41,12 +41,12 @@ class RunSummary:
     last: dict[str, Any] = field(repr=False)
     """Its last line; empty before the first."""
     written: float
-    """When it was last heard of, in seconds since 1970."""
+    """When it last wrote, in seconds since 1970."""
 
 
 def list_runs(folder: Path) -> list[RunSummary]:
-    """The runs of a folder (or the one that it is), last heard of first. Raises UserError if there is
-    no such folder."""
+    """The runs of a folder (or the one that it is), last written first. Raises UserError if there is no
+    such folder."""
     folder = home(str(folder))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of runs")
@@ -61,8 +61,8 @@ def list_runs(folder: Path) -> list[RunSummary]:
 
 
 def first_view(path: Path, most: int = FIRST_LINES) -> dict[str, Points]:
-    """Name -> points in rising order of steps: of training at most about `most`, not averaged; of
-    evaluations all. Raises UserError for a file that is not there."""
+    """Name -> points in rising order of steps: at most about `most` of training, not averaged, and all
+    of evaluations. Raises UserError for a file that is not there."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -83,11 +83,11 @@ class MetricsReader:
         self._tail = FileTail(path, "metrics")
         self._columns: dict[str, tuple[array, array]] = {}  # steps, values
         self.version = 0
-        """Another number whenever there is anything new."""
+        """Changes whenever there is anything new."""
 
     def read_on(self, most: int = PIECE) -> bool:
-        """Read whole lines, of about `most` bytes together. Whether there is more to read at once. A
-        file that is another one than before, or shorter, is read from its beginning.
+        """Read whole lines, about `most` bytes in all. Returns whether there is more to read at once. A
+        file that was replaced or got shorter is read from its beginning.
 
         Raises UserError for a file that is not there.
         """
@@ -102,7 +102,7 @@ class MetricsReader:
 
     @property
     def names(self) -> list[str]:
-        """Of all curves."""
+        """The names of all curves."""
         return list(self._columns)
 
     def curve(self, name: str) -> Points:
@@ -137,7 +137,7 @@ class MetricsReader:
 
     def _add(self, line: dict[str, Any]) -> None:
         step = line["step"]
-        if not 0 <= step < 2**31:  # no run takes so many
+        if not 0 <= step < 2**31:  # no run takes so many steps
             return
         for name, value in line.items():
             if name in ("step", "time") or value is None:

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def sample_folders(run: Path) -> list[tuple[int, str]]:
-    """(step, folder's name) of all that are written whole; newest first, of a step the evaluation
+    """(step, folder's name) of all that are written whole; newest first, and of one step the evaluation
     first."""
     found = []
     try:
@@ -80,7 +80,8 @@ def _read(path: Path) -> list[Row]:
 
 
 def _row(row: dict[str, Any], number: int) -> Row:
-    """What a page shows of a row, of the kinds that it takes for granted; empty if it is none."""
+    """What a page shows of a row, with the types that the page relies on; empty if it is no such
+    row."""
     prompt, image, reward = row.get("prompt"), row.get("image"), row.get("reward")
     if not isinstance(prompt, dict) or type(image) is not str or type(reward) not in (int, float):
         return {}
@@ -107,7 +108,7 @@ def _mapping(row: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _boxes(found: Any) -> list[dict[str, Any]]:
-    """`xyxy` in parts of the image's width and height."""
+    """The boxes; `xyxy` as fractions of the image's width and height."""
     boxes = []
     for box in (found if isinstance(found, list) else [])[:_MOST_BOXES]:
         corners = box.get("xyxy") if isinstance(box, dict) else None

@@ -1,4 +1,4 @@
-"""The model on Ray Serve: its replicas as one application, the images API before them as another."""
+"""Serves the model on Ray Serve: its replicas as one application, the images API as another."""
 
 import threading
 from typing import Any
@@ -31,7 +31,7 @@ from studio.records import ModelCard
 
 API_APP = "images_api"
 _API_CPUS = 0.1
-_MORE_CALLS = 16  # that a replica answers beside requests for images: how it is, what it counted
+_MORE_CALLS = 16  # that a replica answers beside requests for images: its state, its metrics
 _STARTS_TRIED = 2  # a constructor that failed is tried once more: a download may have broken off
 
 
@@ -62,15 +62,15 @@ def serve_model(config: RunConfig, console: Console) -> None:
 def start_model(config: RunConfig) -> str:
     """Start the replicas, then the API. Returns its URL once it answers.
 
-    Raises UserError if its token or its address cannot be had, if there is no room, or if something
-    fails to start, after which nothing is left running.
+    Raises UserError if its token is not set, if its address cannot be bound, if there is no room, or if
+    something fails to start, after which nothing is left running.
     """
     digest = token_digest(config.serve)
     actors, fewest = config.actors, config.serve.fewest_replicas
     role = Role("model", fewest, actors.num_cpus, actors.num_gpus, "", actors.resources, actors.labels)
     check_room(config.ray, [role])
     url = start_serve(config.serve)
-    assert url is not None  # for there is a door
+    assert url is not None  # the API has an HTTP address
     if GATEWAY_APP in controller.status().applications:
         raise UserError(
             "the gateway of experts has this cluster's HTTP address: stop it, or serve the model on"
@@ -112,7 +112,7 @@ def _model(config: RunConfig) -> serve.Application:
         ModelReplica,
         name="model",
         ray_actor_options=reserved,
-        # More never wait: the API turns them away.
+        # No more ever wait: the API turns them away.
         max_ongoing_requests=served.max_waiting + _MORE_CALLS,
         max_constructor_retry_count=_STARTS_TRIED,
         graceful_shutdown_wait_loop_s=0.2,

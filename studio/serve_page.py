@@ -36,8 +36,8 @@ def serve_page(
     model_token_env: str | None,
     console: Console,
 ) -> None:
-    """Raises UserError for a folder that is not there, an open door without a token, or an address that
-    cannot be had."""
+    """Raises UserError for a folder that is not there, a public address without a token, or an address
+    that cannot be bound."""
     try:
         config = PageConfig(host=host, port=port, token_env=token_env)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A file of lines that grows, read on from where it was: nothing is read twice."""
+"""Reads a growing file of lines: each read goes on where the last one ended."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ PIECE = 2**20  # bytes that are read on at a time
 
 class Piece(NamedTuple):
     lines: list[bytes]
-    """Whole ones, without their ends."""
+    """Whole lines, without their ends."""
     more: bool
     """Whether there is more to read at once."""
     anew: bool
-    """Whether the file is another one than before, or was cut: it is read from its beginning."""
+    """Whether the file was replaced or cut, so that it is read from its beginning."""
 
 
 class FileTail:
@@ -29,10 +29,10 @@ class FileTail:
     def _begin_anew(self) -> None:
         self.offset = 0
         self._file_id: int | None = None
-        self._last = b""  # the last line that was read, to know the file again
+        self._last = b""  # the last line that was read, to recognise the file
 
     def read_on(self, most: int = PIECE) -> Piece:
-        """Read whole lines, of about `most` bytes together. Raises UserError for a file that is not
+        """Read whole lines, about `most` bytes in all. Raises UserError for a file that is not
         there."""
         try:
             with self._path.open("rb") as file:

@@ -1,5 +1,5 @@
-"""`votes.jsonl` of a folder of runs: which of two images a person liked better. The one file that the
-page writes."""
+"""`votes.jsonl` of a folder of runs: which of two images a person liked better. The page writes no
+other file."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class Vote(BaseModel):
 
 
 class Votes:
-    """Adds to the file, a line each; the last vote on a pair counts."""
+    """Appends votes to the file, a line each; the last vote on a pair counts."""
 
     def __init__(self, folder: Path):
         self.path = folder / "votes.jsonl"
@@ -54,7 +54,7 @@ class Votes:
                 raise not_written(self.path, error) from None
 
     def of(self, a: str, b: str) -> dict[str, str]:
-        """Key -> the last vote on it, of two folders. Sides may have been the other way round."""
+        """Key -> the last vote on it, for two folders in either order."""
         found: dict[str, str] = {}
         other = {"a": "b", "b": "a", "tie": "tie"}
         try:

@@ -1,4 +1,4 @@
-"""The page: what it asks for, and the files that it is made of.
+"""The page's server: its API, and the files of the page.
 
 | | |
 |---|---|
@@ -6,7 +6,7 @@
 | `GET /api/runs`, `/api/runs/{run}/...` | runs, their curves, samples, warnings, configuration |
 | `GET /api/picture/{path}` | a picture inside a run directory |
 | `GET /api/compare`, `/api/comparable`, `/api/votes` | two folders side by side; votes |
-| `GET /api/models`, `POST /api/draw` | the models that may be asked; a drawing as events |
+| `GET /api/models`, `POST /api/draw` | the models that can draw; a drawing as events |
 
 Run directories are only read.
 """
@@ -28,14 +28,14 @@ from policy.errors import UserError
 from rewards.middleware import LimitBody, LimitConcurrency, detail
 from studio.door import Door
 from studio.pairs import comparable, compare
-from studio.playground import Drawing, Playground
+from studio.playground import GenerateRequest, Playground
 from studio.run_folders import NotThere, RunFolders, last_step, state
 from studio.run_view import RunView, config_rows
 from studio.samples import SampleFiles, chosen, sample_folders
 from studio.votes import Vote, Votes
 
 PAGE = Path(__file__).parent / "page"
-_VIEWS = 4  # runs that are held in memory
+_VIEWS = 4  # runs held in memory
 _MOST_ROWS = 200
 _MAX_BODY = 2**20  # bytes
 _BODY_S = 30.0
@@ -54,14 +54,14 @@ class Studio:
         self._votes = Votes(folders.root)
 
     def runs(self) -> dict[str, Any]:
-        """All runs, last heard of first."""
+        """All runs, last written first."""
         found = []
         for run in self._folders.all():
             steps = last_step(run.folder)
             step = run.last.get("step")
             reward = run.last.get("reward/mean", run.last.get("eval/reward"))
-            told = {"name": run.name, "state": state(run, steps), "step": step, "steps": steps}
-            found.append({**told, "reward": reward, "written": run.written})
+            row = {"name": run.name, "state": state(run, steps), "step": step, "steps": steps}
+            found.append({**row, "reward": reward, "written": run.written})
         return {"folder": str(self._folders.root), "runs": found}
 
     def curves(self, run: str, known: _Text = "", every: bool = False) -> Response:
@@ -77,7 +77,7 @@ class Studio:
         return self._view(run).names()
 
     def about(self, run: str) -> dict[str, Any]:
-        """How a run stands, what went wrong, what became of its prompts, and which samples it keeps."""
+        """A run's state, its warnings, the outcomes of its groups, and the samples that it keeps."""
         folder = self._folders.folder(run)
         view = self._view(run)
         (summary,) = [one for one in self._folders.all() if one.folder == folder]
@@ -150,9 +150,9 @@ class Studio:
         """The models that may be asked."""
         return await self._playground.models()
 
-    async def draw(self, drawing: Drawing) -> Response:
-        """Have a model draw; its events."""
-        return await self._playground.draw(drawing)
+    async def draw(self, request: GenerateRequest) -> Response:
+        """Have a model draw; a stream of its events."""
+        return await self._playground.draw(request)
 
     def _view(self, run: str) -> RunView:
         folder = self._folders.folder(run)
@@ -167,7 +167,8 @@ class Studio:
 
 
 def build_page(folders: RunFolders, playground: Playground, digest: bytes | None = None) -> FastAPI:
-    """The whole application. `digest`: of the token to ask for; None: this machine alone may ask."""
+    """The whole application. `digest`: SHA-256 of the token to ask for; None: only this machine has
+    access."""
     studio = Studio(folders, playground)
 
     @asynccontextmanager
@@ -180,9 +181,11 @@ def build_page(folders: RunFolders, playground: Playground, digest: bytes | None
     )
     app.add_middleware(LimitBody, max_bytes=_MAX_BODY, timeout_s=_BODY_S)
     app.add_middleware(LimitConcurrency, most=_CONCURRENT)
-    app.add_middleware(Door, digest=digest, login=PAGE / "login.html")  # last: it stands before all
+    app.add_middleware(
+        Door, digest=digest, login=PAGE / "login.html"
+    )  # added last, so that it comes first
 
-    app.exception_handler(UserError)(_told)
+    app.exception_handler(UserError)(_user_error)
     app.exception_handler(RequestValidationError)(_wrong_field)
     for path, endpoint in {
         "/api/runs": studio.runs,
@@ -202,7 +205,7 @@ def build_page(folders: RunFolders, playground: Playground, digest: bytes | None
     app.post("/api/votes", response_model=None)(studio.vote)
     app.post("/api/draw", response_model=None)(studio.draw)
     app.get("/healthz")(_healthz)
-    mimetypes.add_type("text/javascript", ".js")  # which a system's own list may call otherwise
+    mimetypes.add_type("text/javascript", ".js")  # a system's own list may have another type
     app.mount("/static", StaticFiles(directory=PAGE))
     app.get("/", response_model=None)(_page)
     return app
@@ -216,7 +219,7 @@ def _page() -> FileResponse:
     return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
 
-async def _told(_: Request, error: Exception) -> Response:
+async def _user_error(_: Request, error: Exception) -> Response:
     return detail(404 if isinstance(error, NotThere) else 400, str(error))
 
 

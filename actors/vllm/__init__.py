@@ -1,10 +1,10 @@
-"""vLLM runs both phases of Janus: the sampler for GPUs. docs/vllm.md tells how it works.
+"""vLLM runs both phases of Janus: the sampler for GPUs. docs/vllm.md explains how it works.
 
 Reading order: guided_sampling.py (how a pair of rows gets one token), scheduler.py (which rows run
 together), model.py (Janus as one language model), worker.py (in each of vLLM's workers), launch.py
-(what vLLM is started with), engine.py (all of it together), sampler.py.
+(vLLM's configuration), engine.py (all of it together), sampler.py.
 
-Nothing here may be imported where vLLM is not installed, but config.py.
+Only config.py may be imported where vLLM is not installed.
 """
 
 import os

@@ -18,7 +18,7 @@ from actors.vllm.scheduler import blocks
 from policy.errors import UserError
 
 _BUCKET_BYTES = 2**28
-"""Of weights that go to other processes, at most this much at once (a larger tensor goes alone)."""
+"""How many bytes of weights go to other processes at once (a larger tensor goes alone)."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ class Request:
 
 
 class Engine:
-    """Holds no weights worth having until the first `load_weights`, which must bring all of them.
+    """Holds dummy weights until the first `load_weights`, which must bring all of them.
 
-    One to a process is the intended use: an engine that ends takes vLLM's process-wide state with it.
+    Use one engine a process: ending it removes vLLM's process-wide state.
     """
 
     def __init__(
         self, janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig, num_gpus: float = 1.0
     ):
-        """`num_gpus`: what this process has of GPUs; of a part of one, it takes only its share."""
+        """`num_gpus`: the GPUs of this process; with a part of one, the engine takes its share of that
+        part."""
         self._config = engine_config(janus, dtype, settings, num_gpus)
         self._engine = LLMEngine(
             vllm_config=self._config,
@@ -51,9 +52,9 @@ class Engine:
         )
         self._phase: PhaseConfig | None = None
         self._output_kind = RequestOutputKind.FINAL_ONLY
-        self._rows: dict[str, int] = {}  # unfinished requests, and whose sample each is
-        self._tokens: dict[int, list[int]] = {}  # what vLLM says it sampled, by finished sample
-        self._so_far: dict[int, list[int]] = {}  # the same of all samples, where each step is told
+        self._rows: dict[str, int] = {}  # unfinished request -> its sample
+        self._tokens: dict[int, list[int]] = {}  # finished sample -> the tokens that vLLM returned
+        self._so_far: dict[int, list[int]] = {}  # the same for every sample, with `each_step`
 
     def run(
         self, config: PhaseConfig, requests: Sequence[Request], on_progress: Progress | None = None
@@ -76,8 +77,8 @@ class Engine:
     def submit(
         self, config: PhaseConfig, requests: Sequence[Request], *, each_step: bool = False
     ) -> None:
-        """Hand requests to vLLM; their sample is their number. One phase at a time. `each_step`: vLLM
-        tells in every step what it sampled, and not at the end alone."""
+        """Hand requests to vLLM; a request's number is its sample. One phase at a time. `each_step`:
+        vLLM returns the sampled tokens after every step, not only at the end."""
         if self.busy:
             raise RuntimeError("a batch is still being sampled")
         for request in requests:
@@ -94,7 +95,7 @@ class Engine:
                 self._add(PairedRow(sample, "uncond", config.phase, request.key), request.negative)
 
     def step(self) -> None:
-        """One forward pass over whatever runs together."""
+        """One forward pass over the rows that run together."""
         for output in self._engine.step():
             tokens = list(output.outputs[0].token_ids)
             self._so_far[self._rows[output.request_id]] = tokens
@@ -111,17 +112,18 @@ class Engine:
         self._engine.abort_request(rows)
 
     def abandon(self) -> None:
-        """Give up everything. The cache goes too: a step that broke may have left blocks in it that
-        are marked as computed and are not."""
+        """Abort all requests, and reset the cache: a failed step may have left blocks in it that are
+        marked as computed and are not."""
         self.abort(list(self._rows.values()))
-        # The step after a broken one is under way, and as broken: its error is not the next batch's.
+        # The step after the failed one is under way and fails too: its error must not reach the next
+        # batch.
         if steps := self._engine.engine_core.engine_core.batch_queue:
             steps.clear()
         self._on_workers("take_tokens")
         self._engine.reset_prefix_cache()
 
     def collect(self) -> dict[int, PhaseTokens]:
-        """What was sampled for every sample that finished."""
+        """The tokens of every finished sample."""
         assert self._phase is not None
         journal = self._on_workers("take_tokens")
         offset = self._first_id
@@ -137,7 +139,7 @@ class Engine:
 
     @property
     def _first_id(self) -> int:
-        """What vLLM's ids of this phase begin at."""
+        """The first id of this phase in the joint vocabulary."""
         assert self._phase is not None
         text = self._config.model_config.hf_config.text_vocabulary
         return text if self._phase.phase == "image" else 0
@@ -152,8 +154,8 @@ class Engine:
     # --- weights ---
 
     def load_weights(self, named: Iterable[tuple[str, Tensor]], *, complete: bool = False) -> None:
-        """Replace parameters by transformers' names, between batches. What vLLM has no use for is
-        passed over; `complete` insists that nothing of its own is left out."""
+        """Replace parameters by transformers' names, between batches. Tensors that vLLM has no use for
+        are skipped; with `complete`, a missing one is an error."""
         if self.busy:
             raise RuntimeError("weights cannot change while a batch is being sampled")
         apart = self._config.parallel_config.world_size > 1
@@ -193,7 +195,7 @@ class Engine:
                 f" actors.vllm.max_num_batched_tokens from {scheduler.max_num_batched_tokens}"
             )
         need = rows * blocks(len(request.prompt) + new, cache.block_size)
-        have = cache.num_gpu_blocks - 1  # vLLM keeps one
+        have = cache.num_gpu_blocks - 1  # vLLM keeps one block for itself
         if need > have:
             raise UserError(
                 f"a sample of {rows} rows, {len(request.prompt)} prompt tokens and {new} new ones each,"
@@ -202,19 +204,18 @@ class Engine:
             )
 
     def _on_workers(self, method: str, *args):
-        """Call a method of every JanusWorker; they all hold the same, so the first one's answer is the
-        answer."""
+        """Call a method of every JanusWorker, and return the first one's result: all hold the same."""
         return self._engine.collective_rpc(method, args=args)[0]
 
 
 def _buckets(named: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    """In order, and one even if there is nothing. Each is filled only when the last has been sent."""
+    """Buckets in order, at least one (empty). Each is filled only when the last has been sent."""
     bucket: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in named:
         if bucket and size + tensor.nbytes > _BUCKET_BYTES:
             yield bucket
             bucket, size = [], 0
-        bucket.append((name, tensor.detach()))  # vLLM copies parameters twice, and plain tensors once
+        bucket.append((name, tensor.detach()))  # vLLM copies a Parameter twice, a plain tensor once
         size += tensor.nbytes
     yield bucket

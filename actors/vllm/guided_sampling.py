@@ -1,16 +1,16 @@
 """How vLLM generates the tokens of paired rows: guidance, noise, log-probabilities.
 
-vLLM samples each row for itself. Here a pair's two rows get one token: the choice is made on the
+vLLM samples each row on its own. Here a pair's two rows get one token: the choice is made on the
 logits, and the logits are then set so that greedy sampling can only pick it. The log-probabilities of
-the chosen tokens stay behind in a journal, because vLLM would return those of one row alone.
+the chosen tokens are kept in a journal, because vLLM would return those of one row alone.
 
-vLLM prepares a step while the GPU still computes the last one. That overlap is lost as soon as
-anything here waits for the GPU, so nothing does but `take`: nothing is read back, and what goes there
-goes through pinned memory (`to_device`).
+vLLM prepares a step while the GPU still computes the last one. That overlap is lost as soon as anything
+here waits for the GPU, so only `take` does: nothing else is read back, and what goes to the GPU goes
+through pinned memory (`to_device`).
 
 `PairedRow` travels with a request and says whose row it is. `PairSampler` chooses the tokens. vLLM has
 two model runners (V1 on CPUs, V2 on GPUs) that ask for them through an interface each; the two classes
-at the end find out who is in which row, and leave the rest to the PairSampler.
+at the end find out which request is in which row, and leave the rest to the PairSampler.
 
 R rows, N samples in the batch (a pair of rows is one), Vt text and Vi image vocabulary.
 """
@@ -35,7 +35,8 @@ _KEY = "paired_row"
 
 
 class LockstepError(RuntimeError):
-    """The two rows of a pair are not at the same token. Going on would draw wrong images in silence."""
+    """The two rows of a pair are not at the same token. Going on would draw wrong images without an
+    error."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class PhaseConfig:
     phase: Phase
     temperature: float
     guidance: float
-    """Weight of a pair's guidance; a row that is alone knows none."""
+    """Weight of a pair's guidance; a single row has none."""
     max_tokens: int
     stop_id: int | None = None
     """The token that ends a row; None: a row ends at `max_tokens` only."""
@@ -81,11 +82,11 @@ def to_device(numbers: Sequence[int] | np.ndarray, device: torch.device) -> Tens
 
 @dataclass(frozen=True)
 class Layout:
-    """Which rows of a batch belong to which sample. Made once for as long as the rows stay the same."""
+    """Which rows of a batch belong to which sample. Kept as long as the rows stay the same."""
 
     samples: tuple[int, ...]  # [N]
-    lead: np.ndarray  # int64 [N] the row that is conditional, or alone
-    partner: np.ndarray  # int64 [N] the unconditional row, or nothing at all
+    lead: np.ndarray  # int64 [N] the conditional row, or the single one
+    partner: np.ndarray  # int64 [N] the unconditional row; empty without guidance
     keys: Tensor  # int64 [N]
     lead_rows: Tensor  # int64 [N], `lead` on the device
     partner_rows: Tensor
@@ -179,7 +180,7 @@ class PairSampler:
             logits[layout.partner_rows, tokens + first] = certain
 
     def take(self) -> dict[int, PhaseTokens]:
-        """All that was sampled since the last call, by sample."""
+        """The tokens sampled since the last call, by sample."""
         if not self._journal:
             return {}
         steps, *columns = zip(*self._journal, strict=True)
@@ -245,7 +246,7 @@ class PairProcessorV2(LogitsProcessorV2):
         self.pair_sampler = PairSampler(vllm_config.model_config.hf_config.text_vocabulary)
         self._states = req_states
         self._paired_rows: dict[int, PairedRow | None] = {}  # by slot
-        self._layout: Layout | None = None  # of the rows in these slots; None: none of them is ours
+        self._layout: Layout | None = None  # of the rows in these slots; None: they are all vLLM's own
         self._slots: bytes | None = None
 
     def add_request(self, req_idx: int, sampling_params) -> bool:

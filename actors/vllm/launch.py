@@ -1,4 +1,4 @@
-"""What a vLLM engine is started with: its configuration, the folder that it reads, its executor."""
+"""Prepares the start of a vLLM engine: its configuration, the folder that it reads, its executor."""
 
 import hashlib
 import os
@@ -26,7 +26,8 @@ _CPU_KV_CACHE_MB = 256
 def engine_config(
     janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig, num_gpus: float = 1.0
 ) -> VllmConfig:
-    """vLLM's configuration for a Janus of this shape. `num_gpus`: what the actor has of GPUs."""
+    """vLLM's configuration for a Janus of this shape. `num_gpus`: the actor's GPUs, or its part of
+    one."""
     register()
     _check_head_size(janus)
     _check_cache(janus, dtype, settings)
@@ -34,8 +35,8 @@ def engine_config(
     cache_mb = settings.kv_cache_mb or (None if on_gpu else _CPU_KV_CACHE_MB)
     config = EngineArgs(
         model=str(model_folder(joint_config(janus), Path(envs.VLLM_CACHE_ROOT))),
-        # Made-up weights, so that any layout that `load_janus` reads will do; the first arrive like all
-        # later ones.
+        # Dummy weights, so that any layout that `load_janus` reads will do; the first real ones arrive
+        # like all later ones.
         load_format="dummy",
         skip_tokenizer_init=True,
         generation_config="vllm",
@@ -61,7 +62,7 @@ def engine_config(
 
 
 def executor_class(config: VllmConfig, settings: VLLMConfig) -> type[Executor]:
-    """vLLM's own, but for the size of the cache where `kv_cache_mb` does not give it.
+    """vLLM's own executor, with another cache size where `kv_cache_mb` does not give it.
 
     vLLM fills all memory that it may have. For a small model that is a million blocks, of which few are
     ever used, and all are walked whenever the weights change.
@@ -70,7 +71,7 @@ def executor_class(config: VllmConfig, settings: VLLMConfig) -> type[Executor]:
     if settings.kv_cache_mb:
         return known
 
-    class NoMoreThanRowsFill(known):
+    class CacheForRows(known):
         def determine_available_memory(self) -> list[int]:
             rows, context = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
             useful = [
@@ -84,7 +85,7 @@ def executor_class(config: VllmConfig, settings: VLLMConfig) -> type[Executor]:
             found = super().determine_available_memory()
             return [min(pair) for pair in zip(found, useful, strict=True)]
 
-    return NoMoreThanRowsFill
+    return CacheForRows
 
 
 def model_folder(joint: LlamaConfig, cache: Path) -> Path:
@@ -92,7 +93,7 @@ def model_folder(joint: LlamaConfig, cache: Path) -> Path:
 
     vLLM keeps what it compiled under `cache`, by the model's path among others. So equal configs have
     one path, or every start would compile anew. It lies there too, where nobody else can write. Raises
-    UserError if that cannot be had.
+    UserError if the folder cannot be made.
     """
     home = cache / "bicot"
     text = joint.to_json_string()
@@ -122,7 +123,7 @@ def _check_owner(folder: Path) -> None:
 
 
 def _check_head_size(janus: JanusConfig) -> None:
-    """On CPUs vLLM would only say so in the middle of the first batch."""
+    """On CPUs vLLM would only fail in the middle of the first batch."""
     text = janus.text_config
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     known = CPUAttentionBackend.get_supported_head_sizes()
@@ -134,7 +135,8 @@ def _check_head_size(janus: JanusConfig) -> None:
 
 
 def _check_cache(janus: JanusConfig, dtype: torch.dtype, settings: VLLMConfig) -> None:
-    """vLLM insists that one row as long as the context fits, and says so in words of its own."""
+    """vLLM requires that one row as long as the context fits; its own message names none of our
+    keys."""
     text = janus.text_config
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * size * dtype.itemsize

@@ -51,7 +51,8 @@ class JointTrunk(LlamaModel):
         self.image_aligner = JanusVQVAEAlignerMLP(vq)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """int [T] -> [T, D]. Both embeddings are computed: which token is which is data, not shape."""
+        """int [T] -> [T, D]. Both embeddings are computed: whether a token is text or image is data,
+        not shape."""
         is_image = input_ids >= self.vocab_size
         text = self.embed_tokens(torch.where(is_image, 0, input_ids))
         image_ids = torch.where(is_image, input_ids - self.vocab_size, 0)
@@ -71,7 +72,7 @@ class BicotJanusForCausalLM(nn.Module):
             "model.vqmodel.": None,
         }
     )
-    """transformers' names to ours; None: not needed here."""
+    """transformers' names -> ours; None: not needed here."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()

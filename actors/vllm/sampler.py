@@ -25,7 +25,7 @@ class VLLMSampler(TwoPhaseSampler):
         settings: VLLMConfig | None = None,
         num_gpus: float = 1.0,
     ):
-        """`num_gpus`: what this process has of GPUs, as Ray counts them."""
+        """`num_gpus`: the GPUs of this process, as Ray counts them."""
         super().__init__(janus, config, run_seed)
         model = janus.model
         self.engine = Engine(model.config, model.dtype, settings or VLLMConfig(), num_gpus)
@@ -38,13 +38,13 @@ class VLLMSampler(TwoPhaseSampler):
     def load_parameters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         decoder = dict(self.janus.model.named_parameters())
 
-        def in_passing() -> Iterator[tuple[str, Tensor]]:
+        def engine_tensors() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in tensors:
                 if name in decoder:
                     decoder[name].copy_(tensor)
                 yield name, tensor
 
-        self.engine.load_weights(in_passing())
+        self.engine.load_weights(engine_tensors())
 
     def generate_cots(
         self, prompts: list[list[int]], keys: list[int], on_progress: Progress | None = None

@@ -3,7 +3,7 @@ a pair apart as soon as anything is scarce. This one decides for whole samples:
 
 - a sample is admitted with all its rows or not at all, in order of arrival;
 - its prompts are computed whole, in one step;
-- the cache blocks it can come to need are set aside, so that nothing is ever preempted.
+- the cache blocks that it may need are reserved, so that nothing is ever preempted.
 """
 
 from collections.abc import Iterable
@@ -41,8 +41,8 @@ class _WholeSamples(Scheduler):
                 raise LockstepError("vLLM did not schedule a sample that was admitted")
             self._check(output)
         except LockstepError:
-            # No worker will see this output: tell them of the requests that have ended next time, or
-            # they keep rows for them.
+            # No worker will see this output: pass the finished requests on next time, or the workers
+            # keep rows for them.
             self.finished_req_ids |= output.finished_req_ids
             raise
         return output
@@ -73,7 +73,7 @@ class _WholeSamples(Scheduler):
         return [request for sample in samples for request in sample]
 
     def _unclaimed_blocks(self) -> int:
-        """Free blocks less those that the running rows can still come to need."""
+        """Free blocks less those that the running rows may still need."""
         manager = self.kv_cache_manager
         claimed = sum(
             self._blocks(r) - len(manager.get_block_ids(r.request_id)[0]) for r in self.running

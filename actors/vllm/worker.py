@@ -1,4 +1,4 @@
-"""What vLLM's worker processes can do for the engine beyond their own.
+"""Methods that the engine adds to vLLM's worker processes.
 
 vLLM imports this in every worker, before it builds the model: so the model is known there, too, where
 a worker is a process of its own (tensor parallelism).
@@ -22,7 +22,7 @@ register()
 
 
 class JanusWorker:
-    """Mixed into vLLM's own worker class. All workers hold the same pair_sampler."""
+    """A mixin for vLLM's worker class. The pair samplers of all workers hold the same."""
 
     get_model: Callable[[], Any]
     model_runner: Any
@@ -32,7 +32,7 @@ class JanusWorker:
         self._pair_sampler().config = config
 
     def take_tokens(self) -> dict[int, PhaseTokens]:
-        """What was sampled since it was taken last, by sample."""
+        """The tokens sampled since the last call, by sample."""
         return self._pair_sampler().take()
 
     def replace_parameters(self, named: Iterable[tuple[str, Tensor]]) -> set[str]:

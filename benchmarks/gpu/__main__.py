@@ -1,12 +1,12 @@
-"""Measure on the GPU at hand, or show on any machine that the measuring works.
+"""Measures on this machine's GPU; with --tiny it checks on any machine that measuring works.
 
     python -m benchmarks.gpu                       # all parts, Janus-Pro-7B in random weights
     python -m benchmarks.gpu right vllm            # some
     python -m benchmarks.gpu --tiny                # a tiny model, on CPUs too
 
-Every case of a part is a process of its own with a time limit: it has the GPU to itself, and one that
-fails or hangs says so in a line while the others go on. What its libraries say is in a folder of logs
-beside the figures. docs/gpu.md has the parts and what to make of them.
+Every case of a part is a process of its own with a time limit: it has the GPU to itself, and a failure
+or a hang is reported in a line while the others go on. The output of libraries is in a folder of logs
+beside the figures. docs/gpu.md describes the parts and their figures.
 """
 
 import argparse
@@ -28,7 +28,7 @@ class Case:
     limit_s: float
     name: str = ""
     gpu_only: bool = False
-    """Shows nothing on a tiny model that another case does not."""
+    """Skipped for a tiny model, where another case covers it."""
 
 
 PARTS: dict[str, tuple[Case, ...]] = {
@@ -94,7 +94,7 @@ def main() -> int:
                     failed.append(f"{part} {case.name}".rstrip())
     print(f"figures: {options.out}")
     if failed:
-        print(f"not whole: {', '.join(failed)} (what they said is in {logs})")
+        print(f"not whole: {', '.join(failed)} (their output is in {logs})")
     return int(bool(failed))
 
 
@@ -102,14 +102,14 @@ def main() -> int:
 
 
 def run(part: str, case: Case, options: argparse.Namespace, own: list[str]) -> bool:
-    """Whether it gave all its figures in time."""
+    """Run a case. Returns whether it gave all its figures in time."""
     command = [sys.executable, "-m", "benchmarks.gpu", part, *_flags(options), *own]
     limit = options.limit or case.limit_s
     name = f"{part} {case.name}".rstrip().replace(" ", "-")
     log = options.out.with_suffix(".logs") / f"{name}.log"
-    with log.open("w") as said:
-        # A group of its own, so that nothing of it is left behind.
-        process = subprocess.Popen(command, stderr=said, start_new_session=True)
+    with log.open("w") as output:
+        # A process group of its own, so that no child is left behind.
+        process = subprocess.Popen(command, stderr=output, start_new_session=True)
         try:
             status = process.wait(limit)
             why = f"it died with {signal.Signals(-status).name}" if status < 0 else ""
@@ -134,12 +134,12 @@ def _flags(options: argparse.Namespace) -> list[str]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """The whole group: first politely, for `bicot train` then takes its Ray with it."""
+    """End the whole group: first with SIGTERM, on which `bicot train` stops its Ray."""
     try:
         os.killpg(process.pid, signal.SIGTERM)
         for _ in range(200):
             process.poll()
-            os.killpg(process.pid, 0)  # is anybody left?
+            os.killpg(process.pid, 0)  # raises if no process is left
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
@@ -151,7 +151,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """In the case's own process. Libraries that print, print into the log."""
+    """Runs in the case's own process. Output of libraries goes to the log."""
     people = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,6 +1,6 @@
 """Part `right`, and vLLM's share of it: do the samplers draw the right tokens here, and does the
-learner see the log-probabilities that they were drawn with? With the shapes world's checkpoint, whose
-weights mean something.
+learner compute the log-probabilities that they were drawn with? Uses the shapes world's checkpoint,
+whose weights are trained.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,8 @@ def right(setting: Setting, figures: Figures, case: str) -> None:
 def check_sampler(
     figures: Figures, sampler: Sampler, samples: list[Sample], name: str, dtype: str
 ) -> None:
-    """What holds of every sampler: the learner agrees; the same again; alone as in a batch."""
+    """Checks for every sampler: the learner agrees, a second run is the same, and so is a sample
+    alone."""
     where = {"sampler": name, "dtype": dtype}
     gaps(figures, samples, SAMPLING.guidance, **where)
     compare(figures, samples, sampler.generate(ORDERS), against="the same batch again", **where)
@@ -53,7 +54,7 @@ def check_sampler(
 
 
 def compare(figures: Figures, a: Sequence[Sample], b: Sequence[Sample], **where) -> None:
-    """Shares of samples that are the same, and by how much the rest of what was drawn differs."""
+    """The shares of samples that are the same, and by how much the others differ."""
 
     def share(field: str, rows=None) -> float:
         pairs = rows or list(zip(a, b, strict=True))
@@ -66,7 +67,7 @@ def compare(figures: Figures, a: Sequence[Sample], b: Sequence[Sample], **where)
         for x, y in zip(a, b, strict=True)
         if np.array_equal(x.cot_ids, y.cot_ids) and np.array_equal(x.image_ids, y.image_ids)
     ]
-    if same:  # after another token, log-probabilities are those of something else
+    if same:  # after a different token, log-probabilities cannot be compared
         levels = max(np.abs(x.image.astype(int) - y.image).max() for x, y in same)
         figures.add("pixels_apart", levels, "of 255", **where)
         figures.add("logps_same", min(share("cot_logps", same), share("image_logps", same)), **where)
@@ -89,10 +90,10 @@ def gaps(figures: Figures, samples: Sequence[Sample], guidance: float, only: str
     }
     for tokens, gap in apart.items():
         if only in ("", tokens):
-            size, told = gap.float().abs(), where | {"tokens": tokens, "guidance": guidance}
-            figures.add("gap_mean", size.mean().item(), **told)
-            figures.add("gap_max", size.max().item(), **told)
-            figures.add("gap_share", (size > 1e-2).float().mean().item(), **told)
+            size, conditions = gap.float().abs(), where | {"tokens": tokens, "guidance": guidance}
+            figures.add("gap_mean", size.mean().item(), **conditions)
+            figures.add("gap_max", size.max().item(), **conditions)
+            figures.add("gap_share", (size > 1e-2).float().mean().item(), **conditions)
 
 
 def full_float32() -> None:

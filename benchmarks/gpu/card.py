@@ -1,4 +1,4 @@
-"""Part `env`: the machine, and what it can do at best."""
+"""Part `env`: the machine, and its peak speeds."""
 
 import shutil
 import subprocess

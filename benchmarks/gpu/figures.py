@@ -1,7 +1,7 @@
-"""Figures as they are measured: a line for people, and a line of JSON for machines.
+"""Writes figures as they are measured: a line for people, and a line of JSON for machines.
 
 A line of JSON is a figure, `{"part", "figure", "value", "unit", "predicted": [low, high] or null,
-"rests_on", "conditions", "started", "at_s"}`, or what went wrong, `{"part", "failed", "why", ...}`.
+"rests_on", "conditions", "started", "at_s"}`, or a failure, `{"part", "failed", "why", ...}`.
 """
 
 import json
@@ -21,7 +21,7 @@ Value = float | int | bool | str
 
 
 class Figures:
-    """Of one part. `conditions`: what holds for all its figures (model, device, ...)."""
+    """The figures of one part. `conditions`: what holds for all its figures (model, device, ...)."""
 
     def __init__(
         self, path: Path, part: str, started: str, people: TextIO, conditions: dict[str, Value]
@@ -56,15 +56,15 @@ class Figures:
             self.add(factor, value)
 
     def fail(self, what: str, why: str) -> None:
-        """Something could not be measured: one line."""
+        """Report in one line that something could not be measured."""
         self.failed += 1
         self._say(f"{f'{what}: ' if what else ''}failed: {why}")
         self._write(failed=what or self._part, why=why, conditions=self._conditions)
 
     @contextmanager
     def attempt(self, what: str = "") -> Iterator[None]:
-        """Whatever goes wrong inside is told, with its traceback in the log, and the next measurement
-        goes on: time on a GPU is too dear to lose the rest."""
+        """Reports any error inside this context, with its traceback in the log, and lets the next
+        measurement go on: time on a GPU is too expensive to lose the rest."""
         try:
             yield
         except Exception as error:

@@ -12,7 +12,7 @@ from transformers import JanusForConditionalGeneration
 from actors.sampler import SamplingConfig
 from actors.torch_sampler import TorchSampler
 from benchmarks.gpu.figures import Figures
-from benchmarks.gpu.measure import fresh_memory, parameters, seconds, tell_memory, this_gpu, traced
+from benchmarks.gpu.measure import add_memory, fresh_memory, parameters, seconds, this_gpu, traced
 from benchmarks.gpu.plain_ray import Reference, plain_ray
 from benchmarks.gpu.setting import DEVICE, ON_GPU, Setting
 from learner.config import LearnerConfig
@@ -29,10 +29,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
 """Settings, and passes of the trunk over every token: forward, two of backward, the layers computed
 again, the reference."""
 ONE_RANK = {"zero_optimization": {"reduce_bucket_size": 50_000_000}}
-"""There is nobody to reduce with."""
+"""A single rank reduces with no other."""
 ROOM = 0.8
-"""Of the free memory, for what is counted below; CUDA, the allocator and DeepSpeed's buffers have the
-rest."""
+"""Share of the free memory for what is counted below; CUDA, the allocator and DeepSpeed's buffers take
+the rest."""
 
 
 def learn(setting: Setting, figures: Figures, case: str) -> None:
@@ -40,7 +40,7 @@ def learn(setting: Setting, figures: Figures, case: str) -> None:
     changes, passes = VARIANTS[case]
     rank = _rank(setting, figures, _config(**changes), case=case)
     trunk = parameters(rank.janus.trunk.layers)
-    # Groups of eight. The published recipes take more a step; what a token costs is the same.
+    # Groups of eight. The published recipes have more groups a step; the cost of a token is the same.
     samples, advantages = setting.scored_samples(2 if setting.tiny else 4)
     tokens = sum(
         len(ids)
@@ -63,7 +63,7 @@ def learn(setting: Setting, figures: Figures, case: str) -> None:
     figures.add("tflops", 2 * trunk * tokens * passes / taken / 1e12, "TFLOP/s", case=case)
     if case == "recomputed" and (gpu := this_gpu()):
         figures.add_factor("learner_flops", 2 * trunk * tokens * passes / taken / gpu.flops)
-    tell_memory(figures, "peak_gb", case=case)
+    add_memory(figures, "peak_gb", case=case)
     figures.add("grad_norm_is_finite", math.isfinite(metrics["grad_norm"]), case=case)
     if setting.trace:
         traced(step, setting.trace / f"learn-{case.replace(' ', '-')}.txt")
@@ -88,7 +88,7 @@ def publish(setting: Setting, figures: Figures, case: str) -> None:
     figures.add("pack_s", taken, "s")
     figures.add("pack_gb_s", gb / taken, "GB/s")
     figures.add_factor("store_bytes_s", 1e9 * gb / taken)
-    rank = None  # its memory is the sampler's
+    rank = None  # frees its memory for the sampler
     fresh_memory()
     sampler = TorchSampler(load_janus(policy, DEVICE), SamplingConfig(), 0)
     specs = [spec for bucket in manifest for spec in bucket]
@@ -117,12 +117,12 @@ def _rank(setting: Setting, figures: Figures, config: LearnerConfig, **where):
     taken = seconds(setup)
     figures.add("layers", layers, **where)
     figures.add("setup_s", taken, "s", **where)
-    tell_memory(figures, "held_gb", **where)
+    add_memory(figures, "held_gb", **where)
     return rank
 
 
 def _layers(setting: Setting, config: LearnerConfig) -> int:
-    """Those that were asked for; else as many as fit, by the estimate of `bicot estimate`."""
+    """The number of layers asked for; else as many as fit, by the estimate of `bicot estimate`."""
     whole = setting.config().text_config.num_hidden_layers
     if setting.layers or not ON_GPU:
         return whole

@@ -14,14 +14,14 @@ from policy.model import PolicyModel, image_head_of, text_head_of, trunk_of
 
 
 def kv_bytes(config: JanusConfig, width: int) -> int:
-    """Keys and values of one token in one row."""
+    """Bytes of the keys and values of one token in one row."""
     text = config.text_config
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * text.num_key_value_heads * size * width
 
 
 def step_bytes(janus: PolicyModel, setting: Setting, phase: str, pairs: int) -> float:
-    """Of one step in the middle of a phase: a CoT is one row a sample, an image two."""
+    """Bytes of one step in the middle of a phase: a CoT is one row a sample, an image two."""
     model, lengths = janus.model, setting.lengths
     width = model.dtype.itemsize
     head: nn.Module = text_head_of(model)

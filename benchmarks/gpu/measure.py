@@ -1,4 +1,4 @@
-"""Seconds, bytes and kernels."""
+"""Measures seconds, bytes and kernels."""
 
 import gc
 import statistics
@@ -17,18 +17,18 @@ from cluster.estimate.hardware import Gpu, gpu_of_device
 
 
 def this_gpu() -> Gpu | None:
-    """What the GPU at hand can do by its data sheet, where that is known."""
+    """This machine's GPU by its data sheet; None: it is not known."""
     return gpu_of_device(torch.cuda.get_device_name()) if ON_GPU else None
 
 
 def wait() -> None:
-    """Until the GPU has done all that it was given."""
+    """Wait until the GPU has finished its work."""
     if ON_GPU:
         torch.cuda.synchronize()
 
 
 def seconds(call: Callable, runs: int = 1) -> float:
-    """Median; the GPU's work included."""
+    """Median seconds of a call, the GPU's work included."""
     times = []
     for _ in range(runs):
         wait()
@@ -40,7 +40,7 @@ def seconds(call: Callable, runs: int = 1) -> float:
 
 
 def seconds_to_launch(call: Callable) -> float:
-    """Until the call returns, whatever the GPU has done by then."""
+    """Seconds until the call returns, without the GPU's work."""
     wait()
     started = time.perf_counter()
     call()
@@ -50,14 +50,14 @@ def seconds_to_launch(call: Callable) -> float:
 
 
 def fresh_memory() -> None:
-    """Let go of what is unused, and count peaks anew."""
+    """Free unused memory, and reset the peak counters."""
     gc.collect()
     if ON_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
-def tell_memory(figures: Figures, what: str, **where) -> None:
+def add_memory(figures: Figures, what: str, **where) -> None:
     """Torch's memory on the GPU, if there is one: `held_gb` now, or `peak_gb` since `fresh_memory`."""
     if ON_GPU:
         read = torch.cuda.max_memory_allocated if what == "peak_gb" else torch.cuda.memory_allocated
@@ -65,8 +65,7 @@ def tell_memory(figures: Figures, what: str, **where) -> None:
 
 
 def copy_bytes_s() -> float:
-    """Bytes a second, read and written, of a copy that no cache holds: what a decoding step can hope
-    for."""
+    """Bytes a second, read and written, of a copy that no cache holds: the bound of a decoding step."""
     size = 2**32 if ON_GPU else 2**26
     source, target = (torch.zeros(size, dtype=torch.uint8, device=DEVICE) for _ in range(2))
     target.copy_(source)
@@ -74,7 +73,7 @@ def copy_bytes_s() -> float:
 
 
 class Work(NamedTuple):
-    """What a call gave the device."""
+    """The work of a call on the device."""
 
     kernels: int
     """On a CPU: operators."""
@@ -82,7 +81,7 @@ class Work(NamedTuple):
 
 
 def traced(call: Callable, table: Path | None = None) -> Work:
-    """Run under the profiler; write what took longest to `table`."""
+    """Run a call under the profiler; write the longest kernels to `table`."""
     activities = [ProfilerActivity.CUDA] if ON_GPU else [ProfilerActivity.CPU]
     wait()
     with profile(activities=activities) as trace:

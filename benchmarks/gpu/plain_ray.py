@@ -1,5 +1,5 @@
-"""The learner's rank in this process, with Ray or without: a reference holds its object, and nothing is
-fetched. What a rank does on its GPU is the same.
+"""Runs the learner's rank in this process, with or without Ray: a reference holds its object, and
+nothing is fetched. The rank's work on its GPU is the same.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Reference:
-    """To what is in this process anyway."""
+    """A reference to an object of this process."""
 
     def __init__(self, held):
         self.held = held
@@ -21,7 +21,7 @@ class Reference:
 
 
 class _Absent(ModuleType):
-    """A module of a package that is not installed: any name in it is a class of no use."""
+    """A module of a package that is not installed: any name in it is an empty class."""
 
     __path__: list[str] = []
 
@@ -49,7 +49,7 @@ def _get(references, timeout=None):
 
 
 def plain_ray() -> None:
-    """To be called before learner.rank is imported, in a process that needs no other Ray."""
+    """Call it before learner.rank is imported, in a process that needs no other Ray."""
     try:
         importlib.import_module("ray")
     except ImportError:

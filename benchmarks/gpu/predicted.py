@@ -1,4 +1,4 @@
-"""What is expected of the figures, before a GPU has given any, and what that rests on.
+"""Predictions of the figures, made before any measurement on a GPU, and their reasons.
 
 For Janus-Pro-7B on one H100 of 80 GB, unless the conditions say otherwise. The arithmetic: a decoding
 step reads the trunk (12.1 GB in bfloat16) and the keys and values so far (0.49 MB a token and row) at
@@ -80,7 +80,7 @@ PREDICTIONS = (
 
 
 def prediction(figure: str, conditions: Mapping[str, object]) -> Prediction | None:
-    """The first that is made for this figure under these conditions."""
+    """The first prediction for this figure under these conditions."""
     for made in PREDICTIONS:
         if made.figure == figure and made.where.items() <= conditions.items():
             return made

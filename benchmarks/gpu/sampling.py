@@ -11,11 +11,11 @@ from actors.torch_sampler import TorchSampler
 from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.limit import step_bytes
 from benchmarks.gpu.measure import (
+    add_memory,
     copy_bytes_s,
     fresh_memory,
     seconds,
     seconds_to_launch,
-    tell_memory,
     this_gpu,
     traced,
 )
@@ -27,7 +27,7 @@ from cluster.estimate.speed import decoder_flops
 def torch_sampler(setting: Setting, figures: Figures, case: str) -> None:
     bytes_s = copy_bytes_s()
     janus = setting.build()
-    tell_memory(figures, "held_gb")
+    add_memory(figures, "held_gb")
     for pairs in (1, setting.pairs[0]):
         with figures.attempt(f"single steps, {pairs} pairs"):
             single_steps(setting, figures, janus, pairs)
@@ -46,8 +46,8 @@ def torch_sampler(setting: Setting, figures: Figures, case: str) -> None:
 
 
 def single_steps(setting: Setting, figures: Figures, janus: Any, pairs: int) -> None:
-    """From the middle of an image: the difference between drawing a few tokens and some more of them,
-    so that the prompt's own pass does not count. At one pair the GPU waits for the host: the time to
+    """Times steps in the middle of an image: the difference between drawing a few tokens and some more,
+    so that the prompt's own pass does not count. At one pair the GPU waits for the host, so the time to
     launch is the host's."""
     few, more = 4, 12
     prompts = setting.image_prompts(pairs, more=janus.image_tokens // 2)
@@ -86,7 +86,7 @@ def text(setting: Setting, figures: Figures, sampler: TorchSampler, rows: int) -
 def images(
     setting: Setting, figures: Figures, sampler: TorchSampler, pairs: int, bytes_s: float
 ) -> None:
-    """Whole images, their pixels left out."""
+    """Times whole images, without decoding their pixels."""
     prompts, keys = setting.image_prompts(pairs), setting.keys(pairs, "image")
     sampler.generate_images(prompts, keys)
     fresh_memory()
@@ -97,13 +97,13 @@ def images(
     figures.add("images_s", pairs / taken, "images/s", pairs=pairs)
     figures.add("limit_ms", 1e3 * limit, "ms", pairs=pairs)
     figures.add("of_limit", limit / step, pairs=pairs)
-    tell_memory(figures, "peak_gb", pairs=pairs)
+    add_memory(figures, "peak_gb", pairs=pairs)
 
 
 def against_the_plain_loop(
     setting: Setting, figures: Figures, sampler: TorchSampler, pairs: int
 ) -> None:
-    """Whole samples: CoT, image and pixels, by transformers alone in the published code's manner."""
+    """Times whole samples: CoT, image and pixels, by transformers alone as the published code does."""
     orders = setting.orders(pairs)
     plain = TransformersBaseline(sampler.janus, sampler.config)
     slow = seconds(lambda: plain.draw([order.prompt.text for order in orders]))
@@ -119,7 +119,7 @@ def against_the_plain_loop(
 
 
 def decode(setting: Setting, figures: Figures, case: str) -> None:
-    """Image tokens to pixels on the host."""
+    """Times decoding image tokens to pixels on the host."""
     janus = setting.build(layers=1)
     codes = janus.model.config.vq_config.num_embeddings
     with torch.device("meta"):
@@ -135,7 +135,7 @@ def decode(setting: Setting, figures: Figures, case: str) -> None:
             if count == 48 and (gpu := this_gpu()):
                 done = count * decoder_flops(shapes)
                 figures.add_factor("image_decoder_flops", done / taken / gpu.flops)
-            tell_memory(figures, "peak_gb", images=count)
+            add_memory(figures, "peak_gb", images=count)
 
 
 def _sampling(setting: Setting) -> SamplingConfig:

@@ -1,5 +1,5 @@
-"""The model and the lengths that are measured: random weights in a published model's shapes, and
-prompts as long as a real run's. Nothing is downloaded, and little of it touches the disk.
+"""The models and lengths to measure with: random weights in a published model's shapes, and prompts as
+long as a real run's. Nothing is downloaded, and little is written to disk.
 """
 
 import json
@@ -29,7 +29,7 @@ SHAPES_TEMPLATES = str(EXAMPLES / "shapes" / "templates")
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens. `image_prompt` holds the prompt and the CoT."""
+    """Lengths in tokens. `image_prompt` holds the prompt and the CoT."""
 
     cot_prompt: int = 125
     cot: int = 70
@@ -37,7 +37,7 @@ class Lengths:
 
     @property
     def words(self) -> int:
-        """Of the image prompt, but for the CoT."""
+        """Words of the image prompt without the CoT."""
         return self.image_prompt - self.cot
 
 
@@ -46,13 +46,13 @@ class Setting:
     model: str
     """Janus-Pro-7B, Janus-Pro-1B or tiny."""
     layers: int | None
-    """Of the trunk; None: all, or for the learner as many as fit."""
+    """Layers of the trunk; None: all, or for the learner as many as fit."""
     pairs: tuple[int, ...]
     eager: bool
     trace: Path | None
     """Folder for tables of kernels."""
     scratch: Path
-    """For models on disk; the cases of a part share it."""
+    """Folder for models on disk; the cases of a part share it."""
     lengths: Lengths = Lengths()
     guidance: float = 5.0
 
@@ -83,7 +83,7 @@ class Setting:
     # --- models ---
 
     def config(self, layers: int | None = None) -> JanusConfig:
-        """The shapes, with another number of layers where one is asked for."""
+        """The model's config, with another number of layers if given."""
         if self.tiny:
             with torch.device("meta"):
                 config = build_janus(build_tokenizer(), hidden=128, layers=2).config
@@ -95,7 +95,7 @@ class Setting:
         return config
 
     def build(self, layers: int | None = None) -> Janus:
-        """In memory, on the device. Raises UserError for a published model without a GPU."""
+        """The model in memory, on the device. Raises UserError for a published model without a GPU."""
         if not (self.tiny or ON_GPU):
             raise UserError(f"{self.model} is measured on a GPU, and torch sees none here: add --tiny")
         config, before = self.config(layers), torch.get_default_dtype()
@@ -110,7 +110,7 @@ class Setting:
         return Janus(model.eval(), tokenizer, load_templates(self.templates))
 
     def on_disk(self, layers: int) -> PolicyConfig:
-        """The same as a folder; written once."""
+        """The same model as a folder; written once."""
         folder = self.scratch / f"{self.model}-{layers}"
         if not folder.exists():
             janus = self.build(layers)
@@ -123,13 +123,14 @@ class Setting:
     # --- what is drawn and learned from ---
 
     def cot_prompts(self, count: int) -> list[list[int]]:
-        """Ids; the samples of a group have one prompt."""
+        """Prompts as ids; the samples of a group have one prompt."""
         rng = np.random.default_rng(1)
         groups = [_row(rng, self.lengths.cot_prompt) for _ in range(0, count, GROUP)]
         return [groups[n // GROUP] for n in range(count)]
 
     def image_prompts(self, count: int, more: int = 0) -> list[list[int]]:
-        """Ids; each sample has its own CoT, about as long as the others'. `more`: tokens on top."""
+        """Prompts as ids; each sample has its own CoT, about as long as the others'. `more`: extra
+        tokens."""
         rng = np.random.default_rng(2)
         cots = self._cot_lengths(rng, count)
         return [_row(rng, self.lengths.words + n + more) for n in cots]
@@ -138,13 +139,13 @@ class Setting:
         return [stream_key(0, f"p{n // GROUP}", n % GROUP, phase) for n in range(count)]
 
     def orders(self, count: int) -> list[SampleRequest]:
-        """Prompts in words. With the made-up tokenizer their CoTs are as long in the image's prompt as
-        when they were drawn."""
+        """Requests with prompts as text. With the made-up tokenizer a CoT has as many tokens in the
+        image's prompt as when it was drawn."""
         text = " ".join(WORDS.split()[: max(2, self.lengths.words - 7)])
         return [SampleRequest(plain_prompt(f"{text} {n // GROUP}"), n % GROUP) for n in range(count)]
 
     def scored_samples(self, groups: int) -> tuple[list[list[Sample]], np.ndarray]:
-        """Groups in a real run's lengths, with ids and log-probabilities of no meaning; advantages."""
+        """Groups in a real run's lengths, with random ids and log-probabilities; and advantages."""
         rng, config = np.random.default_rng(3), self.config()
         made = [self._group(rng, str(n), config) for n in range(groups)]
         return made, np.tile(np.linspace(-1, 1, GROUP, dtype=np.float32), (groups, 1))
@@ -178,7 +179,7 @@ class Setting:
 
 
 def with_short_images(janus: Janus, tokens: int) -> Janus:
-    """The same model, whose images end after so many tokens: to look at single steps."""
+    """The same model, whose images end after `tokens` tokens, to time single steps."""
 
     class ShortImages(Janus):
         image_tokens = tokens
@@ -187,7 +188,8 @@ def with_short_images(janus: Janus, tokens: int) -> Janus:
 
 
 def made_up_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A word for every id: a CoT of random ids is as many words, and these are as many ids again."""
+    """A tokenizer with a word for every id: a CoT of random ids becomes as many words, and these as
+    many ids again."""
     small = build_tokenizer()
     described = json.loads(small.backend_tokenizer.to_str())
     known = described["model"]["vocab"]
@@ -201,7 +203,7 @@ def made_up_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def shapes_policy(dtype: str) -> PolicyConfig:
-    """A trained model that is small enough for every machine."""
+    """The shapes world's trained model, small enough for every machine."""
     return PolicyConfig(
         path=str(EXAMPLES / "shapes" / "checkpoint"), templates=SHAPES_TEMPLATES, dtype=dtype
     )

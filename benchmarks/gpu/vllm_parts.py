@@ -1,4 +1,5 @@
-"""Part `vllm`: does its engine work here, how fast is it, does it draw what the torch sampler draws?"""
+"""Part `vllm`: does its engine work here, how fast is it, and does it draw the torch sampler's
+tokens?"""
 
 import os
 
@@ -17,7 +18,7 @@ from policy.model import Janus, load_janus
 
 
 def speed(setting: Setting, figures: Figures, case: str) -> None:
-    """At a published model's size."""
+    """Measures speed at a published model's size."""
     bytes_s = copy_bytes_s()
     janus = setting.build()
     limits = {pairs: step_bytes(janus, setting, "image", pairs) / bytes_s for pairs in setting.pairs}
@@ -42,7 +43,8 @@ def speed(setting: Setting, figures: Figures, case: str) -> None:
 
 
 def agrees(setting: Setting, figures: Figures, case: str) -> None:
-    """With the torch sampler and the learner, in one dtype. A small share of the GPU is enough."""
+    """Compares it with the torch sampler and the learner, in one dtype. A small share of the GPU is
+    enough."""
     full_float32()
     small = {"kv_cache_mb": 64 if not ON_GPU else 512, "gpu_memory_utilization": 0.2}
     policy = shapes_policy(case)
@@ -54,9 +56,9 @@ def agrees(setting: Setting, figures: Figures, case: str) -> None:
 
 
 def start(figures: Figures, janus: Janus, sampling: SamplingConfig, case: str, **settings):
-    """Its first figures say what the engine made of the settings."""
+    """Start the engine. The first figures are the settings that it chose."""
     if settings["enforce_eager"] and ON_GPU:
-        os.environ["VLLM_GPU_SYNC_CHECK"] = "warn"  # tells in the log where drawing waits for the GPU
+        os.environ["VLLM_GPU_SYNC_CHECK"] = "warn"  # logs where drawing waits for the GPU
     try:
         from actors.vllm.config import VLLMConfig
         from actors.vllm.sampler import VLLMSampler
@@ -107,8 +109,8 @@ def images(
 
 
 def new_weights(setting: Setting, figures: Figures, sampler, trained: dict[str, torch.Tensor]) -> None:
-    """Replaced under the running engine, CUDA graphs and all: other weights draw other tokens, and the
-    old ones the old tokens."""
+    """Replaces weights under the running engine, with its CUDA graphs: other weights draw other tokens,
+    and the old ones the old tokens."""
     prompts, keys = setting.cot_prompts(GROUP), setting.keys(GROUP, "cot")
     before = sampler.generate_cots(prompts, keys).ids
     sampler.load_weights(1, {name: -tensor for name, tensor in trained.items()}.items())

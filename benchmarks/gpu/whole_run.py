@@ -27,7 +27,7 @@ SMALL = (
 ON_ONE_GPU = (
     "actors.num_gpus=0.5",
     "learner.num_gpus=0.4",
-    # vLLM would take most of the card, and the learner is there as well.
+    # By default vLLM takes most of the GPU, which the learner shares.
     "actors.vllm.gpu_memory_utilization=0.3",
 )
 
@@ -42,25 +42,25 @@ def end_to_end(setting: Setting, figures: Figures, case: str) -> None:
         overrides += [*ON_ONE_GPU, f"actors.vllm.enforce_eager={str(setting.eager).lower()}"]
     config = str(EXAMPLES / "shapes" / "train.yaml")
     command = [sys.executable, "-m", "cluster", "train", config, *overrides]
-    # What it says goes where this process's own words go: into the part's log.
+    # Its output goes where this process's goes: into the part's log.
     ended = []
     taken = seconds(
         lambda: ended.append(subprocess.run(command, cwd=EXAMPLES.parent, timeout=3600).returncode)
     )
     if ended != [0]:
-        raise UserError(f"bicot train ended with status {ended[0]}: end_to_end.log says why")
+        raise UserError(f"bicot train ended with status {ended[0]}: the reason is in end_to_end.log")
     figures.add("whole_s", taken, "s", steps=STEPS)
     for name, values in _metrics(setting.scratch / "end_to_end" / "metrics.jsonl").items():
         role, _, what = name.rpartition("/")
         if role == "time":
-            # The first step warms up.
+            # The first step is a warm-up.
             figures.add(f"{what}_s", statistics.median(values[1:] or values), "s", steps=STEPS)
         elif name == "throughput/samples_per_s":
             figures.add("images_s", statistics.median(values[1:] or values), "images/s", steps=STEPS)
 
 
 def _check_ray() -> None:
-    """Raises UserError where `import ray` gives something else than Ray."""
+    """Raises UserError if `import ray` imports something else than Ray."""
     try:
         import ray
     except ImportError:
@@ -70,7 +70,7 @@ def _check_ray() -> None:
 
 
 def _metrics(path: Path) -> dict[str, list[float]]:
-    """All values of each number, step by step."""
+    """Name -> all values, step by step."""
     found: dict[str, list[float]] = {}
     for line in path.read_text(encoding="utf-8").split("\n"):
         for name, value in (json.loads(line) if line else {}).items():

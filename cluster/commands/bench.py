@@ -37,8 +37,8 @@ from rewards.serving import deploy_experts, shutdown_experts
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done in a folder. `generator` is what its images are recorded as made by; `images`
-    where they lie, if not in it."""
+    """The work to do in a folder. `generator` is recorded as the maker of its images; `images` is their
+    folder, if not the run's."""
 
     config: BenchRunConfig
     out: Path
@@ -47,12 +47,13 @@ class Job:
 
 
 def job_of(config: BenchRunConfig, out: Path) -> Job:
-    """To draw, judge and score."""
+    """The job that draws, judges and scores."""
     return Job(config, out, config.generator())
 
 
 def benchmark_of(folder: Path, named: str | None) -> str:
-    """Whose images a folder holds: what its run says, or what a person says. Raises UserError."""
+    """The benchmark whose images a folder holds, from its run's record or the name given. Raises
+    UserError."""
     path = folder / "bench.json"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -70,7 +71,7 @@ def benchmark_of(folder: Path, named: str | None) -> str:
 
 
 def judges_with_server(name: str) -> list[str]:
-    """The judges of a benchmark that ask a server. Raises UserError if there is none."""
+    """The judges of a benchmark that use a server. Raises UserError if there is none."""
     judges = benchmark_class(name).judges
     found = [judge for judge, entry in judges.items() if "url" in entry.get("options", {})]
     if not found:
@@ -85,8 +86,8 @@ def score_job(
     flags: dict[str, Any],
     overrides: Sequence[str],
 ) -> Job:
-    """To judge and score the images of a run, or of any folder in the published layout. Raises
-    UserError if it cannot be said whose layout that is."""
+    """The job that judges and scores the images of a run, or of any folder in the published layout.
+    Raises UserError if the benchmark of that layout is not known."""
     name = benchmark_of(folder, benchmark)
     if not (folder / "bench.json").exists():
         config = bench_config(name, None, {"images": str(folder), **flags}, overrides)
@@ -106,7 +107,7 @@ def score_job(
 def run(
     job: Job, console: Console, *, judge: bool = True, published_rules: bool = False
 ) -> dict[str, Any] | None:
-    """Draw and judge what is missing, and score it. Returns the result; None if nobody has judged."""
+    """Draw and judge what is missing, and score it. Returns the result; None if nothing is judged."""
     config, out = job.config, job.out
     benchmark = load_benchmark(config.benchmark, config.data)
     items = some_of(benchmark.items, config.tasks, config.limit)
@@ -127,9 +128,11 @@ def run(
             try:
                 _draw_and_judge(config, folder, items, judges, console)
             except KeyboardInterrupt:
-                told = f"stopped; what was drawn and judged is in {out}"
+                message = f"stopped; what was drawn and judged is in {out}"
                 console.print(
-                    f"{told}, and the same command goes on from there", highlight=False, soft_wrap=True
+                    f"{message}, and the same command goes on from there",
+                    highlight=False,
+                    soft_wrap=True,
                 )
                 raise
         if not judge and not folder.by:
@@ -208,6 +211,6 @@ def _draw_and_judge(
             with bars(console) as progress:
                 Pipeline(folder, items, config, workers, judges, progress).run()
         finally:
-            if existing_cluster(config.ray):  # our own ends with us, all at once
+            if existing_cluster(config.ray):  # our own cluster ends with this process
                 shutdown_experts()
                 pipeline.stop_workers(workers)

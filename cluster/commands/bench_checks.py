@@ -1,4 +1,4 @@
-"""What must be so before a benchmark starts: found here, it is one line at once, not after minutes."""
+"""Checks before a benchmark starts, so that a mistake is one line at once and not after minutes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from rewards.http import http_client
 def check_job(
     config: BenchRunConfig, folder: RunFolder, items: Sequence[Item], judges: RewardsConfig | None
 ) -> None:
-    """Before anything starts. Raises UserError."""
+    """Check a job before anything starts. Raises UserError."""
     if not items:
         raise UserError(f"{folder.benchmark.title}: no prompt is asked for")
     if not config.generates:
@@ -49,8 +49,8 @@ def _check_images(folder: RunFolder, items: Sequence[Item]) -> None:
 
 
 def check_servers(judges: RewardsConfig | None, ray: RayConfig) -> None:
-    """The servers that judges ask, before anything starts. Raises UserError. On a cluster of others
-    only what is named: its nodes may have keys and ways of their own."""
+    """Check the servers of judges before anything starts. Raises UserError. On an existing cluster only
+    that they are named: its nodes may have keys and networks of their own."""
     for name, entry in (judges.experts if judges else {}).items():
         url = entry.options.get("url")
         if url is None:
@@ -66,7 +66,7 @@ def check_servers(judges: RewardsConfig | None, ray: RayConfig) -> None:
 
 
 def _check_answers(name: str, url: str) -> None:
-    """Whatever is said there is fine."""
+    """Checks that a server answers at all; any status is fine."""
     with http_client(url, timeout=10) as client:
         try:
             client.head(url)

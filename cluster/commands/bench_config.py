@@ -1,4 +1,4 @@
-"""What a command line of `bicot bench` asks for."""
+"""The configuration of a command line of `bicot bench`."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -18,7 +18,7 @@ class BenchRunConfig(BenchConfig):
 def bench_config(
     name: str, config: Path | None, flags: dict[str, Any], overrides: Sequence[str]
 ) -> BenchRunConfig:
-    """What a command line asks for: the benchmark's own defaults, the model and sampling of a run's
+    """The configuration from the benchmark's own defaults, the model and sampling of a run's
     configuration file, options, and overrides, in this order."""
     tree: dict[str, Any] = deepcopy(dict(benchmark_class(name).defaults))
     if config is not None:
@@ -30,5 +30,5 @@ def bench_config(
         tree.pop("policy", None)
     tree = merged(tree, {"benchmark": name, **flags})
     if "path" not in (tree.get("policy") or {"path": ""}):
-        tree.pop("policy")  # the templates of nothing
+        tree.pop("policy")  # only templates: there is no policy to use them
     return validated(BenchRunConfig, tree, "command line", overrides)

@@ -1,4 +1,4 @@
-"""`bicot bench list`: which benchmarks there are, without the models' libraries."""
+"""`bicot bench list`: the benchmarks, without importing the models' libraries."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from evaluation.data import RELEASES
 
 
 def list_benchmarks(console: Console) -> None:
-    """What there is, and whether its prompts are here."""
+    """Print the benchmarks, and whether their prompts are here."""
     table = Table(box=box.SIMPLE)
     table.add_column("benchmark", no_wrap=True)
     table.add_column("title")
@@ -27,7 +27,7 @@ def list_benchmarks(console: Console) -> None:
 
 
 def has_prompts(benchmark: type[Benchmark]) -> bool:
-    """Whether its files lie where `bicot fetch` puts them, or come with this program."""
+    """Whether its files are where `bicot fetch` puts them, or come with this program."""
     release = RELEASES.get(benchmark.data_name)
     folder = Path("data") / benchmark.data_name
     return release is None or all((folder / file.name).is_file() for file in release.files)

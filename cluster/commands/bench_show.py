@@ -1,4 +1,4 @@
-"""What `bicot bench` shows in a terminal: how far it is, and its tables."""
+"""The terminal output of `bicot bench`: progress bars and tables."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,21 +14,21 @@ from evaluation.compare import BenchmarkTable, number
 
 @contextmanager
 def bars(console: Console) -> Iterator[pipeline.Progress]:
-    """Two bars, with the time that is left; where there is no terminal, a line now and then."""
+    """Two bars with the time left; without a terminal, a line at every tenth."""
     name = TextColumn("{task.description}")
     columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    told = 0
+    printed = 0
 
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
         drawing, judging = shown.add_task("drawn", total=None), shown.add_task("judged", total=None)
 
         def tell(now: pipeline.Progress) -> None:
-            nonlocal told
+            nonlocal printed
             shown.update(drawing, completed=now.drawn, total=now.to_draw, visible=now.to_draw > 0)
             shown.update(judging, completed=now.judged, total=now.to_judge, visible=now.to_judge > 0)
             tenth = 10 * (now.drawn + now.judged) // max(1, now.to_draw + now.to_judge)
-            if not console.is_terminal and tenth > told:
-                told = tenth
+            if not console.is_terminal and tenth > printed:
+                printed = tenth
                 console.print(
                     f"drawn {now.drawn} of {now.to_draw} images, judged {now.judged} of {now.to_judge}",
                     highlight=False,
@@ -38,7 +38,7 @@ def bars(console: Console) -> Iterator[pipeline.Progress]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """The result as a table, with what it does not say."""
+    """Print the result as a table with its notes."""
     asked = result["asked"]
     table = Table(title=f"{result['title']}, {asked['prompts']} of {asked['of']} prompts")
     table.add_column("task")
@@ -55,7 +55,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def show_comparison(found: Sequence[BenchmarkTable], console: Console) -> None:
-    """A table a benchmark, and under it what its numbers do not say."""
+    """Print a table a benchmark, with its notes under it."""
     for one in found:
         table = Table(title=one.title, caption="; ".join(one.differing) or None)
         table.add_column("task", overflow="fold")
@@ -66,5 +66,5 @@ def show_comparison(found: Sequence[BenchmarkTable], console: Console) -> None:
         console.print(table)
         for each in one.runs:
             for note in each.result["notes"]:
-                told = f"{each.label}: {note}"
-                console.print(told, highlight=False, markup=False, soft_wrap=True)
+                line = f"{each.label}: {note}"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -30,8 +30,8 @@ from policy.jsonl import read_text
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: its evaluation, and the experts of the run that made it, None if its
-    configuration is not there."""
+    """One of the two: its evaluation, and the experts of the run that made it, None without its
+    configuration."""
 
     folder: Path
     evaluation: Evaluation
@@ -47,8 +47,8 @@ class Side:
 def compare(
     one: Path, other: Path, out: Path, console: Console, *, anyway: bool, data: Path | None
 ) -> None:
-    """Write the page, and print its numbers. Raises UserError for what cannot be compared; results of
-    benchmarks are shown `anyway`, marked."""
+    """Write the page, and print its numbers. Raises UserError if they cannot be compared; with
+    `anyway`, such results of benchmarks are shown and marked."""
     kinds = {_is_result(one), _is_result(other)}
     if len(kinds) > 1:
         raise UserError(
@@ -89,7 +89,7 @@ def read_side(folder: Path) -> Side:
 
 
 def compare_runs(one: Side, other: Side) -> Comparison:
-    """On the prompts that both have. Raises UserError if there are none."""
+    """Compare two runs on the prompts that both have. Raises UserError if there are none."""
     both = one.evaluation.by_prompt().keys() & other.evaluation.by_prompt().keys()
     if not both:
         raise UserError(f"{one.folder} and {other.folder}: their evaluations have no prompt in common")
@@ -136,7 +136,7 @@ def _row(change: Change) -> Row:
 
 
 def _gains(sides: tuple[Side, Side], prompts: set[str]) -> list[Row]:
-    """What each run has gained itself since its first evaluation, where it has one of these prompts."""
+    """Rows of each run's own gain since its first evaluation of these prompts."""
     gains: list[dict[str, Change]] = []
     for side in sides:
         if side.before and not prompts.isdisjoint(side.before.by_prompt()):
@@ -182,7 +182,7 @@ def _pictures(group: list[ScoredSample]) -> tuple[tuple[str, str], ...]:
 
 
 def _differences(one: Side, other: Side, before: Evaluation, after: Evaluation) -> list[str]:
-    """What makes the two less comparable, in sentences."""
+    """Sentences on what makes the two less comparable."""
     notes = []
     counts = [len(side.evaluation.by_prompt()) for side in (one, other)]
     both = len(before.by_prompt())
@@ -199,7 +199,7 @@ def _differences(one: Side, other: Side, before: Evaluation, after: Evaluation) 
         )
     if one.experts is not None and other.experts is not None:
         names = sorted({*one.experts, *other.experts})
-        if differ := [name for name in names if _says(one, name) != _says(other, name)]:
+        if differ := [name for name in names if _settings(one, name) != _settings(other, name)]:
             notes.append(
                 f"The experts differ ({', '.join(differ)}): rewards and strict accuracies are on two"
                 " scales."
@@ -207,12 +207,12 @@ def _differences(one: Side, other: Side, before: Evaluation, after: Evaluation) 
     return notes
 
 
-_SAYS = ("use", "options", "weight", "normalize")
+_KEYS = ("use", "options", "weight", "normalize")
 """Keys of an expert that its scores or the reward depend on."""
 
 
-def _says(side: Side, expert: str) -> list[Any]:
-    return [(side.experts or {}).get(expert, {}).get(key) for key in _SAYS]
+def _settings(side: Side, expert: str) -> list[Any]:
+    return [(side.experts or {}).get(expert, {}).get(key) for key in _KEYS]
 
 
 def _show(comparison: Comparison, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Commands for a job that runs: how its experts are, and how many replicas they have."""
+"""Commands for a running job: the state of its experts, and how many replicas they have."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from rewards.status import ExpertStatus, expert_statuses, scale_expert
 
 @contextmanager
 def joined(address: str) -> Iterator[None]:
-    """Connected to a Ray that runs. Raises UserError if none answers there."""
+    """Connects to a running Ray cluster. Raises UserError if none answers there."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     check_answers(address)
     try:
@@ -30,7 +30,7 @@ def joined(address: str) -> Iterator[None]:
 
 
 def show_experts(address: str, console: Console) -> None:
-    """A table of the experts that run."""
+    """Print a table of the experts that run."""
     with joined(address):
         statuses = expert_statuses()
     if not statuses:
@@ -39,7 +39,7 @@ def show_experts(address: str, console: Console) -> None:
 
 
 def experts_table(statuses: Sequence[ExpertStatus]) -> Table:
-    """One row an expert: its replicas, what they hold, how fast they are, and what failed."""
+    """One row an expert: replicas, requests held, speed and failures."""
     table = Table("expert", "replicas", title="experts")
     for column in ("queue", "images/s", "p50 s", "p95 s", "images", "failures"):
         table.add_column(column, justify="right", no_wrap=True)

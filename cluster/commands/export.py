@@ -13,7 +13,7 @@ from policy.hub import Layout
 from policy.publish import Repository
 
 _STATE = {"state.json", "zero_to_fp32.py", "zero_to_torch.py"}
-"""In a checkpoint: what is no part of the model."""
+"""Files of a checkpoint that are no part of the model."""
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
     push: str | None = None,
     public: bool = False,
 ) -> None:
-    """Write the model into `target`, with a model card or without, and upload it to the hub's
+    """Write the model into `target`, with `card` a model card too, and upload it to the hub's
     repository `push`. Raises UserError, with nothing written, if there is no checkpoint, `target` holds
     anything, or the hub refuses; an upload that breaks off leaves `target` whole."""
 

@@ -1,9 +1,9 @@
-"""`bicot fetch`: the published files of a benchmark, or `t2i_r1`: the prompt set and the wording that
-T2I-R1 published, as files for a run.
+"""`bicot fetch`: downloads the published files of a benchmark or, for `t2i_r1`, the prompt set and the
+wording that T2I-R1 published, as files for a run.
 
-They come from public repositories, at one commit each, by the user's own command. Here are only their
-places and their hashes. T2I-R1's system prompt is a literal in the source of the published trainer,
-which is read and never run.
+They come from public repositories, at one commit each. Only their addresses and hashes are here.
+T2I-R1's system prompt is a literal in the source of the published trainer, which is parsed and never
+run.
 """
 
 import ast
@@ -52,21 +52,22 @@ T2I_R1 = Release(
 
 
 def fetch(name: str, out: Path | None, console: Console) -> None:
-    """Get what is published under a name into a folder, `data/NAME` by default. Raises UserError, with
-    nothing written but published files that arrived whole."""
+    """Download what is published under a name into a folder, `data/NAME` by default. Raises UserError,
+    with nothing written but complete published files."""
     names = (NAME, *RELEASES)
     if name not in names:
         raise UserError(f"{name}: nothing to fetch has this name; there are {', '.join(names)}")
     out = out or Path("data") / name
     try:
-        told = fetch_t2i_r1(T2I_R1, out) if name == NAME else fetch_benchmark(RELEASES[name], out)
+        line = fetch_t2i_r1(T2I_R1, out) if name == NAME else fetch_benchmark(RELEASES[name], out)
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror or error}") from None
-    console.print(told, highlight=False, soft_wrap=True, markup=False)
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def fetch_benchmark(release: Release, out: Path) -> str:
-    """Write a benchmark's files into `out`, where a person may have put them; say what was done."""
+    """Write a benchmark's files into `out`, where the user may have put them already. Returns a line on
+    what was done."""
     for file in release.files:
         fetched(release, file, out)
     return (
@@ -77,7 +78,7 @@ def fetch_benchmark(release: Release, out: Path) -> str:
 
 def fetch_t2i_r1(release: Release, out: Path) -> str:
     """Write `train.jsonl`, `heldout.jsonl` and `templates/` into `out`. The published files are kept in
-    `out/published`, where a person may have put them. Say what was done."""
+    `out/published`, where the user may have put them already. Returns a line on what was done."""
     prompts, instruction, trainer = (fetched(release, f, out / "published") for f in release.files)
     train, held_out = split(prompts.decode().split("\n"))
     texts = {
@@ -96,8 +97,8 @@ def fetch_t2i_r1(release: Release, out: Path) -> str:
 
 
 def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Rows of a prompt file as (train, held out), each in its old order. Of every task type the same
-    share is held out, at least one: those whose texts have the smallest hashes."""
+    """Rows of a prompt file as (train, held out), each in its old order. The same share of every task
+    type is held out, at least one: the texts with the smallest hashes."""
     lines = [line for line in lines if line.strip()]
     by_type: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for line in lines:
@@ -112,7 +113,7 @@ def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def system_prompt(source: str) -> str:
-    """The one text that a Python source passes on as `system_prompt`, beside the empty one."""
+    """The one non-empty text that a Python source passes as `system_prompt`."""
     values = [
         node.value
         for node in ast.walk(ast.parse(source))
@@ -124,7 +125,7 @@ def system_prompt(source: str) -> str:
 
 
 def check_fetched(*paths: str | None) -> None:
-    """Raises UserError for a path that `bicot fetch` would have written and that is not there."""
+    """Raises UserError for a missing path that `bicot fetch` writes."""
     for path in map(Path, filter(None, paths)):
         if path.name in WRITTEN and path.parent.name == NAME and not path.exists():
             option = "" if path.parent == FOLDER else f" --out {path.parent}"

@@ -1,11 +1,11 @@
-"""`bicot generate`: semantic CoTs and images of prompts, into a folder that can be gone on with.
+"""`bicot generate`: semantic CoTs and images of prompts, into a folder that the same command completes.
 
-    generated.json   what it is of: model, wording, seed, sampling, prompts
+    generated.json   what decides the pictures: model, wording, seed, sampling, prompts
     NNNN.png         the pictures, in the order of the prompts
     cots.jsonl       a line for each: image, prompt, cot
     grid.png         the first prompts' pictures, written last
 
-A line is added when its picture is there, so whoever goes on draws what has no line or no picture.
+A line is added after its picture, so a later call draws what has no line or no picture.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class _Row(BaseModel):
 
 
 class _Record(BaseModel):
-    """generated.json."""
+    """The content of generated.json."""
 
     policy: dict[str, Any]
     wording: dict[str, str]
@@ -62,10 +62,11 @@ class _Record(BaseModel):
 
 
 class Generated:
-    """The folder of one `bicot generate`, new or begun; `requests` by the names of their pictures."""
+    """The folder of one `bicot generate`, new or begun; `requests`: name of the picture -> its
+    request."""
 
     def __init__(self, folder: Path, what: dict[str, Any], requests: Sequence[SampleRequest]):
-        """Raises UserError, with nothing written, if the folder is of something else."""
+        """Raises UserError, with nothing written, if the folder is of other pictures."""
         self.folder = folder
         self.requests = {f"{number:04d}.png": request for number, request in enumerate(requests)}
         record = folder / "generated.json"
@@ -79,7 +80,7 @@ class Generated:
         self.cots = {row["image"]: row["cot"] for row in self._journal.rows}
 
     def missing(self) -> list[str]:
-        """The names of pictures that are yet to be drawn."""
+        """The names of pictures that are not drawn yet."""
         return [
             name
             for name in self.requests
@@ -87,7 +88,7 @@ class Generated:
         ]
 
     def add(self, drawn: Iterable[tuple[str, Sample]]) -> None:
-        """Keep pictures and CoTs."""
+        """Save pictures and CoTs."""
         for name, sample in drawn:
             write_whole(self.folder / name, as_png(sample.image))
             if name not in self.cots:
@@ -96,7 +97,7 @@ class Generated:
                 self.cots[name] = sample.cot_text
 
     def write_grid(self, names: Sequence[str], columns: int) -> Path:
-        """These pictures, each above its prompt."""
+        """Write a grid of these pictures, each above its prompt."""
         captions = [self.requests[name].prompt.text for name in names]
         path = self.folder / "grid.png"
         pictures = grid([self._small(name) for name in names], captions, columns, _CELL)
@@ -111,7 +112,7 @@ class Generated:
 def generate(
     config: RunConfig, asked: Sequence[str], out: Path, samples: int, console: Console
 ) -> None:
-    """Draw prompts on this machine into `out`: what is missing there. Raises UserError if `out` holds
+    """Draw the prompts that are missing in `out` on this machine. Raises UserError if `out` holds
     anything else."""
     prompts = prompts_to_draw(asked, config)
     check_writable(out)
@@ -123,29 +124,29 @@ def generate(
         try:
             _draw(config, folder, console)
         except KeyboardInterrupt:
-            told = f"stopped; what was drawn is in {out}, and the same command goes on from there"
-            console.print(told, highlight=False, markup=False, soft_wrap=True)
+            message = f"stopped; what was drawn is in {out}, and the same command goes on from there"
+            console.print(message, highlight=False, markup=False, soft_wrap=True)
             raise
         shown = list(folder.requests)[: _SHOWN * samples]
         path = folder.write_grid(shown, samples if samples > 1 else 4)
     for name in shown[::samples]:
-        told = f"{folder.requests[name].prompt.text}\n  {folder.cots[name]}"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        text = f"{folder.requests[name].prompt.text}\n  {folder.cots[name]}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     if (more := len(prompts) - _SHOWN) > 0:
-        told = f"and {more} more in {out / 'cots.jsonl'}"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        line = f"and {more} more in {out / 'cots.jsonl'}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 def _draw(config: RunConfig, folder: Generated, console: Console) -> None:
     missing = folder.missing()
     if there := len(folder.requests) - len(missing):
-        told = f"{there} of {len(folder.requests)} pictures are there already"
-        console.print(told, highlight=False)
+        line = f"{there} of {len(folder.requests)} pictures are there already"
+        console.print(line, highlight=False)
     if not missing:
         return
     torch.set_num_threads(1)
-    # A GPU is used where there is one, whatever the run gives its actors.
+    # A GPU is used if there is one, whatever the run's actors have.
     actors = config.actors.model_copy(update={"num_gpus": float(torch.cuda.is_available())})
     sampler = make_sampler(config.policy, actors, config.seed)
     size = actors.batch_size
@@ -156,7 +157,7 @@ def _draw(config: RunConfig, folder: Generated, console: Console) -> None:
 
 
 def _record(config: RunConfig, prompts: Sequence[Prompt], samples: int) -> dict[str, Any]:
-    """All that decides the pictures."""
+    """Everything that decides the pictures."""
     wording = vars(load_templates(config.policy.templates))
     digests = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in wording.items()}
     return {
@@ -169,8 +170,8 @@ def _record(config: RunConfig, prompts: Sequence[Prompt], samples: int) -> dict[
 
 
 def prompts_to_draw(asked: Sequence[str], config: RunConfig) -> list[Prompt]:
-    """Sentences, whatever files have their names, or the prompts of one file, NAME.jsonl or NAME.txt.
-    Raises UserError for one that cannot be read or does not fit the model."""
+    """The prompts of one file, NAME.jsonl or NAME.txt, or else sentences. Raises UserError for one that
+    cannot be read or does not fit the model."""
     janus, max_cot_tokens = countable_janus(config.policy), config.actors.sampling.max_cot_tokens
     if len(asked) == 1 and asked[0].endswith((".jsonl", ".txt")):
         return prompts_that_fit(os.path.expanduser(asked[0]), janus, max_cot_tokens, plain=True)

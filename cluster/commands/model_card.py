@@ -1,4 +1,4 @@
-"""The card of a trained model, README.md: what it is, how it was trained, what that changed."""
+"""The card of a trained model, README.md: the model, its training, and what training changed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -39,8 +39,8 @@ class Base:
 
 
 def write_card(run: Path, folder: Path, step: int, layout: Layout, name: str, tell: Tell) -> None:
-    """Write README.md and its pictures into a model's folder. `name`: what the model is called, or its
-    repository. Tells of what the run's records do not say, which the card leaves out."""
+    """Write README.md and its pictures into a model's folder. `name`: the model's name, or its
+    repository. Reports what the run's records lack, which the card leaves out."""
     path = run / "config.yaml"
     _, tree = read_tree(path)
     config = load_sft_config(path) if "sft" in tree else load_config(path)
@@ -67,8 +67,8 @@ def write_card(run: Path, folder: Path, step: int, layout: Layout, name: str, te
 
 
 def find_base(path: str) -> Base:
-    """The first model: where a run began with another run's checkpoint, that run's. Its license, if
-    its files are here and tell it."""
+    """The first model, followed through runs that began with another run's checkpoint; and its license,
+    if its files are here and state it."""
     seen: set[str] = set()
     while (run := Path(path).parent.parent / "config.yaml").is_file() and path not in seen:
         if Path(path).parent.name != "checkpoints":
@@ -85,13 +85,13 @@ def _license(path: str) -> dict[str, str]:
     except (UserError, OSError, ValueError, yaml.YAMLError):  # no folder, no README, no front matter
         return {}
     keys = ("license", "license_name", "license_link")
-    told = {key: str(found[key]) for key in keys if found and found.get(key)}
-    link = told.get("license_link")
-    if link and "://" not in link:  # a file there
-        del told["license_link"]
+    license_fields = {key: str(found[key]) for key in keys if found and found.get(key)}
+    link = license_fields.get("license_link")
+    if link and "://" not in link:  # a file of that folder
+        del license_fields["license_link"]
         if is_hub_id(path):
-            told["license_link"] = f"{_HUB}/{path}/blob/main/{link}"
-    return told if "license" in told else {}
+            license_fields["license_link"] = f"{_HUB}/{path}/blob/main/{link}"
+    return license_fields if "license" in license_fields else {}
 
 
 def _front_matter(base: Base, config: RunConfig | SftConfig, layout: Layout) -> ModelCardData:
@@ -109,7 +109,7 @@ def _front_matter(base: Base, config: RunConfig | SftConfig, layout: Layout) -> 
 
 
 def _settings(config: RunConfig | SftConfig) -> dict[str, str]:
-    """What a reader asks first; the run's config.yaml has all."""
+    """The main settings; the run's config.yaml has all."""
     learner, policy = config.learner, config.policy
     shared = {
         "learning rate": f"{learner.lr:g}, {learner.schedule}",
@@ -133,7 +133,7 @@ def _settings(config: RunConfig | SftConfig) -> dict[str, str]:
 
 
 def _usage(config: RunConfig | SftConfig, tell: Tell) -> dict[str, Any]:
-    """What the example needs: both texts that the model was trained with, and how it samples."""
+    """Values for the example: both texts that the model was trained with, and its sampling."""
     sampling = config.actors.sampling if isinstance(config, RunConfig) else SamplingConfig()
     sampled = f"do_sample=True, top_k=0, temperature={sampling.temperature}"
     wanted: dict[str, Any] = {
@@ -154,7 +154,7 @@ def _usage(config: RunConfig | SftConfig, tell: Tell) -> dict[str, Any]:
 
 
 def _evaluations(run: Path, step: int, tell: Tell) -> tuple[Evaluation | None, Evaluation | None]:
-    """Of those until the step, the last, and the first that has prompts of it."""
+    """The last evaluation up to the step, and the first that shares prompts with it."""
     found = [e for e in _readable(saved_evaluations(run), tell) if e.step <= step]
     last = found[-1] if found else None
     earlier = (e for e in found[:-1] if last and share_prompts(e, last))
@@ -177,7 +177,7 @@ def _pictures(
     last: Evaluation | None,
     tell: Tell,
 ) -> list[str]:
-    """The names of those that could be drawn."""
+    """Draw the pictures that can be drawn, and return their names."""
     drawn = []
     if first and last:
         before_after(first, last).save(folder / "before_after.png")

@@ -1,4 +1,4 @@
-"""Commands that look at a run directory: how it stands, what became of its prompts."""
+"""Commands that read a run directory: its state, and what became of its prompts."""
 
 import time
 from collections import Counter
@@ -20,12 +20,13 @@ _LOST = ("groups/dropped", "actors/replaced", "step/skipped")
 
 
 def show_ledger(folder: Path, console: Console) -> bool:
-    """What became of every group. False, and what is wrong, if it does not add up."""
+    """Print what became of every group. Returns False, and prints the faults, if the numbers do not add
+    up."""
     entries = read_ledger(folder)
     counts = Counter(entry.outcome for entry in entries)
     steps = max((entry.step for entry in entries), default=0)
-    told = f"{folder}: {len(entries)} groups in {steps} steps"
-    console.print(told, highlight=False, markup=False, soft_wrap=True)
+    heading = f"{folder}: {len(entries)} groups in {steps} steps"
+    console.print(heading, highlight=False, markup=False, soft_wrap=True)
     table = Table()
     table.add_column("outcome")
     table.add_column("groups", justify="right")
@@ -46,7 +47,7 @@ def show_ledger(folder: Path, console: Console) -> bool:
 
 
 def show_status(folder: Path, console: Console) -> None:
-    """Where a run stands, from its own records; it may be on another machine."""
+    """Print the state of a run from its own records; it may run on another machine."""
 
     def warn(text: str) -> None:
         console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -68,7 +69,7 @@ def show_status(folder: Path, console: Console) -> None:
         pace = sum(line["time/step"] for line in recent) / len(recent)
         age = time.time() - (folder / "metrics.jsonl").stat().st_mtime
         table.add_row("step", f"{last['step']} of {last_step}")
-        table.add_row("last heard of", f"{age:.0f} s ago, a step takes {pace:.1f} s")
+        table.add_row("last written", f"{age:.0f} s ago, a step takes {pace:.1f} s")
         if last["step"] < last_step:
             table.add_row("left", f"{pace * (last_step - last['step']) / 60:.0f} min")
         for name in _OF_SFT if "epoch" in last else _OF_TRAINING:
@@ -81,13 +82,13 @@ def show_status(folder: Path, console: Console) -> None:
         table.add_row(f"{evaluated} at step {line['step']}", f"{line[evaluated]:.3f}")
     checkpoint = newest(folder / "checkpoints", warn, read_all=False)
     newest_one = f"newest checkpoint: {checkpoint.folder if checkpoint else 'none yet'}"
-    # Paths stand outside of the table, whole in one line however narrow the terminal is.
+    # Paths are printed outside of the table, so that a narrow terminal does not break them.
     console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     console.print(newest_one, highlight=False, markup=False, soft_wrap=True)
 
 
 def _steps_of(path: Path) -> int:
-    """How many steps a run of either kind is to have, by its configuration."""
+    """How many steps a run of either kind has by its configuration."""
     _, tree = read_tree(path)
     return load_sft_config(path).sft.steps if "sft" in tree else load_config(path).train.steps

@@ -22,7 +22,7 @@ from rewards.serving import deploy_experts, shutdown_experts
 
 
 def evaluate(config: RunConfig, out: Path | None, console: Console) -> None:
-    """Judge held-out samples of a policy as it is; into `out`, or runs/NAME-evaluation."""
+    """Score held-out samples of the configured policy. Writes to `out`, or runs/NAME-evaluation."""
     inputs = validate_run(config, learn=False)
     out = out or config.folder.with_name(f"{config.name}-evaluation")
     check_writable(out)
@@ -65,5 +65,5 @@ def serve_experts(config: RunConfig, console: Console) -> None:
             )
             threading.Event().wait()
         finally:
-            if existing_cluster(config.ray):  # our own ends with us, all at once
+            if existing_cluster(config.ray):  # our own cluster ends with this process
                 shutdown_experts()

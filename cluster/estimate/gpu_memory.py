@@ -1,8 +1,8 @@
 """Does a run fit its GPUs? Memory of each process, estimated before anything is loaded or started.
 
 Only shapes are needed: a model directory's config.json, or, for Janus-Pro by its hub id, the geometry
-that examples/janus_pro/ ships. Assumed, as no configuration says it: how long prompts are, and what
-CUDA, NCCL and the allocator take for themselves. What an expert needs is its author's to know."""
+that examples/janus_pro/ ships. Two things are assumed: the length of prompts, and the memory of CUDA,
+NCCL and the allocator. The memory of experts is not known here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +24,16 @@ PROMPT_TOKENS = 128
 RUNTIME_GB = 3.0
 """Assumed: CUDA context, NCCL, and what the allocator cannot use."""
 DECODED_TOGETHER = 8
-"""Images, as `Janus.decode_images` has it."""
+"""Images that `Janus.decode_images` decodes at a time."""
 DECODER_COPIES = 4
-"""Assumed: tensors of the image decoder's full size at one time."""
+"""Assumed: how many full-size tensors of the image decoder exist at one time."""
 GEOMETRIES = Path(__file__).parents[2] / "examples" / "janus_pro"
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one process of a role holds on its GPU, in bytes by name. `share`: of one GPU; 0: it has
-    none, and `capacity` is not asked."""
+    """What one process of a role holds on its GPU, in bytes by name. `share`: its share of one GPU; 0:
+    it has none, and need not fit one."""
 
     role: str
     count: int
@@ -49,7 +49,7 @@ class Need:
 
 
 def model_shapes(policy: PolicyConfig) -> JanusForConditionalGeneration:
-    """The model on the meta device. Raises UserError where its geometry is not known."""
+    """The model on the meta device. Raises UserError if its geometry is not known."""
     model = meta_model(policy)
     if model is not None:
         return model
@@ -71,8 +71,7 @@ def image_side(model: JanusForConditionalGeneration) -> int:
 
 
 def published_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> int:
-    """One version of the weights on its way to the rollout workers: what is trained; with LoRA the
-    matrices that have adapters, merged."""
+    """Bytes of one published version of the weights: what is trained; with LoRA the merged matrices."""
     return published_parameters(model, config.learner) * getattr(torch, config.policy.dtype).itemsize
 
 
@@ -87,13 +86,13 @@ def published_parameters(model: JanusForConditionalGeneration, config: LearnerCo
 
 
 def cache_bytes(llama: JanusConfig, rows: int, slots: int, width: int) -> int:
-    """Keys and values of `rows` sequences of `slots` tokens."""
+    """Bytes of keys and values of `rows` sequences of `slots` tokens."""
     size = getattr(llama, "head_dim", None) or llama.hidden_size // llama.num_attention_heads
     return 2 * llama.num_hidden_layers * rows * llama.num_key_value_heads * slots * size * width
 
 
 def rollout_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> dict[str, float]:
-    """Of one rollout worker, when a whole batch generates its images' last tokens."""
+    """Bytes by name of one rollout worker while a whole batch generates its images' last tokens."""
     actors, llama = config.actors, model.config.text_config
     width = getattr(torch, config.policy.dtype).itemsize
     total = sum(p.numel() for p in model.parameters())
@@ -115,7 +114,8 @@ def rollout_bytes(model: JanusForConditionalGeneration, config: RunConfig) -> di
 
 
 def needs(config: RunConfig, model: JanusForConditionalGeneration) -> list[Need]:
-    """Of every role whose memory can be known. One process uses one GPU, however many it reserves."""
+    """The needs of every role whose memory can be estimated. One process uses one GPU, however many it
+    reserves."""
     actors, learner = config.actors, config.learner
     # The CoT is in the text sequence and again in the image's prompt.
     sample_tokens = 2 * (PROMPT_TOKENS + actors.sampling.max_cot_tokens)

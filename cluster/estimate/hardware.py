@@ -1,4 +1,4 @@
-"""What GPUs can do by the maker's data sheets, and how much of it a run gets.
+"""The speed of GPUs by the maker's data sheets, and the share of it that a run reaches.
 
 `Efficiency` holds every factor of the speed model, each with its source. A file of measured figures
 replaces them (`bicot estimate --figures`).
@@ -42,7 +42,7 @@ GPUS = {
     "l40s": _gpu("L40S, 48 GB", 0.864, 362, 32, 45, "NVIDIA L40S data sheet"),
     "l4": _gpu("L4, 24 GB", 0.3, 121, 32, 22.5, "NVIDIA L4 data sheet"),
 }
-"""Links: NVLink's, or PCIe's where there is none. bfloat16 without sparsity."""
+"""Links are NVLink's, or PCIe's where there is none. bfloat16 without sparsity."""
 
 CPU_CORE = Gpu(
     "CPU core",
@@ -52,18 +52,18 @@ CPU_CORE = Gpu(
     0,
     "float32, measured on one core of an AMD EPYC (docs/performance.md)",
 )
-"""What a process without a GPU has: one core."""
+"""The device of a process without a GPU: one core."""
 
 
 def gpu_named(name: str) -> Gpu:
-    """Raises UserError for a type that is not in the table."""
+    """The GPU of a type. Raises UserError for one that is not in the table."""
     if name not in GPUS:
         raise UserError(f"--gpu: {name!r} is not known; there are {', '.join(GPUS)}")
     return GPUS[name]
 
 
 def gpu_of_device(device: str) -> Gpu | None:
-    """The GPU that calls itself so ("NVIDIA H100 80GB HBM3"); None: it is not in the table."""
+    """The GPU with this device name ("NVIDIA H100 80GB HBM3"); None: it is not in the table."""
     names = {
         "NVIDIA A100-SXM4-40GB": "a100-40",
         "NVIDIA A100-SXM4-80GB": "a100-80",
@@ -153,7 +153,7 @@ FACTORS: dict[str, Factor] = {
 
 
 EXPERT = "expert_s."
-"""With an expert's name behind it: measured seconds an image of one replica."""
+"""Prefix before an expert's name: measured seconds an image of one replica."""
 
 
 def is_factor(name: str) -> bool:
@@ -161,7 +161,7 @@ def is_factor(name: str) -> bool:
 
 
 class Efficiency:
-    """The factors, with measured ones in their places."""
+    """The factors; measured ones replace assumed ones."""
 
     def __init__(self, measured: Mapping[str, float] | None = None, source: str = "measured"):
         self.measured = dict(measured or {})
@@ -182,21 +182,21 @@ class Efficiency:
         return self.source if name in self.measured else FACTORS[name].source
 
     def replaced(self, **values: float) -> "Efficiency":
-        """With other values; dots in a name are written as __."""
+        """A copy with other values; dots in a name are written as __."""
         named = {name.replace("__", "."): value for name, value in values.items()}
         return Efficiency({**self.measured, **named}, self.source)
 
 
 def read_figures(path: Path) -> Efficiency:
     """JSON lines {"figure": NAME, "value": NUMBER, ...}, as `benchmarks.gpu` writes them among others;
-    of a figure that comes twice the last counts, and what is no factor is passed over.
+    the last of a repeated figure counts, and figures that are no factors are skipped.
 
-    Raises UserError for a line of another form, and where no line is a factor.
+    Raises UserError for a line of another form, and if no line is a factor.
     """
     measured: dict[str, float] = {}
     for number, row in read_rows(path, "file of figures"):
         if "part" in row and not is_factor(str(row.get("figure"))):
-            continue  # another of the benchmark's figures, or one that it could not measure
+            continue  # no factor, or one that the benchmark could not measure
         name, value = row.get("figure"), row.get("value")
         if not (isinstance(name, str) and isinstance(value, int | float) and 0 <= value < math.inf):
             raise UserError(

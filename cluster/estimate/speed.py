@@ -1,7 +1,8 @@
-"""How long a step takes: seconds of each role, from shapes, lengths, GPUs and
+"""Estimates how long a step takes: seconds of each role, from shapes, lengths, GPUs and
 cluster/estimate/hardware.py.
 
-Formulas and what they were held against are in docs/performance.md. No GPU has confirmed them yet."""
+The formulas, and measurements compared with them, are in docs/performance.md. No GPU has confirmed them
+yet."""
 
 import math
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from policy.model import image_head_of, text_head_of, trunk_of
 from policy.records import Group, Prompt
 
 ADAM_BYTES = 28
-"""Read and written for each trained parameter: float32 copy, gradient, two moments, new weight."""
+"""Bytes read and written for each trained parameter: float32 copy, gradient, two moments, new
+weight."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class SpeedModel:
     sampler: str = ""
     """vllm, torch or plain (transformers' loop); "": as configured, `auto` on GPUs being vllm."""
     cache_width: float | None = None
-    """Bytes of a cached number; None: the model's."""
+    """Bytes of a cached number; None: as the model's."""
     weight_width: float | None = None
-    """Bytes of a weight that is read in decoding; None: the model's."""
+    """Bytes of a weight that is read in decoding; None: as the model's."""
 
     # --- shapes ---
 
@@ -50,7 +52,7 @@ class SpeedModel:
 
     @cached_property
     def trunk(self) -> int:
-        """Parameters that every token passes: not the embeddings, which are looked up."""
+        """Parameters that every token passes, without the embeddings, which are looked up."""
         return _count(trunk_of(self.model).layers)
 
     @cached_property
@@ -86,7 +88,8 @@ class SpeedModel:
         return self.sampler or (by_default if actors.sampler == "auto" else actors.sampler)
 
     def decode_step_s(self, rows: float, cached: float, head: int) -> float:
-        """One token of `rows` sequences that hold `cached` tokens each, through trunk and a head."""
+        """Seconds of one token of `rows` sequences that hold `cached` tokens each, through trunk and a
+        head."""
         actors, factor = self.config.actors, self.efficiency
         device, parts = self.device(actors.num_gpus), actors.vllm.tensor_parallel_size
         weights = (self.trunk + head) * (self.weight_width or self.width)
@@ -101,7 +104,8 @@ class SpeedModel:
         return max(on_gpu, launches) + factor[f"synchronize_s.{self.kind}"]
 
     def batch_s(self, samples: int, prompts: int) -> dict[str, float]:
-        """One worker's batch: semantic CoTs, the prompts' own passes, image tokens, image decoder."""
+        """Seconds of one worker's batch by part: semantic CoTs, the prompts' own passes, image tokens,
+        image decoder."""
         actors, lengths, factor = self.config.actors, self.lengths, self.efficiency
         flops = self.device(actors.num_gpus).flops
         a_sample = 2 if actors.sampling.guidance != 1 else 1
@@ -123,14 +127,15 @@ class SpeedModel:
         }
 
     def batches(self) -> list[int]:
-        """Groups of each batch of a step."""
+        """The number of groups in each batch of a step."""
         size = self.config.train.group_size
         groups = [Group(Prompt("", "", ""), size)] * self.config.train.groups_per_step
         actors = self.config.actors
         return [len(batch) for batch in cut_in_batches(groups, actors.count, actors.batch_size)]
 
     def generate_s(self, batches: list[int] | None = None) -> dict[str, float]:
-        """Of the busiest worker; the workers take batches (their groups) in turns."""
+        """Seconds of the busiest worker by part; the workers take batches (numbers of groups) in
+        turns."""
         batches, actors = batches or self.batches(), self.config.actors.count
         size = self.config.train.group_size
         each = [[self.batch_s(n * size, n) for n in batches[i::actors]] for i in range(actors)]
@@ -140,8 +145,8 @@ class SpeedModel:
     # --- score ---
 
     def score_s(self) -> dict[str, float | None]:
-        """What each expert adds up to on its GPUs: replicas with a fraction take turns on the GPUs that
-        these fill together, others work beside each other. None: what it costs is not known."""
+        """Seconds of each expert for one step: replicas with a fraction of a GPU take turns on the GPUs
+        that they fill together, others work in parallel. None: its cost is not known."""
         experts = self.config.rewards.experts
         fractions = sum(
             e.most_replicas * e.num_gpus for e in experts.values() if _is_shared(e.num_gpus)
@@ -162,7 +167,7 @@ class SpeedModel:
         return 1e9 * gflop / (self.device(expert.num_gpus).flops * self.efficiency["expert_flops"])
 
     def all_scored_s(self) -> float:
-        """When the last expert is done."""
+        """Seconds until the last expert is done."""
         experts, busy = self.config.rewards.experts, self.score_s()
         in_turns = [s or 0.0 for name, s in busy.items() if _is_shared(experts[name].num_gpus)]
         beside = [s or 0.0 for name, s in busy.items() if not _is_shared(experts[name].num_gpus)]
@@ -172,8 +177,9 @@ class SpeedModel:
 
     @property
     def passes(self) -> int:
-        """Forward, backward (twice a forward; with LoRA once) and recomputed forward, of each round of
-        updates; the reference and the learner's own old log-probabilities once."""
+        """Compute in units of a forward pass: forward, backward (twice a forward; with LoRA once) and
+        recomputed forward for each round of updates; the reference and the learner's own old
+        log-probabilities once."""
         learner = self.config.learner
         rounds = learner.updates_per_batch
         several = rounds * learner.minibatches > 1
@@ -182,7 +188,7 @@ class SpeedModel:
 
     @property
     def updates(self) -> int:
-        """Optimizer steps of a step."""
+        """How many optimizer steps one step has."""
         return self.config.learner.updates_per_batch * self.config.learner.minibatches
 
     @property
@@ -192,7 +198,8 @@ class SpeedModel:
         return text + images * (self.lengths.image_prompt + self.image_tokens)
 
     def learn_s(self) -> dict[str, float]:
-        """Of the rank with the most groups: passes, what ZeRO sends, and the optimizer."""
+        """Seconds by part of the rank with the most groups: passes, ZeRO's communication, and the
+        optimizer."""
         learner, factor, train = self.config.learner, self.efficiency, self.config.train
         device, ranks = self.device(learner.num_gpus), learner.ranks
         size = sizes(self.model, learner)
@@ -245,8 +252,8 @@ class SpeedModel:
 
 @lru_cache
 def decoder_flops(model: JanusForConditionalGeneration) -> int:
-    """Of one image, counted by torch over the image decoder's operations; `model` is on the meta
-    device."""
+    """FLOP of decoding one image, counted by torch over the image decoder's operations; `model` is on
+    the meta device."""
     ids = torch.zeros(1, model.config.vq_config.num_patches**2, dtype=torch.long, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.decode_image_tokens(ids)

@@ -12,7 +12,7 @@ from cluster.estimate.step_times import Times
 
 @dataclass(frozen=True)
 class Split:
-    """Whole GPUs of each role; `sets`: how many replicas each expert has for each configured one."""
+    """Whole GPUs of each role; `sets`: the factor on each expert's configured replicas."""
 
     rollouts: int
     ranks: int
@@ -26,7 +26,7 @@ class Split:
         return self.rollouts + self.ranks + self.experts
 
     def overrides(self, config: RunConfig) -> list[str]:
-        """What makes the configuration this split."""
+        """The overrides that give the configuration this split."""
         tensor = config.actors.vllm.tensor_parallel_size
         wanted = {
             "actors.count": (config.actors.count, self.rollouts // tensor),
@@ -43,15 +43,15 @@ class Split:
 
 
 def gpus_of(config: RunConfig) -> int:
-    """GPUs that a configuration takes, fractions put together."""
+    """How many GPUs a configuration takes; fractions share GPUs."""
     actors, learner, experts = config.actors, config.learner, config.rewards.experts.values()
     asked = actors.count * actors.num_gpus + learner.ranks * learner.num_gpus
     return math.ceil(asked + sum(e.most_replicas * e.num_gpus for e in experts) - 1e-9)
 
 
 def splits(model: SpeedModel, gpus: int, gpu_gib: float) -> list[Split]:
-    """All whole-GPU splits, the fastest first, those that do not fit their memory last. None where
-    there are fewer GPUs than roles, or no role has any.
+    """All whole-GPU splits, the fastest first, those that do not fit their memory last. Empty if there
+    are fewer GPUs than roles, or no role has any.
 
     More copies of the experts are tried as long as a split would be faster if scoring took no time.
     """

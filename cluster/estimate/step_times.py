@@ -1,4 +1,4 @@
-"""From each role's seconds to the seconds between two optimizer steps."""
+"""Computes the seconds between two optimizer steps from each role's seconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ IN_TURNS = "all roles in turns"
 class Times:
     """Seconds of one step by role, each with its parts. `score_s`: until the last expert is done.
     `publish`: the learner sends weights; during a broadcast the rollout workers wait. `pull`: a worker
-    takes weights from the object store before it generates; 0 where they are broadcast."""
+    fetches weights from the object store before it generates; 0 for a broadcast."""
 
     generate: Mapping[str, float]
     score: Mapping[str, float | None]
@@ -33,12 +33,12 @@ class Times:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """What the period cannot be shorter than, by name.
+        """Lower bounds of the period, by name.
 
-        With `max_staleness` S a request is made S steps before it is learned from, so that all that is
-        done with it has S + 1 periods. By broadcast, the rollout workers generate one request and
-        receive one version in every period, and then wait for the next request; through the store they
-        find it waiting.
+        With `max_staleness` S a request is made S steps before it is learned from, so all work on it
+        has S + 1 periods. By broadcast, the rollout workers generate one request and receive one
+        version in every period, and then wait for the next request; through the store the next request
+        is already waiting.
         """
         generate = self.generate_s + self.pull
         learn = self.learn_s + self.publish + self.driver

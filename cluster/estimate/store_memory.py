@@ -1,11 +1,13 @@
-"""How large Ray's object store must be for a run, so that nothing is spilled to disk.
+"""Computes how large Ray's object store must be for a run, so that nothing is spilled to disk.
 
-Through it go the trained weights, each version as a whole, and samples with their images. Ray begins to
+It holds the trained weights, each version as a whole, and samples with their images. Ray begins to
 spill when four fifths of it are in use (its `object_spilling_threshold`)."""
 
 from dataclasses import dataclass
 
-from ray._common.utils import get_system_memory  # private: what Ray itself takes for the memory here
+from ray._common.utils import (
+    get_system_memory,
+)  # private: this machine's memory as Ray itself counts it
 from transformers import JanusForConditionalGeneration
 
 from cluster.config import RayConfig, RunConfig
@@ -17,14 +19,14 @@ FLOOR_MB = 512
 FILLED = 0.8
 """Ray spills beyond this share."""
 MEMORY_SHARE = 0.3
-"""Of the machine's memory, at most; Ray's own default."""
+"""Largest share of the machine's memory; Ray's own default."""
 EVALUATIONS = 3
-"""The first, the last and the one at work: their images stay mapped."""
+"""Evaluations in memory: the first, the last and the current one, whose images stay mapped."""
 
 
 @dataclass(frozen=True)
 class StoreNeed:
-    """What lies in the store at once. `unknown` says why the model could not be looked at."""
+    """What the store holds at once. `unknown` says why the model's sizes are not known."""
 
     versions: int = 0
     version_bytes: float = 0
@@ -48,8 +50,8 @@ class StoreNeed:
 def store_need(
     config: RunConfig, held_out: int, *, learn: bool = True, benchmark: int = 0
 ) -> StoreNeed:
-    """Of training, or of generating and scoring alone. `held_out`: prompts of an evaluation;
-    `benchmark`: images of the largest benchmark that the training looks at.
+    """The need of training, or of generating and scoring alone. `held_out`: prompts of an evaluation;
+    `benchmark`: images of the largest benchmark that is evaluated during training.
 
     Weights that are broadcast count as well: when a rollout worker is replaced, they go through the
     store from then on. While a version is being published, the samples that were just learned from
@@ -72,7 +74,8 @@ def store_need(
 
 
 def _sample_bytes(model: JanusForConditionalGeneration, max_cot_tokens: int) -> int:
-    """A policy.records.Sample with the longest CoT: ids of 8 bytes, log-probabilities of 4, pixels."""
+    """Bytes of a policy.records.Sample with the longest CoT: ids of 8 bytes, log-probabilities of 4,
+    pixels."""
     image_tokens = model.config.vq_config.num_patches**2
     ids = 2 * (PROMPT_TOKENS + max_cot_tokens) + image_tokens
     logps = max_cot_tokens + 2 * image_tokens
@@ -85,31 +88,33 @@ def machine_mb() -> int:
 
 
 def store_size(config: RayConfig, need: StoreNeed, most_mb: int) -> tuple[int, str, bool]:
-    """MB of a store of our own, a line that says why, and whether that is too little."""
+    """MB of a new cluster's store, a message with the reason, and whether that is too little."""
     if config.object_store_mb is not None:
         size, small = config.object_store_mb, config.object_store_mb < need.mb
         if not small:
             return size, f"object store: {size} MB, as ray.object_store_mb says", False
-        told = f"ray.object_store_mb: {size} is too small, Ray will spill to disk"
-        return size, f"{told}: {need.mb} MB hold {need}", True
+        message = f"ray.object_store_mb: {size} is too small, Ray will spill to disk"
+        return size, f"{message}: {need.mb} MB hold {need}", True
     if need.unknown:
-        told = f"object store: {FLOOR_MB} MB, which may be too small; set ray.object_store_mb:"
-        return FLOOR_MB, f"{told} {need.unknown}", True
+        message = f"object store: {FLOOR_MB} MB, which may be too small; set ray.object_store_mb:"
+        return FLOOR_MB, f"{message} {need.unknown}", True
     if need.mb > most_mb:
         size = max(FLOOR_MB, most_mb)
-        told = (
+        message = (
             f"object store: {size} MB, {MEMORY_SHARE:.0%} of this machine's memory; Ray will spill to"
         )
-        return size, f"{told} disk: {need.mb} MB hold {need}", True
+        return size, f"{message} disk: {need.mb} MB hold {need}", True
     return need.mb, f"object store: {need.mb} MB, for {need}", False
 
 
 def asked_of_cluster(need: StoreNeed, address: str, largest_mb: int | None = None) -> tuple[str, bool]:
-    """What the nodes of an existing cluster must have, and whether the largest has too little (None:
-    not looked at yet)."""
+    """A message on what the nodes of an existing cluster must have, and whether the largest has too
+    little (None: its size is not known yet)."""
     if need.unknown:
         return f"object store: what it must hold is not known: {need.unknown}", False
     small = largest_mb is not None and largest_mb < need.mb
     has = f" but has {largest_mb} MB, so that Ray will spill to disk" if small else ""
-    told = f"object store: the learner's node of the cluster at {address} should have {need.mb} MB{has}"
-    return f"{told} (ray start --object-store-memory={need.mb * MB}), for {need}", small
+    message = (
+        f"object store: the learner's node of the cluster at {address} should have {need.mb} MB{has}"
+    )
+    return f"{message} (ray start --object-store-memory={need.mb * MB}), for {need}", small

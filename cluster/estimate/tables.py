@@ -1,4 +1,4 @@
-"""The command `bicot estimate`: memory, time and money of a run, before anything is loaded or
+"""The command `bicot estimate`: memory, time and cost of a run, before anything is loaded or
 started."""
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ from cluster.estimate.step_times import Times
 from cluster.estimate.workload import lengths_of
 
 ERROR = 0.15
-"""How far the predictions may be off at least: what they were held to."""
+"""The smallest error to expect of the predictions: the tolerance that they were tested with."""
 SHOWN = 4
-"""Splits in the table, at most, beside the configured one."""
+"""The most splits in the table beside the configured one."""
 
 
 def step_table(model: SpeedModel, times: Times) -> Table:
-    """Seconds of each role, and what they are made of."""
+    """Seconds of each role, and their parts."""
     config = model.config
     where = model.gpu.name if gpus_of(config) else "one core a process"
     staleness = config.train.max_staleness
@@ -74,8 +74,8 @@ def _generating(model: SpeedModel, times: Times) -> str:
     step = 1e3 * model.decode_step_s(rows, cached, model.image_head)
     rounds = -(-len(batches) // config.actors.count)
     again = f", {rounds} rounds" if rounds > 1 else ""
-    told = f"{model.kind}, {first} samples at once{again}, {step:.1f} ms a token: "
-    return told + _listed(times.generate)
+    heading = f"{model.kind}, {first} samples at once{again}, {step:.1f} ms a token: "
+    return heading + _listed(times.generate)
 
 
 def _listed(parts) -> str:
@@ -97,8 +97,8 @@ def cost_lines(model: SpeedModel, times: Times, price: float | None) -> Iterator
         yield f"{a_second:.1f} images/s"
     took = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     money = f", {hours * gpus * price:,.0f} at {price:g} a GPU-hour" if price is not None else ""
-    told = f": {hours * gpus:.1f} GPU-hours{money}" if gpus else ""
-    yield f"{took} for {config.train.steps} steps, evaluations not counted{told}"
+    cost = f": {hours * gpus:.1f} GPU-hours{money}" if gpus else ""
+    yield f"{took} for {config.train.steps} steps, evaluations not counted{cost}"
     figures = model.efficiency
     named = ", ".join(f"{name} {value:g}" for name, value in figures.measured.items())
     what = f"measured: {named}; the rest is assumed" if named else "every factor is assumed"
@@ -133,7 +133,7 @@ def is_configured(split: Split, config) -> bool:
 
 
 def split_line(model: SpeedModel, found: list[Split], gpus: int) -> str:
-    """What to write to get the best split, and whether it is worth it."""
+    """The overrides of the best split, and whether the gain is larger than the error."""
     if not found:
         return f"no split of {gpus} GPU{'s' * (gpus != 1)}: every role with GPUs wants one of its own"
     best = found[0]
@@ -152,7 +152,7 @@ def split_line(model: SpeedModel, found: list[Split], gpus: int) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """What the command was asked; None: the configuration's, the type's or an assumed one."""
+    """The command's options; None: the configuration's value, the type's or an assumed one."""
 
     gpu: str
     gpus: int | None = None
@@ -163,7 +163,7 @@ class Question:
 
 
 def show_estimate(path: Path, overrides: Sequence[str], asked: Question, console: Console) -> bool:
-    """Print it. Returns whether every process fits its GPU."""
+    """Print the estimate. Returns whether every process fits its GPU."""
     config = load_config(path, overrides)
     shapes, gpu = model_shapes(config.policy), gpu_named(asked.gpu)
     gib = asked.gpu_gb or gpu.gib

@@ -1,8 +1,9 @@
-"""How much work a step is: the mean lengths of a sample's texts, and what an image costs each expert.
+"""Estimates the work of a step: the mean lengths of a sample's texts, and each expert's cost of an
+image.
 
 Costs of the published experts follow from their models' shapes: 2 FLOP a parameter and token, at the
-checkpoint that each loads by default. They are estimates; `expert_s.NAME` in a file of figures is
-better.
+checkpoint that each loads by default. They are estimates; a measured `expert_s.NAME` in a file of
+figures is better.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from policy.janus_checkpoint import open_checkpoint
 from policy.prompts import load_templates, read_prompts
 
 COUNTED = 200
-"""Prompts whose tokens are counted."""
+"""How many prompts' tokens are counted."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Lengths:
 
 
 def lengths_of(config: RunConfig, cot_tokens: int | None = None) -> Lengths:
-    """Counted where model and prompts are on this machine, else assumed. The length of CoTs is always
-    assumed: `cot_tokens`, or 70, or half of what is allowed where that is less.
+    """Lengths counted if model and prompts are on this machine, else assumed. The length of CoTs is
+    always assumed: `cot_tokens`, or 70, or half of the allowed length if that is less.
 
     Raises UserError for a model or prompts that are here and cannot be read.
     """

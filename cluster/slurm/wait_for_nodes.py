@@ -1,4 +1,4 @@
-"""Wait until Ray has so many nodes: what joined late would be left out when the roles are spread.
+"""Wait until Ray has COUNT nodes: roles are spread over the nodes there are, without late ones.
 
     RAY_ADDRESS=... python -m cluster.slurm.wait_for_nodes COUNT [SECONDS]
 
@@ -17,7 +17,7 @@ from policy.errors import UserError
 
 
 def alive_nodes() -> list[str]:
-    """Addresses of the nodes that Ray has; none while the head does not answer yet."""
+    """Addresses of Ray's nodes; none while the head does not answer yet."""
     try:
         if not ray.is_initialized():
             check_answers(os.environ["RAY_ADDRESS"])

@@ -1,7 +1,7 @@
-"""A look at public benchmarks during training: some prompts of each, drawn with the present weights and
+"""Evaluates public benchmarks during training: some prompts of each, drawn with the current weights and
 fixed seeds, judged by the benchmark's own judges, scored by its formula.
 
-What is drawn and said is kept as a run of the benchmark, in `samples/bench_NAME_000100/` of the run
+Images and replies are saved as a run of the benchmark, in `samples/bench_NAME_000100/` of the run
 directory, which `bicot bench score` reads like any other.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cluster.rollouts import RolloutManager
 
 Result = dict[str, Any]
-"""What evaluation.result.score makes."""
+"""A result of evaluation.result.score."""
 NO_INTERVAL = (
     "These differences have no interval, and a slice of a benchmark is small: `bicot compare` on two of"
     " the folders samples/bench_* has intervals."
@@ -39,7 +39,7 @@ UNSCORED = ("missing", "unreadable", "unjudged")
 
 @dataclass(frozen=True)
 class BenchmarkSlice:
-    """The prompts of a benchmark that a run looks at, the same every time, and who judges."""
+    """The prompts of a benchmark that a run evaluates, the same every time, and its judges."""
 
     benchmark: Benchmark
     config: BenchConfig
@@ -48,8 +48,8 @@ class BenchmarkSlice:
 
     @classmethod
     def all_of(cls, config: RunConfig) -> list["BenchmarkSlice"]:
-        """Of every benchmark that a run looks at. Raises UserError, as for prompts that are not
-        here."""
+        """The slices of every benchmark that a run evaluates. Raises UserError, e.g. for prompts that
+        are not here."""
         judges = judges_by_benchmark(config)
         found = []
         for name, bench in bench_configs(config).items():
@@ -74,12 +74,12 @@ class BenchmarkSlice:
         return rollouts.draw(groups, weights)
 
     def score(self, drawn: Sequence[Sequence[Sample]], run: Path, step: int, version: int) -> Result:
-        """Keep what was drawn at a step with a version of the weights, have it judged, and score it. An
-        image that a judge gives no reply on is counted apart."""
+        """Save the images drawn at a step with a version of the weights, have them judged, and score
+        them. Images without a judge's reply are counted apart."""
         from evaluation.pipeline import Pipeline, Progress  # and Ray Serve, which no check needs
 
         out = run / "samples" / f"bench_{plain(self.name)}_{step:06d}"
-        if out.exists():  # of an earlier life of the run, which went back since
+        if out.exists():  # written before the run went back to a checkpoint
             shutil.rmtree(out)
         out.mkdir(parents=True)
         generator = {**self.config.generator(), "run": run.name, "step": step, "version": version}
@@ -95,13 +95,13 @@ class BenchmarkSlice:
 
 
 def unscored(result: Result) -> int:
-    """Images that some judge gave no usable reply on; no score takes that for a 0."""
+    """How many images lack a usable reply of some judge; no score counts them as 0."""
     return sum(result["gaps"].get(why, 0) for why in UNSCORED)
 
 
 def benchmark_metrics(name: str, result: Result) -> dict[str, float]:
     """As `bench/NAME/...`: the score of each task, `overall`, and `unjudged`, the images that are
-    `unscored`. A score that cannot be said is absent, never 0."""
+    `unscored`. A score that cannot be computed is absent, never 0."""
     scores = {**result["tasks"], "overall": result["overall"]}
     known = {task: float(value) for task, value in scores.items() if value is not None}
     found = {**known, "unjudged": float(unscored(result))}
@@ -109,10 +109,10 @@ def benchmark_metrics(name: str, result: Result) -> dict[str, float]:
 
 
 def in_a_line(name: str, result: Result) -> str:
-    """The overall score, and what is not in it."""
-    told = f"{name}: overall {number(result['overall'], result['unit'])}"
+    """The overall score, and how many images are not in it."""
+    line = f"{name}: overall {number(result['overall'], result['unit'])}"
     left_out = unscored(result)
-    return f"{told}, {left_out} of {result['asked']['images']} images not judged" if left_out else told
+    return f"{line}, {left_out} of {result['asked']['images']} images not judged" if left_out else line
 
 
 # --- read back -----------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def in_a_line(name: str, result: Result) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A score before and now, in words; "-" where it cannot be said."""
+    """A score before and now, as text; "-" if it cannot be computed."""
 
     label: str
     before: str
@@ -130,8 +130,8 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchmarkTable:
-    """The last look of a run at a benchmark, beside the first at the same prompts; None: it is the only
-    one."""
+    """A run's last evaluation of a benchmark, beside the first of the same prompts; None: it is the
+    only one."""
 
     title: str
     prompts: str
@@ -142,8 +142,8 @@ class BenchmarkTable:
 
 
 def benchmark_tables(run: Path, tell: Callable[[str], None]) -> list[BenchmarkTable]:
-    """Of all benchmarks that a run has looked at. A look that cannot be read is told of and left
-    out."""
+    """The tables of all benchmarks that a run has evaluated. Reports and leaves out an evaluation that
+    cannot be read."""
     looks: dict[str, list[tuple[int, Result]]] = {}
     for folder in sorted((run / "samples").glob("bench_*")):
         if match := re.fullmatch(r"bench_(.+)_([0-9]+)", folder.name):

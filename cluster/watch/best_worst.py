@@ -1,5 +1,5 @@
-"""What each expert liked best and least, with what it saw drawn on the images: a policy that learns to
-please an expert instead of drawing well shows here first."""
+"""The samples that each expert scored best and worst, with its boxes drawn on the images: they show
+first when a policy learns to please an expert instead of drawing well."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def _corners(box: Box, size: tuple[int, int]) -> tuple[float, float, float, floa
 
 
 def picture(found: BestWorst) -> Image.Image:
-    """Both rows as one picture, each image with its score and what the expert says it saw."""
+    """Both rows as one picture, each image with its score and the expert's explanation."""
     shown = [*found.best, *found.worst]
     captions = [
         f"{j.scores[found.expert]:.2f}  {j.explanation.get(found.expert) or j.prompt.text}"

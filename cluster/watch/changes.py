@@ -1,4 +1,4 @@
-"""Two evaluations side by side: every number before and after, with what chance may have made of it."""
+"""Compares two evaluations: every number before and after, with intervals."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ REWARDS, ACCURACIES = "reward by task type", "strict accuracy by task type"
 
 @dataclass(frozen=True)
 class Value:
-    """A number in words, and its interval; "" where there is none."""
+    """A number as text, and its interval; "" where there is none."""
 
     text: str
     interval: str = ""
@@ -39,7 +39,7 @@ class Change:
     after: Value | None
     difference: Value | None
     verdict: str
-    """ "better" or "worse" of a difference beyond noise; "noise"; or "", where nobody can tell."""
+    """ "better" or "worse" of a difference beyond noise; "noise"; or "", where that is not known."""
 
 
 def changes(first: Evaluation, last: Evaluation, watched: Collection[str] = ()) -> list[Change]:
@@ -69,7 +69,7 @@ def values(evaluation: Evaluation) -> dict[str, ByPrompt]:
 
 
 def number(name: str, value: float) -> str:
-    """For people: accuracies as percentages."""
+    """A number as text: accuracies as percentages."""
     if name.startswith("strict_accuracy") or name == "cot_accuracy":
         return f"{value:.1%}"
     return f"{value:.1f}" if name == "cot_tokens" else f"{value:.3f}"
@@ -106,10 +106,10 @@ def _value(name: str, found: ByPrompt | None) -> Value | None:
     return Value(number(name, _mean(found)), _words(name, mean_interval(found), number))
 
 
-def _words(name: str, interval: Interval | None, told) -> str:
+def _words(name: str, interval: Interval | None, as_text) -> str:
     if interval is None:
         return ""
-    return f"{told(name, interval.low).removesuffix(' points')} to {told(name, interval.high)}"
+    return f"{as_text(name, interval.low).removesuffix(' points')} to {as_text(name, interval.high)}"
 
 
 def _signed(name: str, value: float) -> str:

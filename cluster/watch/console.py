@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal: a progress bar, or one line a step in a log."""
+"""A run's output in the terminal: a progress bar, or one line a step in a log."""
 
 import json
 import math
@@ -22,7 +22,7 @@ class TrainProgress:
     an `event` (step, evaluation, benchmark, message) and for the first three all of their numbers."""
 
     shown: Mapping[str, str] = {"reward": "reward/mean", "strict": "reward/strict_accuracy"}
-    """Of a step's numbers, by what they are called here."""
+    """Label -> the step's number that is shown under it."""
 
     def __init__(self, console: Console, steps: int, done: int = 0, as_json: bool = False):
         self.console = console
@@ -72,7 +72,8 @@ class TrainProgress:
             self.say(f"step {step}: warning: {warning}")
 
     def _left(self, step: int) -> float:
-        """Seconds, at the pace so far. A run that went back to a checkpoint is behind its start."""
+        """Seconds left, at the pace so far. A run that went back to a checkpoint may be behind its
+        start."""
         made = max(1, step - self.done)
         return (time.monotonic() - self.started) / made * (self.steps - step)
 
@@ -88,7 +89,7 @@ class TrainProgress:
             self.say(f"evaluation at step {evaluation.step}: left out {failure}")
 
     def benchmark(self, step: int, name: str, result: Result) -> None:
-        """The score at a step, and what it does not say."""
+        """Print a benchmark's score at a step with its notes."""
         if self.as_json:
             numbers = benchmark_metrics(name, result)
             self._event("benchmark", step=step, **numbers)
@@ -116,12 +117,12 @@ class TrainProgress:
 
 
 class SftProgress(TrainProgress):
-    """The same of supervised fine-tuning, whose numbers are losses."""
+    """The same for supervised fine-tuning, whose numbers are losses."""
 
     shown = {"loss": "loss", "cot": "loss/cot", "image": "loss/image"}
 
     def heldout(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The loss on held-out examples."""
+        """Print the loss on held-out examples."""
         if self.as_json:
             self._event("evaluation", step=step, **metrics)
             return

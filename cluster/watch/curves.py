@@ -1,4 +1,4 @@
-"""`metrics.jsonl` read back as curves, and curves laid out as charts for the report."""
+"""Reads `metrics.jsonl` as curves, and lays curves out as charts for the report."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ MOST_POINTS = 400  # of one curve in a chart; longer ones are averaged down
 WIDTH, HEIGHT = 420, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22
 EXACT = ("lr",)  # curves with no noise to smooth away
-_LARGEST = 1e300  # a sum of as many as a chart has is a number still
+_LARGEST = 1e300  # the sum of all points of a chart is still finite
 
 
 class MetricsFile(NamedTuple):
     lines: list[dict[str, Any]]
     unreadable: list[str]
-    """Of each line that is left out, where it is and what is wrong with it."""
+    """For each line that is left out, its place and its fault."""
 
 
 def read_metrics(path: Path) -> MetricsFile:
@@ -40,7 +40,7 @@ def read_metrics(path: Path) -> MetricsFile:
 
 
 def parse_metrics(text: bytes, where: str) -> dict[str, Any]:
-    """A step, the time, and numbers or null by name."""
+    """A line of a step, the time, and numbers or null by name."""
     line = parse_object(text, where)
     if type(line.get("step")) is not int:
         raise UserError(f"{where}: `step` is no whole number")
@@ -52,8 +52,8 @@ def parse_metrics(text: bytes, where: str) -> dict[str, Any]:
 
 
 def series(lines: Sequence[dict[str, Any]]) -> dict[str, Points]:
-    """Name -> points in rising order of steps; null is a gap. A resumed run repeats steps: what an
-    earlier life recorded from there on is dropped."""
+    """Name -> points in rising order of steps; null is a gap. A resumed run repeats steps: earlier
+    records of them are dropped."""
     curves: dict[str, Points] = {}
     for line in lines:
         for name, value in line.items():
@@ -128,7 +128,7 @@ class Line:
     smooth: str  # their smoothed course; "" where `path` is drawn alone
     dots: list[tuple[float, float]]
     last: str
-    points: list[tuple[float, str, int]]  # x, value in words, step: for the pointer
+    points: list[tuple[float, str, int]]  # x, value as text, step: for the tooltip
 
 
 @dataclass(frozen=True)

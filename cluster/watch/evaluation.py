@@ -1,6 +1,6 @@
 """Evaluation: held-out prompts generated with fixed seeds and scored by the run's own experts.
 
-`Evaluation` is the record of what was found, with its numbers and its form on disk.
+`Evaluation` is the record of the scored samples, with its numbers and its form on disk.
 """
 
 import json
@@ -35,8 +35,8 @@ RESERVED = ("reward", "strict_accuracy", "cot_accuracy", "diversity", "cot_token
 
 @dataclass(frozen=True)
 class ScoredSample:
-    """One sample and its scores. An expert that does not apply to the prompt is
-    absent from `scores`; `cot_right` is None where nobody can tell."""
+    """One sample and its scores. An expert that does not apply to the prompt is absent from `scores`;
+    `cot_right` is None where it cannot be checked."""
 
     prompt: Prompt
     sample: Sample
@@ -46,7 +46,7 @@ class ScoredSample:
     scores: dict[str, float]
     explanation: dict[str, str]
     boxes: dict[str, tuple[Box, ...]] = field(default_factory=dict)
-    """What an expert found where."""
+    """Expert -> the boxes that it found."""
 
     def __post_init__(self):
         for name, value in {"reward": self.reward, **self.scores}.items():
@@ -75,7 +75,7 @@ class Evaluation:
 
     @property
     def task_types(self) -> tuple[str, ...]:
-        """Those of its prompts, in alphabetical order."""
+        """The task types of its prompts, in alphabetical order."""
         return tuple(sorted({j.prompt.task_type for j in self.scored}))
 
     def by_prompt(self) -> dict[str, list[ScoredSample]]:
@@ -86,8 +86,8 @@ class Evaluation:
         return dict(groups)
 
     def metrics(self) -> dict[str, float]:
-        """The means, as `eval/...`. A key that nothing is known of is absent, never 0: the CoT
-        accuracy where no plan could be checked, the diversity where no prompt has two samples."""
+        """The means, as `eval/...`. An unknown value is absent, never 0: the CoT accuracy where no plan
+        could be checked, the diversity where no prompt has two samples."""
         means = {
             name: _mean(value for values in found.values() for value in values)
             for name, found in self.values.items()
@@ -96,8 +96,8 @@ class Evaluation:
 
     @cached_property
     def values(self) -> dict[str, dict[str, list[float]]]:
-        """What the means are of: name -> prompt id -> the values of its samples; of the diversity, one
-        a prompt."""
+        """The values behind the means: name -> prompt id -> the values of its samples; of the
+        diversity, one a prompt."""
         groups = self.by_prompt()
         found: dict[str, dict[str, list[float]]] = defaultdict(dict)
         for id, group in groups.items():
@@ -134,8 +134,8 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write every image and, as the last thing, `evaluation.json`: a folder without it is one whose
-    writer did not finish. An earlier evaluation is replaced; no other file is touched."""
+    """Write every image and, as the last thing, `evaluation.json`: a folder without it is not complete.
+    An earlier evaluation is replaced; no other file is touched."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
     rows = save_images(evaluation.scored, folder)
@@ -169,13 +169,13 @@ def load_evaluation(folder: Path) -> Evaluation:
     """Read back what `save_evaluation` wrote. Prompts, CoTs with their ids, images and all scores
     return as they were; image tokens and log-probabilities are not kept, their arrays are empty.
 
-    Raises UserError, naming the file, for what is no evaluation."""
+    Raises UserError, naming the file, for an invalid evaluation."""
     path = folder / "evaluation.json"
     whole = parse_object(read_bytes(path), f"{path}: not a readable evaluation")
     try:
         scored = tuple(_read_scored(row, folder) for row in whole["scored"])
         found = Evaluation(whole["step"], whole["weights_version"], scored)
-        found.metrics()  # of numbers, and of images of one size
+        found.metrics()  # checks that values are numbers, and images of one size
     except (OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a readable evaluation: {error!r}") from error
     return found
@@ -234,7 +234,7 @@ CotChecker = Callable[[Prompt, str], bool]
 
 
 def mentions_every_noun(prompt: Prompt, cot: str) -> bool:
-    """Whether the plan names everything that the prompt does: the least one can ask of any plan."""
+    """Whether the CoT names everything that the prompt does: the minimum for any CoT."""
     return all(noun.lower() in cot.lower() for noun in prompt.nouns)
 
 
@@ -244,12 +244,13 @@ def load_cot_checker(name: str) -> CotChecker:
 
 
 class NothingScored(UserError):
-    """An evaluation without a single sample."""
+    """No sample of an evaluation was scored."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What to generate and how to tell a right CoT; made once, asked at every evaluation."""
+    """Runs evaluations: the prompts to generate, and the CoT checker. Made once and called at every
+    evaluation."""
 
     prompts: Sequence[Prompt]
     samples_per_prompt: int
@@ -262,8 +263,8 @@ class Evaluator:
     def __call__(
         self, rollouts: "RolloutManager", weights: PublishedWeights | None, step: int
     ) -> tuple[Evaluation, list[str]]:
-        """The evaluation, and what was left out because an expert failed, with reasons: prompts, or the
-        expert itself. Raises NothingScored if that was everything."""
+        """The evaluation, and messages on the prompts or experts that were left out because an expert
+        failed. Raises NothingScored if no sample is left."""
         groups = [Group(prompt, self.samples_per_prompt) for prompt in self.prompts]
         rollout = rollouts.collect(rollouts.request(groups, weights), learn=False)
         failures = [*rollout.failures, *map(str, rollout.left_out.values())]
@@ -277,7 +278,7 @@ class Evaluator:
     def scored_samples(
         self, groups: Sequence["ScoredGroup"], generated: Sequence[Sequence[Sample]]
     ) -> list[ScoredSample]:
-        """Of groups with their samples."""
+        """The scored samples of groups, from their generated samples."""
         return [
             self._scored(group.prompt, sample, group.scores, row)
             for group, samples in zip(groups, generated, strict=True)

@@ -21,8 +21,9 @@ _OF_EXPERTS = {
 
 @dataclass
 class Folded:
-    """`curves` are those to draw. `no_faults`: what was counted and never happened; `faults`: whether
-    anything else was. `unchanged`: the other flat ones by name, with their one value."""
+    """`curves` are those to draw. `no_faults`: faults that were counted and never happened; `faults`:
+    whether any other fault was counted. `unchanged`: the other flat curves by name, with their one
+    value."""
 
     curves: dict[str, Points] = field(default_factory=dict)
     no_faults: list[str] = field(default_factory=list)
@@ -31,7 +32,8 @@ class Folded:
 
 
 def fold(curves: dict[str, Points]) -> Folded:
-    """Every curve is in exactly one place. A curve of one point is drawn: it says nothing of change."""
+    """Sort every curve into exactly one place. A curve of one point is drawn: whether it changes is not
+    known."""
     folded, counted = Folded(), dict[str, bool]()
     for name, points in curves.items():
         fault, flat = _fault(name), len({value for _, value in points}) == 1
@@ -50,7 +52,7 @@ def fold(curves: dict[str, Points]) -> Folded:
 
 
 def _fault(name: str) -> str | None:
-    """What a curve counts, in words, if that is a fault."""
+    """A description of the fault that a curve counts; None: it counts no fault."""
     if name.startswith("expert/"):
         return _OF_EXPERTS.get(name.rpartition("/")[2])
     return _FAULTS.get(name)

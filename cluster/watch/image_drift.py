@@ -1,6 +1,6 @@
-"""Images that come to look unlike those that the run began with: told of once when it begins.
+"""Warns once when images begin to look unlike those that the run began with.
 
-A reward is gamed long before it falls: the pictures get flat, noisy, grey, or all the same first.
+Before a gamed reward falls, the pictures get flat, noisy, grey, or all the same.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-FIRST = 20  # steps that say what is usual
+FIRST = 20  # steps that define the usual value
 RECENT = 10  # steps whose mean is compared with that
 SPREADS = 3.0  # standard deviations of the first steps
 SHARE = 0.25  # of the first steps' mean
@@ -17,8 +17,8 @@ SHARE = 0.25  # of the first steps' mean
 
 @dataclass(frozen=True)
 class _Watched:
-    """A number `image/...`, and what its rise and its fall mean. `least` is the smallest change that
-    counts, beside `SPREADS` and `SHARE`; "" is no reason to warn."""
+    """A metric `image/...`, and what its rise and its fall mean. `least` is the smallest change that
+    counts, beside `SPREADS` and `SHARE`; "" means no warning."""
 
     label: str
     falls: str
@@ -39,7 +39,8 @@ WATCHED = {
 
 @dataclass
 class ImageDrift:
-    """Remembers the first steps and the recent ones. A spell ends when a number is halfway back."""
+    """Remembers the first and the recent steps. A warning can come again once the number is halfway
+    back."""
 
     _first: dict[str, list[float]] = field(default_factory=dict)
     _recent: dict[str, list[float]] = field(default_factory=dict)
@@ -47,16 +48,16 @@ class ImageDrift:
 
     @classmethod
     def after(cls, steps: Iterable[Mapping[str, Any]]) -> Self:
-        """As it stood after these steps, of which nothing is told again."""
+        """The state after these steps, whose warnings are not repeated."""
         drift = cls()
         for metrics in steps:
             drift.new(metrics)
         return drift
 
     def new(self, metrics: Mapping[str, Any]) -> list[str]:
-        """What begins with a step of these metrics, in words."""
-        told = (self._look(name, metrics[name]) for name in WATCHED if metrics.get(name) is not None)
-        return [line for line in told if line]
+        """The warnings that begin with a step of these metrics."""
+        lines = (self._look(name, metrics[name]) for name in WATCHED if metrics.get(name) is not None)
+        return [line for line in lines if line]
 
     def _look(self, name: str, value: float) -> str:
         first = self._first.setdefault(name, [])

@@ -1,4 +1,4 @@
-"""The numbers of one step, from what the roles reported."""
+"""Computes the metrics of one step from the roles' reports."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ def rewards_of(groups: Sequence[ScoredGroup]) -> np.ndarray:
 def rollout_metrics(
     rollout: RolloutBatch, version: int, kept: Sequence[ScoredGroup]
 ) -> dict[str, float]:
-    """All that is known of a step before the update, which learns from the groups that were `kept`.
-    `version`: of the newest weights."""
+    """The metrics of a step before the update, which learns from the groups that were `kept`. `version`
+    of the newest weights."""
     return {
         **reward_metrics(rollout.groups),
         **sampling_metrics(rollout, version),
@@ -30,7 +30,7 @@ def rollout_metrics(
 
 
 def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Over all samples of all scored groups; `reward/std` is the mean spread within a group,
+    """Rewards over all samples of all scored groups; `reward/std` is the mean spread within a group,
     `reward/task/TYPE` the mean over the prompts of one task type."""
     if not groups:
         return {}
@@ -54,9 +54,9 @@ def expert_metrics(rollout: RolloutBatch) -> dict[str, float]:
 
     `std`, `min`, `max` (the mean is `reward/NAME`): of its scores, on its own scale. `applied`: the
     share of images that it applied to. `latency_s`: mean time of an answer on a group, tries included.
-    `retries` and `failures`: how often it was asked again, and groups that it gave no answer on.
-    `left_out`: 1 where no reward of the step hears it. `constant`: 1 where it gave all images, two at
-    least, one and the same score. `not_finite`: groups where it gave NaN or infinity to the end.
+    `retries` and `failures`: how often a call was repeated, and groups that it did not score.
+    `left_out`: 1 if all rewards of the step leave it out. `constant`: 1 if it gave all images, at least
+    two, the same score. `not_finite`: groups where its last try still gave NaN or infinity.
     """
     metrics: dict[str, float] = {}
     for name in rollout.results[0].by_expert if rollout.results else ():
@@ -83,7 +83,8 @@ def expert_metrics(rollout: RolloutBatch) -> dict[str, float]:
 
 
 def sampling_metrics(rollout: RolloutBatch, version: int) -> dict[str, float]:
-    """Tokens a second are those of all workers together, while the busiest one generates."""
+    """Metrics of sampling. Tokens a second are those of all workers together, while the busiest one
+    generates."""
     stats = rollout.stats
     samples = sum(s.samples for s in stats)
     staleness = [version - s.weights_version for s in stats for _ in range(s.samples)]
@@ -100,8 +101,8 @@ def sampling_metrics(rollout: RolloutBatch, version: int) -> dict[str, float]:
 
 
 def image_metrics(rollout: RolloutBatch) -> dict[str, float]:
-    """What the images of a step look like, as `image/...` (actors.image_stats): means over all images
-    of all workers, and of near duplicates over all pairs of one group."""
+    """Statistics of a step's images, as `image/...` (actors.image_stats): means over all images of all
+    workers; near duplicates over all pairs within groups."""
     together = sum((stats.images for stats in rollout.stats), ImageSums())
     return {f"image/{name}": value for name, value in together.means().items()}
 
@@ -112,8 +113,8 @@ def time_metrics(
     """Where the step's wall time went, in seconds.
 
     `generate` is the busiest worker's; generating ahead (max_staleness > 0) may hide it behind `learn`.
-    `publish` is putting the weights out and pulling them in. `wait` is what the driver waited for
-    samples beyond generating and pulling; `driver` is what is left: its own work.
+    `publish` is putting the weights out and pulling them in. `wait` is how long the driver waited for
+    samples beyond generating and pulling; `driver` is the rest: its own work.
     """
     samples, scores = rollout.waited_for_samples_s, rollout.waited_for_scores_s
     return {

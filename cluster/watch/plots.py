@@ -1,4 +1,4 @@
-"""Pictures for people: a grid of samples, before and after training, the reward's course."""
+"""Pictures: a grid of samples, samples before and after training, the reward curve."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -71,8 +71,8 @@ _COT_FONT, _COT_LINES = 19, 6  # twice as large as seen
 
 def before_after(before: Evaluation, after: Evaluation, count: int = 16) -> Image.Image:
     """Up to `count` prompts that both evaluations share, spread evenly over them and not picked by
-    result: each with its first two images before and after, framed green where every expert was
-    satisfied and red where not, and under each the semantic CoT that it was drawn from."""
+    result: each with its first two images before and after, framed green if every expert's pass
+    threshold was reached and red if not, and under each the semantic CoT that it was drawn from."""
     old, new = before.by_prompt(), after.by_prompt()
     shared = [id for id in old if id in new]
     if not shared:
@@ -110,7 +110,7 @@ def before_after(before: Evaluation, after: Evaluation, count: int = 16) -> Imag
 
 
 def _row_height(groups: Iterable[Sequence[ScoredSample]], each: int) -> int:
-    """Of a prompt's pictures with the longest of their CoTs."""
+    """The height of a prompt's pictures with the longest of their CoTs."""
     lines = max(len(_cot_lines(scored)) for group in groups for scored in group[:each])
     return _CELL + 3 + lines * _line_height(_font(_COT_FONT)) // 2 + GAP + 2
 
@@ -126,7 +126,7 @@ def _cot(pen: ImageDraw.ImageDraw, scored: ScoredSample, at: tuple[int, int]) ->
 
 
 def spread(items: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the items, at even distances, in their order."""
+    """At most `count` of the items, evenly spaced, in their order."""
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
@@ -163,7 +163,7 @@ def _framed(
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # it is, where a size is given
+    assert isinstance(font, ImageFont.FreeTypeFont)  # true when a size is given
     return font
 
 
@@ -197,13 +197,13 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> lis
     return lines
 
 
-# --- the reward's course -------------------------------------------------------------------------
+# --- the reward curve ----------------------------------------------------------------------------
 
 
 def reward_curve(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw training reward, and reward and accuracies of the evaluations, from the lines of
     `metrics.jsonl` (`curves.read_metrics`) into a picture; its format is the path's suffix."""
-    import matplotlib.figure  # takes a while, and a run draws this once
+    import matplotlib.figure  # slow to import, and a run draws this once
 
     curves = series(metrics)
     figure = matplotlib.figure.Figure(figsize=(7.2, 3.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""Everything a run leaves for people, in one folder: numbers, pictures, CoTs."""
+"""Writes a run's records for people into one folder: numbers, pictures, CoTs."""
 
 import errno
 import json
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
-ROOM = 2**20  # bytes free, below which nothing more is drawn
+ROOM = 2**20  # free bytes below which no more pictures are written
 GRID_LIMIT = 64  # prompts on the grid of an evaluation
 COLUMNS = 8
 
 
 class Recorder:
-    """Writes `metrics.jsonl`, `tensorboard/` and `samples/` of a run directory, and Ray's gauges
-    (with the run's name as their `run`) where Ray runs. What cannot be written is told of and left out:
-    no method raises for it. Lines of `metrics.jsonl` wait until there is room.
+    """Writes `metrics.jsonl`, `tensorboard/` and `samples/` of a run directory, and Ray's gauges (with
+    the run's name as their `run`) where Ray runs. Reports and leaves out what cannot be written: no
+    method raises for it. Lines of `metrics.jsonl` wait until there is room.
 
-    Each line of `metrics.jsonl` is one JSON object with a `step` and a `time`, the seconds that the
-    run has been going; it is flushed before the method returns. In a folder that an earlier run left
-    the recorder appends, `time` goes on from the last line, and a line that was cut off in the
-    middle stays alone on its line. A number that is not finite is null in JSON and a gap elsewhere.
+    Each line of `metrics.jsonl` is one JSON object with a `step` and a `time`, the seconds since the
+    run began; it is flushed before the method returns. In a folder that an earlier run left the
+    recorder appends, `time` goes on from the last line, and a line that was cut off stays on a line of
+    its own. A number that is not finite is null in JSON and a gap elsewhere.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Recorder:
         tell: Callable[[str], None] = log.warning,
     ):
         """`next_step`, on a resume, makes TensorBoard forget what was recorded from there on. `wandb`
-        gets a copy; whoever opened it closes it."""
+        gets a copy; the caller closes it."""
         self.folder = Path(folder)
         self._wandb = wandb
         self._keep_going = KeepGoing(tell)
@@ -138,8 +138,8 @@ class Recorder:
     def _to_board(
         self, write: Callable[["SummaryWriter"], None], purge_step: int | None = None
     ) -> None:
-        """Have TensorBoard's writer write. The thread of one that met a full disk is dead: it is left
-        alone, and another is opened when there is room."""
+        """Have TensorBoard's writer write. A full disk kills a writer's thread: the writer is dropped,
+        and a new one is opened when there is room."""
         from torch.utils.tensorboard import SummaryWriter
 
         with self._keep_going("tensorboard/"):
@@ -168,8 +168,8 @@ class Recorder:
 
 
 def save_samples(scored: Sequence[ScoredSample], folder: Path) -> None:
-    """Every image by itself and, as the last thing, `samples.json` with everything else, in the form of
-    an evaluation's rows."""
+    """Write every image and, as the last thing, `samples.json` with everything else, in the form of an
+    evaluation's rows."""
     rows = save_images(scored, folder)
     text = json.dumps({"scored": rows}, indent=1, ensure_ascii=False)
     write_whole(folder / "samples.json", text)
@@ -181,5 +181,5 @@ def gauge_name(name: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """On one line; half a surrogate, which TensorBoard refuses, becomes a question mark."""
+    """The text on one line; half a surrogate, which TensorBoard refuses, becomes a question mark."""
     return " ".join(text.replace("|", "\\|").split()).encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""`report.html`: one page that tells a run, made from its directory alone and at any time."""
+"""`report.html`: one page about a run, made from its directory alone and at any time."""
 
 import base64
 import io
@@ -47,7 +47,7 @@ from policy.paths import write_whole
 log = logging.getLogger(__name__)
 MOST_EVALUATIONS = 12  # with their pictures; the first and the last are always among them
 MOST_PROMPTS = 48  # of an evaluation
-AT_ONCE = 12  # of those; the others are shown when a reader asks for them
+AT_ONCE = 12  # of those; a click shows the others
 MOST_SAMPLES = 4  # of a prompt
 LARGEST = 192  # pixels; larger images are reduced
 
@@ -74,7 +74,7 @@ class Tab:
 
 
 def summarize(folder: Path, console: Console) -> None:
-    """What a finished run tells and leaves to look at, made from its directory alone."""
+    """Print a finished run's summary, and write its pictures and report from its directory alone."""
 
     def tell(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -118,7 +118,7 @@ def write_summary(
     after: Evaluation | None,
     tell: Callable[[str], None] = log.warning,
 ) -> list[Path]:
-    """Reward curve, before/after pictures and report: as much as can be made of what there is."""
+    """Write reward curve, before/after pictures and report, as far as the records allow."""
     metrics = folder / "metrics.jsonl"
     curve, pictures, report = (
         folder / n for n in ("reward_curve.png", "before_after.png", "report.html")
@@ -140,8 +140,8 @@ def write_summary(
 
 
 def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Path:
-    """Write `report.html` into a run directory, whether the run is going on, finished or dead. Tells of
-    what cannot be read, which is left out."""
+    """Write `report.html` into a run directory, whether the run is going on, finished or dead. Reports
+    and leaves out what cannot be read."""
     folder = Path(folder)
     metrics = folder / "metrics.jsonl"
     if not metrics.exists():
@@ -187,8 +187,8 @@ def write_report(folder: Path, tell: Callable[[str], None] = log.warning) -> Pat
 
 
 def experts_of(config: str, where: str) -> dict[str, dict[str, Any]]:
-    """The experts of a run's config.yaml with their keys; none of one that has none, as that of `bicot
-    sft`. Raises UserError for what is no YAML."""
+    """The experts of a run's config.yaml with their keys; empty without experts, as for `bicot sft`.
+    Raises UserError for invalid YAML."""
     experts = read_yaml(config, where)
     for key in ("rewards", "experts"):
         experts = experts.get(key) if isinstance(experts, dict) else None
@@ -197,7 +197,7 @@ def experts_of(config: str, where: str) -> dict[str, dict[str, Any]]:
 
 
 def watched(experts: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Those of weight 0: asked and shown, and no part of any reward."""
+    """The experts of weight 0: their scores are shown, but are no part of any reward."""
     return {name for name, entry in experts.items() if entry.get("weight") == 0}
 
 
@@ -223,7 +223,7 @@ def _starts(folder: Path, tell: Callable[[str], None]) -> list[Start]:
 
 
 def _by_table(rows: Sequence[Change]) -> dict[str, list[Change]]:
-    """Without the headlines."""
+    """Rows by table, without the headlines."""
     tables: dict[str, list[Change]] = {}
     for row in rows:
         if row.table:
@@ -232,7 +232,7 @@ def _by_table(rows: Sequence[Change]) -> dict[str, list[Change]]:
 
 
 def spread_with_ends(items: Sequence[Path], count: int) -> list[Path]:
-    """At most `count` of the items at even distances, the first and the last among them."""
+    """At most `count` of the items, evenly spaced, the first and the last among them."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
@@ -275,7 +275,7 @@ def _tab(evaluation: Evaluation) -> Tab:
 
 
 def _rows(evaluation: Evaluation, expert: str) -> dict[str, Any]:
-    """By "best" and "worst" what an expert scored so, as it saw it."""
+    """ "best" and "worst" -> the samples that an expert scored so, with its boxes."""
     found = best_worst(evaluation, expert)
     return {
         "expert": expert,

@@ -1,4 +1,5 @@
-"""Experts that need a look: told of once when it begins, and counted in the metrics while it lasts."""
+"""Warns once when an expert begins to fail or to give constant scores; metrics count it while it
+lasts."""
 
 from collections.abc import Mapping
 
@@ -10,14 +11,14 @@ ALARMS = {
 
 
 class RewardWarnings:
-    """Remembers what goes on. A step in which an expert applies to nothing ends no spell of constant
-    scores, for it says nothing of them."""
+    """Remembers which faults go on. A step in which an expert applies to nothing does not end its
+    constant scores."""
 
     def __init__(self):
         self._going_on: set[tuple[str, str]] = set()
 
     def new(self, metrics: Mapping[str, float]) -> list[str]:
-        """What begins with a step of these metrics (`expert/NAME/...`), in words."""
+        """The warnings that begin with a step of these metrics (`expert/NAME/...`)."""
         lines = []
         for key, value in metrics.items():
             part, _, rest = key.partition("/")

@@ -1,5 +1,5 @@
-"""How a run was started: the command, this program's version and commit; `starts.jsonl`, a line for
-every start, for a run that went on has several."""
+"""How a run was started: the command, this program's version and commit; `starts.jsonl` has a line for
+every start, and a resumed run has several."""
 
 import json
 import shlex
@@ -20,8 +20,8 @@ _GIT_LIMIT_S = 10.0
 
 @dataclass(frozen=True)
 class Start:
-    """`commit` is "" where the program lies in no git checkout, and ends in "+" where its files differ
-    from the commit's."""
+    """`commit` is "" if the program is in no git checkout, and ends in "+" if its files differ from the
+    commit's."""
 
     time: str
     command: str
@@ -38,8 +38,8 @@ def note_start(folder: Path) -> None:
 
 
 def read_starts(folder: Path) -> list[Start]:
-    """First to last; none of a run that an earlier version of this program made. Raises UserError for a
-    file that is not what `note_start` writes."""
+    """The starts, first to last; none of a run that an earlier version of this program made. Raises
+    UserError for a file that is not what `note_start` writes."""
     path = folder / FILE
     if not path.exists():
         return []
@@ -53,14 +53,15 @@ def read_starts(folder: Path) -> list[Start]:
 
 
 def command(argv: Sequence[str]) -> str:
-    """As a shell takes it; `python -m cluster` is `bicot`. What is no text becomes question marks."""
+    """The command in a shell's syntax; `python -m cluster` is `bicot`. Invalid text becomes question
+    marks."""
     program = Path(argv[0]).name
     joined = shlex.join(["bicot" if program == "__main__.py" else program, *argv[1:]])
     return joined.encode("utf-8", "replace").decode()
 
 
 def commit(folder: Path) -> str:
-    """Of the git checkout that a folder is the root of."""
+    """The commit of the git checkout whose root is this folder."""
     if not (folder / ".git").exists():
         return ""
     found = _git(folder, "rev-parse", "--short=12", "HEAD")
@@ -69,7 +70,7 @@ def commit(folder: Path) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What git says; "" where it is not there, or refuses."""
+    """Git's output; "" if it is not installed, or fails."""
     ask = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(ask, capture_output=True, text=True, timeout=_GIT_LIMIT_S)

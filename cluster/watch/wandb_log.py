@@ -1,4 +1,4 @@
-"""A copy of a run's numbers and pictures on Weights & Biases, for who keeps all runs there."""
+"""Copies a run's numbers and pictures to Weights & Biases."""
 
 import uuid
 from collections.abc import Mapping
@@ -24,17 +24,17 @@ class WandbConfig(BaseModel):
 
 
 def check_wandb() -> None:
-    """Raises UserError if the package is not there."""
+    """Raises UserError if the package is not installed."""
     if find_spec("wandb") is None:
         raise UserError("train.wandb: the package is missing: pip install 'bicot[wandb]'")
 
 
 class WandbLog:
-    """One run there is one run directory here, however often it goes on. Steps that are made again are
-    logged again: charts are over `step`, not over the order of logging."""
+    """One run there is one run directory here, however often it is resumed. Repeated steps are logged
+    again: charts are over `step`, not over the order of logging."""
 
     def __init__(self, config: WandbConfig, folder: Path, settings: Mapping[str, Any]):
-        """Raises UserError if the service does not take the run."""
+        """Raises UserError if the service does not accept the run."""
         import wandb
 
         self._wandb = wandb

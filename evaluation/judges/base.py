@@ -1,7 +1,7 @@
-"""What a judge is: an expert that is asked something of its own about each image, and whose answer is
-a reply, a JSON object, not one number.
+"""The interface of judges: experts that get a question about each image, and answer with a reply, a
+JSON object, instead of a number.
 
-It runs as any expert does, on Ray Serve, with replicas, batches, retries and limits of its own: the
+A judge runs on Ray Serve as any expert does, with replicas, batches, retries and limits of its own: the
 question travels as the prompt's text, the reply as the score's explanation.
 """
 
@@ -19,10 +19,10 @@ from rewards.expert import Expert, ExpertScores
 UNUSABLE = "unusable"
 
 
-def unusable(why: str, **said: Any) -> Reply:
-    """For an image on which a judge has no usable reply, after all tries. It is kept, counted, and
-    asked for again next time; it is never a score."""
-    return {UNUSABLE: why, **said}
+def unusable(why: str, **details: Any) -> Reply:
+    """The reply for an image on which a judge has no usable one after all tries. It is saved and
+    counted, and the next run asks again; it is never a score."""
+    return {UNUSABLE: why, **details}
 
 
 class Judge(Expert):
@@ -31,13 +31,13 @@ class Judge(Expert):
 
     @abstractmethod
     def replies(self, images: Sequence[np.ndarray], asks: Sequence[Ask]) -> list[Reply]:
-        """Answer on N images, uint8 [H, W, 3] each; `unusable` where that cannot be done. An exception
-        fails the images of one request, which are asked about again."""
+        """The replies on N images, uint8 [H, W, 3] each; `unusable` where there is none. An exception
+        fails the images of one request, which is tried again."""
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """Which model this is, to tell one judge's replies from another's: {"model": ..., "revision":
-        ...}. A reply's own "by" takes its place."""
+        """Identifies the model behind the replies: {"model": ..., "revision": ...}. A reply's own "by"
+        takes its place."""
 
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> ExpertScores:
         replies = self.replies(images, [json.loads(prompt.text) for prompt in prompts])
@@ -47,5 +47,5 @@ class Judge(Expert):
 
 
 def ask_prompt(key: str, ask: Ask) -> Prompt:
-    """A question as the prompt that an expert takes."""
+    """A question in the form of an expert's prompt."""
     return Prompt(id=key, text=json.dumps(ask, ensure_ascii=False), task_type="benchmark")

@@ -1,12 +1,12 @@
-"""T2I-CompBench's judge of attributes: BLIP-VQA (Li et al., arXiv 2201.12086), asked as the benchmark's
-scripts ask it.
+"""T2I-CompBench's judge of attributes: BLIP-VQA (Li et al., arXiv 2201.12086), used as in the
+benchmark's scripts.
 
-That differs from the expert `rewards.experts.vqa:BlipVqa` in four things: the token [ENC] stands in the
-place of a question's first one, as in training; pictures are squashed to 480 pixels; a question loses
-its capitals and some signs, and is cut at 35 tokens; the numbers are float32.
+That differs from the expert `rewards.experts.vqa:BlipVqa` in four things: the token [ENC] replaces a
+question's first one, as in training; pictures are squashed to 480 pixels; a question loses its capitals
+and some signs, and is cut at 35 tokens; the numbers are float32.
 
-A checkpoint converted at 384 pixels holds fewer positions, which are spread out (bicubic): near the
-published numbers, not equal to them.
+A checkpoint converted at 384 pixels has fewer position embeddings, which are interpolated (bicubic):
+scores are near the published ones, not equal to them.
 """
 
 import re

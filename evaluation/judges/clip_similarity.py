@@ -1,5 +1,5 @@
-"""T2I-CompBench's judge of what is said of no object in particular: the cosine of image and text under
-CLIP ViT-B/32 (Radford et al., arXiv 2103.00020), neither scaled nor cut; about .31 for a good image.
+"""T2I-CompBench's judge of non-spatial relations: the cosine of image and text under CLIP ViT-B/32
+(Radford et al., arXiv 2103.00020), neither scaled nor clipped; about .31 for a good image.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from rewards.experts.common import Device, Dtype
 
 
 class ClipSimilarity(Judge):
-    """Asked {"text": ...}, it replies {"cosine": ...}. On a GPU in half precision, as OpenAI's own
-    code is there."""
+    """Asked {"text": ...}, it replies {"cosine": ...}. On a GPU it runs in half precision, as OpenAI's
+    own code does."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from rewards.experts.published_weights import Placement, load_model, load_part, 
 class Depth(Judge):
     """Asked {"map": "nearness"}, it replies {"nearness": [[...], ...]}: `cells` x `cells` numbers, rows
     from the top, higher for nearer; each is a mean over its part of the picture. They have no unit, and
-    compare only within one picture."""
+    are comparable only within one picture."""
 
     def __init__(
         self,
@@ -35,7 +35,8 @@ class Depth(Judge):
         self._image_processor = load_part(
             DPTImageProcessorPil.from_pretrained, folder, "image processor"
         )
-        # Squashed, so that pictures of any shape fit in one batch, and a map's cells are the picture's.
+        # Resized without keeping the aspect ratio, so that pictures of any shape fit in one batch, and
+        # a map's cells match the picture's.
         self._image_processor.keep_aspect_ratio = False
         self._model = load_model(DPTForDepthEstimation, folder, self._place)
         self._batch_size = batch_size

@@ -1,9 +1,9 @@
 """GenEval's judge: which of some COCO objects are in an image, where, and of which color.
 
-Mask2Former finds them; CLIP ViT-L/14 says for each which of ten colors it has, from the picture of the
+Mask2Former finds them; CLIP ViT-L/14 classifies the color of each, one of ten, from a crop of the
 object alone. The published detector is MMDetection's `mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco`,
-whose file is taken as it is published. The default is Meta's own training of the same architecture on
-the same data: other weights, so scores near the published ones, not equal to them.
+whose file loads as published. The default is Meta's own training of the same architecture on the same
+data: other weights, so scores are near the published ones, not equal to them.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class ObjectsAndColors(Judge):
     scores above it count, "most": objects of a class at most}.
 
     Replies {"detections": [[name, [x0, y0, x1, y1] in pixels, score, color or null], ...]}, in the
-    detector's order, by which equal scores are told apart.
+    detector's order, which ranks equal scores.
 
     `path`: the detector, a directory or hub id in transformers' layout or a `.pth` of MMDetection.
     `clip_path`: the CLIP that names colors; `clip_processor`: where its tokenizer and image processor
@@ -85,11 +85,11 @@ class ObjectsAndColors(Judge):
         above = [float(ask["threshold"]) for ask in asks]
         found = self._detector.instances(images, labels, above)
         return [
-            {"detections": self._told(image, ask, some)}
+            {"detections": self._described(image, ask, some)}
             for image, ask, some in zip(images, asks, found, strict=True)
         ]
 
-    def _told(self, image: np.ndarray, ask: Ask, found: Sequence[Instance]) -> list[list[Any]]:
+    def _described(self, image: np.ndarray, ask: Ask, found: Sequence[Instance]) -> list[list[Any]]:
         names = {label: name for name, label in ask["classes"].items()}
         chosen = best_of_each(found, ask["most"])
         colors: dict[int, str] = {}
@@ -107,7 +107,7 @@ class ObjectsAndColors(Judge):
 
 
 class ColorNames(CLIPScore):
-    """Says which of COLORS an object has: the one whose descriptions are nearest to its picture."""
+    """Classifies an object's color: the one of COLORS whose descriptions are nearest to its picture."""
 
     def __init__(self, path: str, processor: str | None, device: Device, dtype: Dtype):
         super().__init__(path, processor, device, dtype, _BATCH)
@@ -115,7 +115,7 @@ class ColorNames(CLIPScore):
 
     @torch.inference_mode()
     def name(self, crops: Sequence[Image.Image], name: str) -> list[str]:
-        """Of N pictures of one object each, all of the class `name`."""
+        """The colors of N pictures of one object each, all of the class `name`."""
         if not crops:
             return []
         if name not in self._known:
@@ -137,8 +137,8 @@ class ColorNames(CLIPScore):
 
 
 def best_of_each(found: Sequence[Instance], most: int) -> list[Instance]:
-    """Of each class the `most` best, in the order that they are in; of equal scores the later ones are
-    better."""
+    """The `most` best instances of each class, in their original order; of equal scores the later ones
+    are better."""
     seen: Counter[int] = Counter()
     chosen = set()
     for n in ranked([instance.score for instance in found]):
@@ -168,8 +168,8 @@ def cut_out(
 
 
 def clip_square(picture: Image.Image, side: int) -> Image.Image:
-    """As CLIP is shown a picture: the short side resized to `side`, and the square in the middle cut
-    out. transformers' own cut stands up to a pixel elsewhere."""
+    """CLIP's own preprocessing: the short side resized to `side`, and the square in the middle cut out.
+    transformers' own crop is up to a pixel off."""
     width, height = picture.size
     short = min(width, height)
     size = (side * width // short, side * height // short)
@@ -179,7 +179,8 @@ def clip_square(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _revision(path: str) -> str:
-    """Of a `.pth` the beginning of its hash, with which MMDetection ends its names."""
+    """The model's revision; of a `.pth` the beginning of its hash, with which MMDetection ends its
+    names."""
     if not path.endswith(".pth"):
         return revision_of(path)
     with open(model_file(path), "rb") as file:

@@ -1,9 +1,9 @@
-"""A judge of where objects are: an open-vocabulary detector in the place of UniDet, T2I-CompBench's,
-which is not to be had in transformers. A benchmark on it is another one than the published.
+"""A judge that finds objects: an open-vocabulary detector in place of UniDet, T2I-CompBench's own,
+which transformers does not have. Scores with it are not comparable with published ones.
 
-What is lost: UniDet's confidences, which are half of a spatial score, and its closed list of 722
-names. What is kept: boxes are in pixels of the picture as UniDet sees it, for the benchmark's
-distances are pixels.
+Different: the confidences, which are half of a spatial score, and the vocabulary, which was UniDet's
+closed list of 722 names. The same: boxes are in pixels of the picture as UniDet sees it, because the
+benchmark's distances are in pixels.
 """
 
 from collections.abc import Sequence
@@ -81,5 +81,5 @@ def _reply(image: np.ndarray, objects: Sequence[str], found: Sequence[Detection]
 
 
 def _revision(path: str) -> str:
-    """Of a folder or hub id, or of the folder that holds an authors' file."""
+    """The revision of a folder or hub id, or of the folder that holds an authors' file."""
     return folder_hash(model_file(path).parent) if path.endswith(".pth") else revision_of(path)

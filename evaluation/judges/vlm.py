@@ -1,22 +1,21 @@
-"""A vision-language model behind an OpenAI-compatible endpoint (vLLM, SGLang, a hosted one), that is
-asked for a reply in words, which is read by its benchmark's own rule.
+"""A vision-language model behind an OpenAI-compatible endpoint (vLLM, SGLang, a hosted one) that
+replies with text, which its benchmark's own rule parses.
 
 An ask has these keys:
 
 | key | |
 |---|---|
-| `text` | what is asked about the image |
+| `text` | the question about the image |
 | `system` | a system message; may be absent or null |
 | `image_first` | whether the image comes before the text; absent: after it |
 | `image` | "png", or "jpeg" of quality 95; absent: "png" |
-| `read` | how the reply is read: a key of READERS |
-| `points` | how many answers it must hold, where that is known before |
-| `tries` | how often a reply that cannot be read is asked for; absent: 3 times |
-| `parameters` | of the request: temperature, max_tokens and the like, as the server takes them |
+| `read` | how the reply is parsed: a key of READERS |
+| `points` | how many answers it must hold, where that is known |
+| `tries` | how often to ask until a reply can be parsed; absent: 3 times |
+| `parameters` | of the request: temperature, max_tokens and the like, as the server expects them |
 
-The reply is what was read, with the raw `text`, and `by`: the model by the server's own word, and the
-server. Temperature 0 makes a second try much like the first: the published judges try again all the
-same.
+The reply is the parsed one, with the raw `text`, and `by`: the server, and the model as the server
+names it. At temperature 0 a second try is much like the first, but the published judges try again too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,17 +38,17 @@ READERS: Mapping[str, Callable[[str, int], dict[str, Any] | None]] = {
     "tiif": tiif.read_reply,
     "dpg": dpg.read_reply,
 }
-"""What each makes of a raw reply and the number of points; None: it cannot be read."""
+"""Name -> parser of a raw reply, given the number of points; it returns None if it cannot."""
 
 _REFUSED = (400, 413, 415, 422)
-"""What a server says to one request that it will never take, a picture too large or not allowed."""
+"""Statuses for a request that the server will never accept: a picture too large or not allowed."""
 _TRIAL_IMAGE = np.full((64, 64, 3), 128, np.uint8)
 _TRIAL_QUESTION = "Is this image grey?"
 
 
 class VlmReplies(Judge):
-    """Asks about each image by itself, several at a time. It asks once when it is built, so that a
-    wrong address, model or key is found before any image is judged."""
+    """Asks about each image by itself, several at a time. The constructor makes a trial request, so
+    that a wrong address, model or key is found before any image is judged."""
 
     def __init__(
         self,
@@ -61,11 +60,11 @@ class VlmReplies(Judge):
         concurrent: int = 8,
         parameters: Mapping[str, Any] | None = None,
     ):
-        """`url` ends in /v1, as a rule. `api_key_env`: the environment variable that holds the API
-        key, on every node that may run the judge. `timeout_s`: for one request; `retries`: when the
-        server fails; `concurrent`: how many requests may be under way. `parameters`: in place of an
-        ask's own, for a server that does not know one; null takes it out. They make another judge, so
-        every reply names them."""
+        """`url` usually ends in /v1. `api_key_env`: the environment variable that holds the API key, on
+        every node that may run the judge. `timeout_s`: for one request; `retries`: when the server
+        fails; `concurrent`: how many requests may be under way. `parameters` replace an ask's own, for
+        a server that does not know one; null removes it. They make another judge, so every reply names
+        them."""
         if not url or not model:
             raise UserError(
                 "the judge is a vision-language model on a server: name both, as --judge-url"
@@ -103,19 +102,19 @@ class VlmReplies(Judge):
         if ask.get("system"):
             messages.insert(0, {"role": "system", "content": ask["system"]})
         parameters = self._sent(ask.get("parameters", {}))
-        said, by = "", self._by
+        reply, by = "", self._by
         for _ in range(tries):
             try:
                 choice = self._chat.answer(messages, **parameters)
             except ChatError as error:
                 if error.status not in _REFUSED:
                     raise
-                return unusable(f"the judge's server refuses the request: {error}", text=said, by=by)
-            said = choice.message.content or ""
+                return unusable(f"the judge's server refuses the request: {error}", text=reply, by=by)
+            reply = choice.message.content or ""
             by = {**self._by, "model": choice.model or self._by["model"]}
-            if (found := read(said, ask.get("points", 0))) is not None:
-                return {**found, "text": said, "by": by}
-        return unusable(f"{tries} replies, none of which can be read", text=said, by=by)
+            if (found := read(reply, ask.get("points", 0))) is not None:
+                return {**found, "text": reply, "by": by}
+        return unusable(f"{tries} replies, none of which can be read", text=reply, by=by)
 
     def _sent(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         merged = {**parameters, **self._parameters}

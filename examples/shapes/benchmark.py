@@ -1,5 +1,5 @@
-"""The shapes world as a benchmark: its held-out prompts, judged by its own experts. It needs no model
-from elsewhere, so it shows on a laptop what a run of any other looks like.
+"""The shapes world as a benchmark: its held-out prompts, judged by its own experts. It needs no other
+model, so it shows on a laptop how a benchmark runs.
 
 A score is the share of images that every expert accepts, by kind of prompt; overall the mean of kinds.
 """
@@ -21,8 +21,8 @@ _PROMPTS = _FOLDER / "prompts" / "heldout.jsonl"
 
 
 class Eyes(Judge):
-    """All experts of the world that apply to a prompt. Asked {"prompt": a row of a prompt file}; its
-    reply is {"scores": by expert, "passed": whether each is accepted}."""
+    """Judges with all experts of the world that apply to a prompt. Asked {"prompt": a row of a prompt
+    file}, it replies {"scores": by expert, "passed": whether each is accepted}."""
 
     def __init__(self):
         self._experts = {

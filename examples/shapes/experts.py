@@ -1,10 +1,10 @@
-"""The eyes of the shapes world: classical vision on pixels, and the three experts built on it.
+"""The experts of the shapes world, and the classical vision on pixels that they are built on.
 
-An image holds up to nine flat-coloured shapes on a light ground. `detect` finds them by nearest
-palette colour, connected components and overlap with each shape's outline, and finds blots in no
-colour of the palette too, or a policy would learn to draw them unpunished; it knows nothing of how an
-image was made. The experts ask different things of the same detections, so that each can be a
-server of its own: are the right objects there, are there as many as asked, do they stand right."""
+An image holds up to nine flat-coloured shapes on a light ground. `detect` finds them by nearest palette
+colour, connected components and overlap with each shape's outline, and finds blots in no colour of the
+palette too, or a policy would learn to draw them unpunished; it does not know how an image was made.
+The experts score the same detections in different ways, so that each can be a server of its own: are
+the right objects there, are there as many as asked, are they in the right relation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle")
 _PALETTE = np.array([GROUND, *COLORS.values()], np.float32)
 _MAX_COLOR_DISTANCE = 85.0  # beyond this a pixel is no palette colour but ground or a blend
-_GROUND_DISTANCE = 24.0  # as far as this from the ground's colour a pixel still is ground
+_GROUND_DISTANCE = 24.0  # up to this distance from the ground's colour a pixel is ground
 _MIN_AREA = 10  # pixels; smaller blobs are specks
 _SURE = 0.3  # confidence below which a blob is not counted as that shape
 
@@ -72,7 +72,7 @@ def _clip01(x: float) -> float:
 
 
 def _shape_of(mask: np.ndarray) -> tuple[str, float]:
-    """The best shape of a blob and how sure that is: overlap 0.6 counts 0, 0.85 counts 1."""
+    """The best shape of a blob and its confidence: overlap 0.6 counts 0, 0.85 counts 1."""
     height, width = mask.shape
     outlines = _outlines(height, width)
     overlap = (outlines & mask).sum((1, 2)) / (outlines | mask).sum((1, 2))
@@ -84,7 +84,7 @@ def _shape_of(mask: np.ndarray) -> tuple[str, float]:
 
 
 def _blobs(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[slice, slice]]]:
-    """The connected regions of bool [H, W] that are no specks, each cut out, with its place."""
+    """The connected regions of bool [H, W] that are no specks, each cut out, with its position."""
     labels, _ = ndimage.label(pixels)
     for label, box in enumerate(ndimage.find_objects(labels), 1):
         mask = labels[box] == label
@@ -131,7 +131,7 @@ def objects_score(detections: Sequence[FoundObject], names: Sequence[str]) -> fl
 def count_score(detections: Sequence[FoundObject], prompt: Prompt) -> float:
     """Mean, over each named object and the picture as a whole, of 1 - |found - wanted| / wanted.
 
-    The picture as a whole counts every blob, pale ones too, so clutter that nobody asked for costs.
+    The picture as a whole counts every blob, pale ones too, so extra clutter costs.
     """
     wanted = {c.obj_name: c.num for c in prompt.numeracy_info}
     sure = [d for d in detections if d.confidence > _SURE]
@@ -149,8 +149,8 @@ _RIGHT_WAY = {
 
 
 def relation_score(detections: Sequence[FoundObject], obj1: str, obj2: str, locality: str) -> float:
-    """Best pair of the two objects: how clearly it stands the right way (2 px counts 0, 6 px 1),
-    times the weaker confidence."""
+    """The best pair of the two objects: how clearly it has the relation (2 px counts 0, 6 px 1), times
+    the weaker confidence."""
     distance = _RIGHT_WAY[locality]
     pairs = [
         _clip01((distance(a, b) - 2) / 4) * min(a.confidence, b.confidence)
@@ -174,7 +174,7 @@ def _boxes(detections: Sequence[FoundObject], image: np.ndarray) -> tuple[Box, .
 
 
 class _ShapesExpert(Expert):
-    """Detect in every image, then ask one question of what was found."""
+    """Detects objects in every image, then grades the detections."""
 
     def grade(self, detections: Sequence[FoundObject], prompt: Prompt) -> float:
         raise NotImplementedError
@@ -213,7 +213,7 @@ class CountExpert(_ShapesExpert):
 
 
 class RelationExpert(_ShapesExpert):
-    """Do the two objects stand to each other as the prompt says?"""
+    """Do the two objects have the relation that the prompt asks for?"""
 
     pass_threshold = 0.5
 
@@ -222,5 +222,5 @@ class RelationExpert(_ShapesExpert):
 
     def grade(self, detections: Sequence[FoundObject], prompt: Prompt) -> float:
         where = prompt.spatial_info
-        assert where is not None  # or it would not apply
+        assert where is not None  # otherwise it does not apply
         return relation_score(detections, where.obj1, where.obj2, where.locality)

@@ -1,8 +1,8 @@
 """Write the prompt files of the shapes world: `python -m examples.shapes.make_prompts`.
 
 `train.jsonl` and `heldout.jsonl` are disjoint: plain prompts are split by a hash of the text, riddles
-by the facts that they put together. Of the kinds that have many prompts only some are taken, by the
-order of the same hash, so that no kind drowns the others. One prompt in four is a riddle.
+by the facts that they combine. Kinds with many prompts are subsampled, in the order of the same hash,
+so that no kind dominates. One prompt in four is a riddle.
 """
 
 import hashlib

@@ -1,12 +1,13 @@
-"""Riddles: prompts that name neither a colour nor a shape, so that they must be thought about.
+"""Riddles: prompts that name neither a colour nor a shape, so that the model must reason.
 
 "a shape with three corners in the colour of a lemon left of something round in the colour of coal" asks
-for a yellow triangle left of a black circle, and a semantic CoT says so. It is WISE (arXiv 2503.07265)
-in little. The other fields of such a prompt hold what is meant, so the experts score it as any other.
+for a yellow triangle left of a black circle, and a semantic CoT names it. It is a small version of WISE
+(arXiv 2503.07265). The other fields of such a prompt hold the solution, so the experts score it as any
+other.
 
-Of each colour and each shape several facts are known. Whether a fact of a shape and a fact of a colour
-stand together in training or in the held-out prompts is decided by a hash of the two: a held-out riddle
-puts together facts that have all been met, in pairs that have not.
+There are several facts of each colour and each shape. A hash of a shape's fact and a colour's fact
+decides whether the pair is used in training or in the held-out prompts: a held-out riddle combines
+known facts in new pairs.
 """
 
 import hashlib
@@ -57,7 +58,7 @@ class Described:
 
 @cache
 def descriptions(held_out: bool) -> list[Described]:
-    """Every object in all the words that belong to one side: one pair of facts in five is held out."""
+    """Every object in all descriptions of one side: one pair of facts in five is held out."""
     every = [
         Described(shape, color, shape_fact, color_fact)
         for shape, color in product(SHAPE_FACTS, COLOR_FACTS)
@@ -67,7 +68,7 @@ def descriptions(held_out: bool) -> list[Described]:
 
 
 def riddle(held_out: bool, rng: random.Random) -> Prompt:
-    """A random riddle: one object, two, or two that stand to each other in some way."""
+    """A random riddle: one object, two, or two in a relation."""
     (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
     a = rng.choice(descriptions(held_out))
     if kind == "one":
@@ -82,7 +83,7 @@ def riddle(held_out: bool, rng: random.Random) -> Prompt:
 
 
 def some_riddles(count: int, held_out: bool) -> list[Prompt]:
-    """As many different riddles, always the same."""
+    """`count` different riddles, always the same."""
     rng = random.Random(int(held_out))
     found: dict[str, Prompt] = {}
     while len(found) < count:

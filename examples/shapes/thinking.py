@@ -1,9 +1,9 @@
-"""What training each CoT gives, and what thinking gives: `python -m examples.shapes.thinking`.
+"""Measures the gain of training each CoT, and of thinking: `python -m examples.shapes.thinking`.
 
 Three runs of `bicot train examples/shapes/train.yaml` that differ in what is trained: the semantic CoT
 alone, the images alone, both. Then the shapes benchmark, with and without a CoT, of the model before
-and after each, and a table of riddles beside plain prompts. What is there already is not made again, so
-the command may be stopped and given again. Further arguments (train.steps=120 seed=1) go to the runs.
+and after each, and a table of riddles beside plain prompts. Finished parts are not repeated, so the
+command may be stopped and given again. Further arguments (train.steps=120 seed=1) go to the runs.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def trained(folder: Path, name: str, overrides: Sequence[str]) -> Path:
 
 
 def scored(policy: Path, out: Path, *, cot: bool) -> dict[str, float]:
-    """The share of images that every expert accepts, of riddles and of plain prompts (the mean over
+    """The share of images that every expert accepts, for riddles and for plain prompts (the mean over
     their kinds)."""
     if not (out / "result.json").exists():
         bicot(

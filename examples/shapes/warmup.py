@@ -1,16 +1,16 @@
-"""What the shapes world's cold start begins with: `python -m examples.shapes.warmup`, then
-`bicot sft examples/shapes/sft.yaml`.
+"""Prepares the shapes world's cold start: `python -m examples.shapes.warmup`, then `bicot sft
+examples/shapes/sft.yaml`.
 
 Writes a Janus and worked examples into runs/shapes_start. From them `bicot sft` makes a checkpoint like
 the one that ships with the project, from which `make train` starts.
 
 1. The model: a random trunk, and a VQ autoencoder that is trained here, in a minute. All images are
    made of 73 different patches, so the code of every patch is known: one a patch, and for the ground
-   one a place, which tells the trunk where it is. Encoder and decoder learn them.
+   one a position, which shows the trunk where it is. Encoder and decoder learn them.
 2. The examples: prompts of the training split, each with a plan and an image. The teacher is sloppy on
    purpose: its plans have mistakes, and name the wrong thing more often where a riddle must be
    understood; its images follow the plan, with mistakes of their own. So the model learns what a plan
-   is and how to draw one, and leaves to reinforcement learning which plans and images are right. Some
+   is and how to draw one; which plans and images are right is left to reinforcement learning. Some
    images come without a plan, so that the model can also draw without thinking.
 """
 
@@ -55,7 +55,7 @@ def patches(images: np.ndarray) -> Tensor:
 
 
 class Codes:
-    """The code of every patch of the world: the ground at place i is code i, then one a patch."""
+    """The code of every patch of the world: the ground at position i is code i, then one a patch."""
 
     def __init__(self):
         alone = np.stack([render([Placed(name, 0, 0)]) for name in OBJECTS])
@@ -113,7 +113,7 @@ def train_autoencoder(vq, codes: Codes, steps: int, rng: random.Random, batch: i
 
 @cache
 def plain_prompts(held_out: bool) -> dict[str, list[Prompt]]:
-    """Of one split, by kind."""
+    """The prompts of one split, by kind."""
     return {
         kind: [prompt for prompt in prompts if is_held_out(prompt) == held_out]
         for kind, prompts in all_prompts().items()
@@ -121,7 +121,7 @@ def plain_prompts(held_out: bool) -> dict[str, list[Prompt]]:
 
 
 def random_prompt(held_out: bool, rng: random.Random) -> Prompt:
-    """Of one split; each kind as often as `KINDS` says."""
+    """A prompt of one split; the kinds have the weights of `KINDS`."""
     (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
     if kind == "riddle":
         return riddle(held_out, rng)

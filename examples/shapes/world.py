@@ -1,7 +1,7 @@
 """The shapes world: prompts, plans in words, and a renderer.
 
-An image is a 3 x 3 board of coloured shapes, 24 x 24 pixels. A plan names each object with its place,
-"red circle top left ; blue square middle right", and is the semantic CoT of this world.
+An image is a 3 x 3 board of coloured shapes, 24 x 24 pixels. A plan names each object with its
+position, "red circle top left ; blue square middle right", and is the semantic CoT of this world.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ Plan = list[Placed]
 def make_prompt(
     text: str, task_type: str, counts: dict[str, int], spatial: SpatialInfo | None = None
 ) -> Prompt:
-    """A prompt that asks for so many of each object ("red circle"), and perhaps for a relation."""
+    """A prompt that asks for a number of each object ("red circle"), and perhaps for a relation."""
     return Prompt(
         id=prompt_id(text),
         text=text,
@@ -102,7 +102,7 @@ def _stands_right(a: Placed, b: Placed, locality: str) -> bool:
 
 
 def make_plan(prompt: Prompt, rng: random.Random) -> Plan:
-    """A random right plan for a prompt, its objects in reading order of the prompt."""
+    """A random correct plan for a prompt, with its objects in the prompt's order."""
     names = [c.obj_name for c in prompt.numeracy_info for _ in range(c.num)]
     while True:
         cells = rng.sample(list(product(range(3), range(3))), len(names))
@@ -113,8 +113,8 @@ def make_plan(prompt: Prompt, rng: random.Random) -> Plan:
 
 
 def corrupt(plan: Plan, rate: float, rng: random.Random, names: float | None = None) -> Plan:
-    """A plan with mistakes: each place is redrawn with probability `rate`, each colour and shape with
-    probability `names` (None: `rate`), and an object is lost or added with probability `rate`."""
+    """A plan with mistakes: each position is redrawn with probability `rate`, each colour and shape
+    with probability `names` (None: `rate`), and an object is lost or added with probability `rate`."""
     names = rate if names is None else names
     wrong = []
     for placed in plan:
@@ -140,7 +140,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def read_plan(text: str) -> Plan | None:
-    """A plan in words as a plan, or None where the words are not a plan."""
+    """Parses the text of a plan; None: the text is no plan."""
     plan = []
     for part in text.split(";"):
         words = part.split()
@@ -155,7 +155,7 @@ def read_plan(text: str) -> Plan | None:
 
 def cot_is_right(prompt: Prompt, text: str) -> bool:
     """Whether drawing this plan faithfully would satisfy the prompt: the right objects, as many as
-    asked, each on a place of its own, standing as the prompt says."""
+    asked, each at a position of its own, with the prompt's relation."""
     plan = read_plan(text)
     if plan is None:
         return False

@@ -1,6 +1,4 @@
-"""A question about an image, or about several, asked of an OpenAI-compatible server, again where that
-helps.
-"""
+"""Asks an OpenAI-compatible server questions about images, and tries again where that helps."""
 
 import base64
 import io
@@ -42,12 +40,13 @@ class Message(BaseModel):
 
 
 class Choice(BaseModel):
-    """What the server answers: its words and, if asked for and given, how likely each was."""
+    """The server's answer: its text and, if requested and returned, the log-probabilities of its
+    tokens."""
 
     message: Message
     logprobs: Logprobs | None = None
     model: str | None = None
-    """That answered, by the server's own word."""
+    """The model that answered, as the server names it."""
 
 
 class _Reply(BaseModel):
@@ -56,7 +55,7 @@ class _Reply(BaseModel):
 
 
 class ChatError(Exception):
-    """The server gave no answer that can be used; `status` is its HTTP status, if it came to that."""
+    """The server gave no usable answer; `status` is its HTTP status, if there was one."""
 
     def __init__(self, message: str, status: int | None = None):
         super().__init__(message)
@@ -67,7 +66,7 @@ class Chat:
     """A server and a model on it. Threads may share one."""
 
     def __init__(self, url: str, model: str, api_key_env: str | None, timeout_s: float, retries: int):
-        """`url` ends in /v1, as a rule. The key is read from the environment variable of this name."""
+        """`url` usually ends in /v1. The key is read from the environment variable of this name."""
         if not url.startswith(("http://", "https://")):
             raise UserError(f"{url}: not an address: it starts with http:// or https://")
         self._url = url.rstrip("/") + "/chat/completions"
@@ -81,7 +80,7 @@ class Chat:
         return self.answer([user_turn(question, [image])], **parameters)
 
     def answer(self, messages: Sequence[dict[str, Any]], **parameters: Any) -> Choice:
-        """What comes next in a conversation. `parameters` go into the request as they are.
+        """The next message of a conversation. `parameters` go into the request as they are.
 
         A server that is busy (429), fails (5xx), or cannot be reached in time is asked again, after
         the pause that it asks for. Raises ChatError in the end.
@@ -151,14 +150,14 @@ Format = Literal["png", "jpeg"]
 def user_turn(
     text: str, images: Sequence[np.ndarray], image_first: bool = True, kind: Format = "png"
 ) -> dict[str, Any]:
-    """What a user says: a text, and images uint8 [H, W, 3] before or after it."""
-    shown = [{"type": "image_url", "image_url": {"url": data_url(image, kind)}} for image in images]
-    said = [{"type": "text", "text": text}]
-    return {"role": "user", "content": shown + said if image_first else said + shown}
+    """A user's message: a text, and images uint8 [H, W, 3] before or after it."""
+    pictures = [{"type": "image_url", "image_url": {"url": data_url(image, kind)}} for image in images]
+    question = [{"type": "text", "text": text}]
+    return {"role": "user", "content": pictures + question if image_first else question + pictures}
 
 
 def data_url(image: np.ndarray, kind: Format = "png") -> str:
-    """uint8 [H, W, 3] inside a URL: as a PNG to the letter, as a JPEG of quality 95."""
+    """uint8 [H, W, 3] inside a URL: lossless as a PNG, or as a JPEG of quality 95."""
     options = {"compress_level": 1} if kind == "png" else {"quality": 95}
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, format=kind.upper(), **options)

@@ -1,7 +1,7 @@
-"""What the published experts share: where a model runs and in which numbers, how many inputs it takes
-at a time, the images and texts that it is given, and where rows of text and image embeddings end.
+"""Helpers of the published experts: device and dtype, batches, images and texts as inputs, and the last
+hidden states of rows of text and image embeddings.
 
-The texts that vision-language models are asked with are files beside this one, or a user's own.
+The prompts of vision-language models are files in templates/, or a user's own.
 """
 
 import os
@@ -50,7 +50,7 @@ IMAGE = "<image>"
 
 
 def read_template(path: str | None, default: str, *placeholders: str) -> str:
-    """A template to the letter; `path` None: the default one of this name.
+    """A template as it stands in its file; `path` None: the default one of this name.
 
     Raises UserError if there is no such file, or if it lacks a placeholder.
     """
@@ -63,7 +63,7 @@ def read_template(path: str | None, default: str, *placeholders: str) -> str:
 
 
 def split_at_image(template: str) -> tuple[str, str]:
-    """What stands before the image, and after it."""
+    """The text before the image, and the text after it."""
     head, _, tail = template.partition(IMAGE)
     return head, tail
 
@@ -88,8 +88,8 @@ def pad_to_square(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image
 def last_hidden(language_model: nn.Module, rows: Sequence[Tensor]) -> Tensor:
     """The hidden state [N, D] at the end of each of N rows of embeddings, [T, D] each.
 
-    Shorter rows are padded behind their end. There is no mask: a position sees only what stands before
-    it, so each row is read as it would be alone.
+    Shorter rows are padded behind their end. There is no mask: a position attends only to earlier ones,
+    so each row is read as it would be alone.
     """
     lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
     embedded = pad_sequence(list(rows), batch_first=True)

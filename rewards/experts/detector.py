@@ -1,11 +1,11 @@
-"""Experts that look for objects: which question a prompt asks of a detector, and its answer.
+"""Experts that look for objects: which question a prompt asks, and its score from detections.
 
 | variant | spatial | count | existence |
 |---|---|---|---|
 | `paper` | the prompt has a `spatial_info` | else, it has a `numeracy_info` | else, it has `nouns` |
 | `released` | its task_type is "spatial" | it is "numeracy" | it is any other |
 
-A prompt without what its question needs, or with a relation that is not known, does not concern them.
+They do not apply to a prompt that lacks what its question needs, or has an unknown relation.
 """
 
 from abc import abstractmethod
@@ -44,7 +44,7 @@ class Detector(Expert):
         """Look for the nouns of image n in image n; a detection's phrase is one of them."""
 
     def question(self, prompt: Prompt) -> Question | None:
-        """What is to be scored of the prompt's images; None: nothing."""
+        """The question that scores the prompt's images; None: the expert does not apply."""
         if self._variant == "released":
             asked = _OF_TASK.get(prompt.task_type, "existence")
         elif prompt.spatial_info:
@@ -60,7 +60,7 @@ class Detector(Expert):
         return asked if there[asked] else None
 
     def nouns(self, prompt: Prompt) -> tuple[str, ...]:
-        """What is to be looked for, each once."""
+        """The nouns to look for, each once."""
         if self._variant == "released":
             return prompt.nouns
         asked = self.question(prompt)
@@ -82,7 +82,7 @@ class Detector(Expert):
         found = self.detect(images, wanted)
         values = [self._grade(d, prompt) for d, prompt in zip(found, prompts, strict=True)]
         lines = [
-            f"{self.question(prompt)}: {_told(d, nouns)}"
+            f"{self.question(prompt)}: {_describe(d, nouns)}"
             for d, prompt, nouns in zip(found, prompts, wanted, strict=True)
         ]
         boxes = tuple(tuple(Box(d.phrase, d.score, to_xyxy(d.box)) for d in some) for some in found)
@@ -98,7 +98,7 @@ class Detector(Expert):
         return existence_score(found, prompt.nouns, variant=self._variant)
 
 
-def _told(found: Sequence[Detection], nouns: Sequence[str]) -> str:
+def _describe(found: Sequence[Detection], nouns: Sequence[str]) -> str:
     """ "dog 0.62 0.41, no cat"."""
     scores = {
         noun: sorted((d.score for d in found if same_noun(d.phrase, noun)), reverse=True)
@@ -121,7 +121,7 @@ def same_size_batches(images: Sequence[np.ndarray], size: int) -> Iterator[Seque
 
 
 def image_processor(kind: type[T], folder: Path) -> T:
-    """The folder's, or as published if it has none."""
+    """The folder's image processor, or the published one if it has none."""
     if not (folder / "preprocessor_config.json").is_file():
         return kind()
     return load_part(kind.from_pretrained, folder, "image processor")
@@ -135,7 +135,7 @@ def pixels(processor, images: Sequence[np.ndarray], place: Placement) -> Tensor:
 
 
 def token_probabilities(logits: Tensor) -> Tensor:
-    """Probabilities, on the CPU. What is not a number would look like an object that is not there."""
+    """Probabilities, on the CPU. Raises for NaN, which would look like a missing object."""
     found = logits.float().sigmoid().cpu()
     if found.isnan().any():
         raise RuntimeError("the detector computed nan: its dtype may be too small for it")
@@ -143,6 +143,6 @@ def token_probabilities(logits: Tensor) -> Tensor:
 
 
 def detections(phrase: str, scores: Tensor, boxes: Tensor, kept: Tensor) -> Iterator[Detection]:
-    """Scores [N], boxes [N, 4] and which of them count, bool [N]."""
+    """Detections from scores [N], boxes [N, 4] and which of them count, bool [N]."""
     for score, box in zip(scores[kept].tolist(), boxes[kept].tolist(), strict=True):
         yield Detection(phrase, score, tuple(box))

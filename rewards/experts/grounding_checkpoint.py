@@ -1,8 +1,8 @@
-"""GroundingDINO as its authors save it, as a GroundingDinoForObjectDetection of transformers.
+"""Converts GroundingDINO from its authors' layout to transformers' GroundingDinoForObjectDetection.
 
 The original stacks q, k and v of every attention on the first axis, and keeps each encoder layer in
 three lists. A checkpoint that came without a config gets one from its tensors' sizes; what sizes do not
-tell is as in both published models, Swin-T OGC and Swin-B.
+determine is as in both published models, Swin-T OGC and Swin-B.
 
 A token's position in a caption counts from the beginning of its own phrase, the phrase's full stop
 included. transformers 5.19 puts the full stop at 0 instead of the end, and cuts the sine embedding of
@@ -21,13 +21,14 @@ from policy.errors import UserError
 from rewards.experts.published_weights import listed, renamed, split_qkv
 
 _HEADS = 8  # in the encoder and the decoder
-_POINTS = 4  # that a deformable attention looks at, for each head and level
+_POINTS = 4  # sampling points of a deformable attention, for each head and level
 _BERT_HEAD = 64  # channels of each
 _BACKBONE_SWIN = "model.backbone.conv_encoder.model.swin."
 
 
 def config_of(tensors: Mapping[str, Tensor], source: str) -> GroundingDinoConfig:
-    """The config of converted tensors. Raises UserError if the ones that tell the sizes are missing."""
+    """The config of converted tensors. Raises UserError if a tensor that determines a size is
+    missing."""
     try:
         return GroundingDinoConfig(
             backbone_config=_swin_config(tensors),
@@ -77,7 +78,7 @@ def _bert_config(tensors: Mapping[str, Tensor]) -> BertConfig:
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers there are in names that begin with `pattern`."""
+    """How many different indices follow `pattern` in the names."""
     return len({match[1] for name in tensors if (match := re.match(pattern, name))})
 
 
@@ -202,12 +203,12 @@ def _unread(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def phrase_positions(allowed: Tensor) -> Tensor:
     """From which tokens may see which, bool [B, T, T]: int64 [B, T]. A token sees its own phrase alone,
-    so its position is how many tokens before it it sees."""
+    so its position is the number of earlier tokens that it sees."""
     return allowed.tril(-1).sum(-1)
 
 
 def use_published_positions(model: GroundingDinoForObjectDetection) -> None:
-    """Hand the right positions to both modules of the model that read them, from now on."""
+    """Pass the published positions to both modules of the model that read them, by hooks."""
     model.model.text_backbone.register_forward_pre_hook(_to_text_backbone)
     model.model.encoder.register_forward_pre_hook(_to_encoder, with_kwargs=True)
 

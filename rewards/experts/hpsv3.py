@@ -5,7 +5,7 @@ The model reads the image, a fixed instruction with the prompt, and a token of i
 Three linear layers on the hidden state there give mu and the logarithm of sigma. The score is mu, as
 published: it has no fixed range, and the best generators average about 10.
 
-Two habits of the published code are kept, since the weights were trained with them: every image is
+Two oddities of the published code are kept, since the weights were trained with them: every image is
 scaled to about 448 x 448 pixels, and positions are counted through the image as through text, with none
 of Qwen2-VL's two-dimensional ones.
 """
@@ -63,7 +63,8 @@ class HPSv3(Expert):
         batch_size: int = 8,
         pixels: int = _PIXELS,
     ):
-        """`pixels`: to how many each image is scaled, about; the published model knows no other."""
+        """`pixels`: to about how many each image is scaled; the published model was trained with the
+        default alone."""
         self._place = Placement.pick(device, dtype)
         self._batch_size = batch_size
         self._before, self._after = split_at_image(

@@ -1,10 +1,10 @@
-"""Any vision-language model behind an OpenAI-compatible endpoint (vLLM, SGLang, a hosted one), judging.
+"""A judge: any vision-language model behind an OpenAI-compatible endpoint (vLLM, SGLang, a hosted one).
 
 | `answer` | asked | score |
 |---|---|---|
 | `yes_no` | yes or no | P(yes) / (P(yes) + P(no)), from the likeliest first tokens of the answer |
 | `grade` | a number from 0 to 10 | a tenth of it; any other answer is an error |
-| `auto` | one of the two | `yes_no` where the server tells log-probabilities, else `grade` |
+| `auto` | one of the two | `yes_no` where the server returns log-probabilities, else `grade` |
 """
 
 import json
@@ -30,9 +30,10 @@ _TRIAL_QUESTION = "Is this image grey?"
 
 
 def first_tokens(choice: Choice) -> list[Token]:
-    """The likeliest tokens that the answer might have begun with; none if the server does not tell."""
-    told = choice.logprobs and choice.logprobs.content
-    return told[0].top_logprobs if told else []
+    """The likeliest tokens that the answer might have begun with; none if the server does not return
+    them."""
+    tokens = choice.logprobs and choice.logprobs.content
+    return tokens[0].top_logprobs if tokens else []
 
 
 def yes_share_of(choice: Choice) -> float:
@@ -50,22 +51,22 @@ def yes_share_of(choice: Choice) -> float:
 
 def grade_of(choice: Choice) -> float:
     """A tenth of a number from 0 to 10, which is all that the answer may be. Raises ValueError."""
-    said = (choice.message.content or "").strip()
-    match = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)(?:\s*/\s*10)?\.?", said, re.ASCII)
+    reply = (choice.message.content or "").strip()
+    match = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)(?:\s*/\s*10)?\.?", reply, re.ASCII)
     if match is None or float(match[1]) > 10:
-        raise ValueError(f"the judge was asked for a number from 0 to 10, and says {said!r}")
+        raise ValueError(f"the judge was asked for a number from 0 to 10, and says {reply!r}")
     return float(match[1]) / 10
 
 
 def quoted(text: str) -> str:
-    """What stands between the quotation marks of a JSON string: no prompt can close them, and go on as
-    if it were the question."""
+    """The inside of a JSON string: no prompt can close its quotation marks, and go on as if it were the
+    question."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 class VlmJudge(Expert):
-    """Asks about each image by itself, several at a time. It asks once when it is built, so that a
-    wrong address, model or key is found before training starts."""
+    """Asks about each image by itself, several at a time. The constructor makes a trial request, so
+    that a wrong address, model or key is found before training starts."""
 
     def __init__(
         self,
@@ -94,17 +95,17 @@ class VlmJudge(Expert):
     def _tried(self, answer: Answer) -> Answer:
         """The kind of answer to ask for, after a trial."""
         if answer != "grade":
-            if self._tells_likelihoods():
+            if self._returns_logprobs():
                 return "yes_no"
             if answer == "yes_no":
-                raise UserError("the judge's server tells no log-probabilities: set answer: grade")
+                raise UserError("the judge's server returns no log-probabilities: set answer: grade")
         try:
             self._chat.ask(_TRIAL_IMAGE, _TRIAL_QUESTION, **_GRADE)
         except ChatError as error:
             raise UserError(f"the judge does not answer: {error}") from None
         return "grade"
 
-    def _tells_likelihoods(self) -> bool:
+    def _returns_logprobs(self) -> bool:
         try:
             return bool(first_tokens(self._chat.ask(_TRIAL_IMAGE, _TRIAL_QUESTION, **_YES_NO)))
         except ChatError as error:

@@ -61,7 +61,7 @@ class Mask2Former:
     """Finds the objects of some classes.
 
     `path`: a directory or hub id in transformers' layout; or a `.pth` of MMDetection, as a file or as
-    the hub's "owner/name/file". "auto" is float32 on every device: scores are held against thresholds.
+    the hub's "owner/name/file". "auto" is float32 on every device: scores are compared with thresholds.
     """
 
     def __init__(
@@ -106,11 +106,12 @@ class Mask2Former:
 def _instances(
     classes: Tensor, masks: Tensor, labels: Collection[int], above: float, shape: tuple[int, ...]
 ) -> list[Instance]:
-    """Of one image of this `shape`, from the logits of its classes [Q, C + 1] and masks [Q, h, w]."""
+    """The objects of one image of this `shape`, from the logits of its classes [Q, C + 1] and masks [Q,
+    h, w]."""
     probabilities, kinds, queries = best_pairs(classes)
     found = []
     for n, (probability, kind) in enumerate(zip(probabilities.tolist(), kinds.tolist(), strict=True)):
-        # A mask's probability is at most 1, but for rounding: a class below needs no look at its mask.
+        # A mask's probability is at most 1, up to rounding: a class below the threshold needs no mask.
         if kind in labels and probability > above - _ROUNDING:
             whole = full_size(masks[queries[n]], *shape)
             instance = as_instance(kind, probabilities[n], whole)

@@ -1,5 +1,5 @@
-"""Mask2Former with a Swin backbone as MMDetection saves it (2.x and 3.x, instance segmentation), as a
-Mask2FormerForUniversalSegmentation of transformers.
+"""Converts Mask2Former with a Swin backbone from MMDetection's layout (2.x and 3.x, instance
+segmentation) to transformers' Mask2FormerForUniversalSegmentation.
 
 MMDetection stacks q, k and v of every attention on the first axis; transformers does so in the
 decoder's cross attention alone. MMDetection merges 2 x 2 patches with the four places of a channel side
@@ -134,8 +134,8 @@ def _patches_in_blocks(tensor: Tensor, what: str) -> Tensor:
 
 
 def _unread(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What transformers has and no output depends on: a last norm of the backbone, and the classes'
-    weights in the training loss."""
+    """Tensors that transformers has and no output depends on: a last norm of the backbone, and the
+    classes' weights in the training loss."""
     more: dict[str, Tensor] = {}
     if (last := found.get(_ENCODER + "hidden_states_norms.stage4.weight")) is not None:
         more |= {f"{_ENCODER}swin.layernorm.{part}": last.clone() for part in ("weight", "bias")}
@@ -145,7 +145,8 @@ def _unread(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_of(tensors: Mapping[str, Tensor], source: str) -> Mask2FormerConfig:
-    """The config of converted tensors. Raises UserError if the ones that tell the sizes are missing."""
+    """The config of converted tensors. Raises UserError if a tensor that determines a size is
+    missing."""
     pixels, queries = _PIXELS + "encoder.layers.", _QUERIES + "decoder.layers."
     try:
         looks = tensors[pixels + "0.self_attn.attention_weights.bias"].shape[0]
@@ -157,7 +158,7 @@ def config_of(tensors: Mapping[str, Tensor], source: str) -> Mask2FormerConfig:
             num_queries=tensors[_QUERIES + "queries_features.weight"].shape[0],
             num_attention_heads=max(1, looks // (_LEVELS * _POINTS)),
             encoder_layers=_count(tensors, re.escape(pixels) + r"(\d+)\."),
-            # transformers counts the queries before the first layer as one.
+            # transformers counts the queries before the first layer as a layer.
             decoder_layers=_count(tensors, re.escape(queries) + r"(\d+)\.") + 1,
             encoder_feedforward_dim=tensors[pixels + "0.fc1.weight"].shape[0],
             dim_feedforward=tensors[queries + "0.fc1.weight"].shape[0],
@@ -183,5 +184,5 @@ def _swin_config(tensors: Mapping[str, Tensor]) -> SwinConfig:
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers there are in names that begin with `pattern`."""
+    """How many different indices follow `pattern` in the names."""
     return len({match[1] for name in tensors if (match := re.match(pattern, name))})

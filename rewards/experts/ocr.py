@@ -1,9 +1,9 @@
-"""Does the image show the words that the prompt quotes? Read with RapidOCR (PP-OCR models, which its
-package brings along).
+"""Does the image show the words that the prompt quotes? RapidOCR reads it (PP-OCR models, which come
+with its package).
 
 The score is 1 - d / n: d is the Levenshtein distance between what is read and what is quoted, n the
-length of the longer one; letter case, white space and Unicode's compatibility forms aside. So words
-that nobody asked for cost as much as words that are missing.
+length of the longer one; letter case, white space and Unicode's compatibility forms aside. So extra
+words cost as much as missing ones.
 """
 
 # ruff: noqa: RUF001 (marks that look alike)
@@ -33,7 +33,7 @@ _LONGEST_SIDE = 2000  # RapidOCR reduces what is larger
 
 
 def quoted(text: str) -> tuple[str, ...]:
-    """What stands between quotation marks, "...", '...' or those of another script, in order."""
+    """The texts between quotation marks, "...", '...' or those of another script, in order."""
     found = (next(filter(None, match.groups())).strip(" \\") for match in _QUOTATION.finditer(text))
     return tuple(part for part in found if _letters(part))
 
@@ -43,14 +43,14 @@ def _letters(text: str) -> str:
 
 
 class Ocr(Expert):
-    """All that is read in an image, from the top left on, against all that its prompt quotes."""
+    """Compares all text in an image, from the top left on, with all text that its prompt quotes."""
 
     pass_threshold = 0.9
 
     def __init__(self, threads: int = 1, min_confidence: float = 0.5):
-        """`threads`: how many CPU threads read; `min_confidence`: from which a line counts as read."""
+        """`threads`: how many CPU threads read; `min_confidence` from which a line counts as read."""
         try:
-            import onnxruntime  # noqa: F401 (RapidOCR's engine, which it does not ask for by itself)
+            import onnxruntime  # noqa: F401 (RapidOCR's engine, which is no dependency of it)
             from rapidfuzz.distance import Levenshtein
             from rapidocr import RapidOCR
         except ImportError as error:
@@ -82,7 +82,8 @@ class Ocr(Expert):
         picture = Image.fromarray(np.ascontiguousarray(image))
         picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
         width, height = picture.size
-        # It fails at a strip, or enlarges it to gigabytes: white beside it makes it four to one.
+        # RapidOCR fails on a narrow strip, or enlarges it to gigabytes: white padding makes it four to
+        # one.
         least = max(32, width // 4, height // 4)
         ground = Image.new("RGB", (max(width, least), max(height, least)), "white")
         ground.paste(picture)

@@ -1,7 +1,7 @@
-"""CLIP as open_clip saves it, as a CLIPModel of transformers.
+"""Converts CLIP from open_clip's layout to transformers' CLIPModel.
 
 open_clip stacks q, k and v on the first axis, and multiplies by its two projections from the right, so
-that they lie transposed. Sizes are those of the tensors; how many heads share a width they do not tell.
+that they lie transposed. Sizes are those of the tensors, which do not determine the number of heads.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ def to_transformers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Ten
 def config_of(tensors: Mapping[str, Tensor], heads: int, source: str) -> CLIPConfig:
     """The config of converted tensors, with `heads` in each layer of both towers, as a ViT-H/14 has.
 
-    Raises UserError if the tensors that tell the sizes are missing.
+    Raises UserError if a tensor that determines a size is missing.
     """
     try:
         patches = tensors["vision_model.embeddings.patch_embedding.weight"]

@@ -1,8 +1,8 @@
-"""OpenCV's bilinear resizing of uint8 images, to the bit: what MMDetection shows its detectors.
+"""OpenCV's bilinear resizing of uint8 images, bit for bit: MMDetection feeds its detectors with it.
 
-It takes weights in steps of 1/2048 and cuts digits off on the way, which moves one value in eight by 1
-from what exact weights give; and it does not blur before it makes an image smaller, as Pillow does. Its
-method is resize(..., INTER_LINEAR) of modules/imgproc/src/resize.cpp; opencv 5.0.0 agrees.
+It rounds weights to steps of 1/2048 and truncates intermediate values, which moves one value in eight
+by 1; and it does not blur before it makes an image smaller, as Pillow does. Its method is resize(...,
+INTER_LINEAR) of modules/imgproc/src/resize.cpp; opencv 5.0.0 agrees.
 """
 
 import numpy as np

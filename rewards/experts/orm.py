@@ -102,7 +102,8 @@ class Orm(Expert):
         return self._model.get_input_embeddings()(ids.to(self._place.device))
 
     def _seen(self, images: Sequence[np.ndarray]) -> Tensor:
-        """What the language model reads of each image: [N, patches + 1, D], a newline at the end."""
+        """The embeddings of each image for the language model: [N, patches + 1, D], a newline at the
+        end."""
         whole = [pad_to_square(image, _GREY) for image in pictures(images)]
         pixels = self._image_processor(whole, return_tensors="pt").pixel_values
         model = self._model.model

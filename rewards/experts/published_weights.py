@@ -1,4 +1,5 @@
-"""Published models as transformers has them: whole, or refused with one line on what is wrong."""
+"""Loads published models into transformers' classes: whole, or refused with one line on what is
+wrong."""
 
 import json
 import pickle
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Placement:
-    """On what a model runs and in which numbers."""
+    """Device and dtype of a model."""
 
     device: torch.device
     dtype: torch.dtype
@@ -55,7 +56,7 @@ def read_config(folder: Path, *model_types: str) -> dict[str, Any]:
 
 def load_model(model_class: type[M], folder: Path, place: Placement) -> M:
     """A model in transformers' layout. Raises UserError if a tensor of it is missing or misshapen."""
-    Shards(folder)  # says what is wrong with files that are missing, cut short or pickled
+    Shards(folder)  # raises UserError for files that are missing, cut short or pickled
     return _build(model_class, folder, place, str(folder))
 
 
@@ -97,13 +98,13 @@ def _build(
         kind.removesuffix("_keys"): sorted(map(_name, report[kind])) for kind in kinds if report[kind]
     }
     if wrong:
-        told = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in wrong.items())
-        raise UserError(f"{source}: the tensors do not fit a {model_class.__name__}: {told}")
+        faults = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in wrong.items())
+        raise UserError(f"{source}: the tensors do not fit a {model_class.__name__}: {faults}")
     return model.eval().requires_grad_(False).to(place.device)
 
 
 def _name(key) -> str:
-    """A mismatched tensor is reported with both shapes."""
+    """A key's name; that of a mismatched tensor with both shapes."""
     if isinstance(key, str):
         return key
     name, found, wanted = key
@@ -111,13 +112,13 @@ def _name(key) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Ten names at most."""
+    """Names as a list, ten at most."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def renamed(name: str, rules: Sequence[tuple[str, str]]) -> str | None:
-    """What the first rule that fits makes of a name. A rule is a pattern of a whole name, and what to
-    write for it. None: none fits."""
+    """The name that the first matching rule gives. A rule is a pattern of a whole name, and its
+    replacement. None: no rule matches."""
     for pattern, template in rules:
         if match := re.fullmatch(pattern, name):
             return match.expand(template)
@@ -125,8 +126,8 @@ def renamed(name: str, rules: Sequence[tuple[str, str]]) -> str | None:
 
 
 def split_qkv(name: str, tensor: Tensor, parts: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """A tensor that has queries, keys and values on top of each other, "qkv" in its name, as three; any
-    other as it is."""
+    """Splits a tensor of stacked queries, keys and values, with "qkv" in its name, into three; any
+    other stays as it is."""
     if ".qkv." not in name:
         yield name, tensor
         return
@@ -172,7 +173,7 @@ def load_part(load: Callable[..., T], folder: Path, what: str) -> T:
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
-    """The one token that a word is. Raises UserError if the tokenizer cuts it up or lacks it."""
+    """The id of a word that is one token. Raises UserError if the tokenizer splits it or lacks it."""
     ids = tokenizer(word, add_special_tokens=False).input_ids
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no single token for {word!r}")

@@ -2,8 +2,8 @@
 
 For each of the prompt's attribute phrases ("a red dog") the model is asked "a red dog?", and answers
 with P(yes) / (P(yes) + P(no)), from its distribution over the first token of an answer. The score is
-the mean over the phrases (T2I-R1, arXiv 2505.00703, section 3.3). Prompts without such phrases do not
-concern these experts; the published code gives spatial and count prompts a constant 0.
+the mean over the phrases (T2I-R1, arXiv 2505.00703, section 3.3). These experts do not apply to prompts
+without such phrases; the published code gives spatial and count prompts a constant 0.
 """
 
 from abc import abstractmethod
@@ -130,7 +130,7 @@ class Git(_Vqa):
         rows = self._tokenizer(questions, add_special_tokens=False).input_ids
         rows = [torch.tensor([self._tokenizer.cls_token_id, *row]) for row in rows]
         lengths = torch.tensor([len(row) for row in rows], device=self._place.device)
-        # Padding comes last and is never looked back at: each row sees what it would see alone.
+        # Padding comes last, so causal attention never sees it: each row is read as it would be alone.
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self._place.device)
         model = self._model.git
         hidden = model(input_ids=ids, pixel_values=pixels[about], use_cache=False).last_hidden_state
@@ -158,14 +158,14 @@ class BlipVqa(_Vqa):
         super().__init__(path, device, dtype, batch_size, question)
 
     def _logits(self, pixels: Tensor, about: Tensor, questions: list[str]) -> Tensor:
-        # Its positions are spread out for pictures of another size than its own.
+        # Its position embeddings are interpolated for pictures of another size.
         seen = self._model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)
         return self._read(seen.last_hidden_state[about], questions)
 
     def _read(self, seen: Tensor, questions: list[str]) -> Tensor:
         """Logits [Q, V] of questions, each about the picture that it sees, [Q, N, D]."""
         rows = self._tokens(questions)
-        # Those of one length together: transformers' decoder looks at padding too, whatever the mask.
+        # Questions of one length together: transformers' decoder attends to padding whatever the mask.
         by_length = defaultdict(list)
         for n, row in enumerate(rows):
             by_length[len(row)].append(n)

@@ -80,7 +80,7 @@ export class Chart {
     if (step != null) {
       this.drawing.append(svg("line", { class: "cross", x1: x(step), x2: x(step), y1: TOP, y2: this.height - BOTTOM }));
     }
-    const told = this.lines.map((line, n) => {
+    const labels = this.lines.map((line, n) => {
       const swatch = el("span", { class: "swatch" });
       swatch.style.background = COLORS[n % COLORS.length];
       const value = line.values[nearest[n]];
@@ -90,8 +90,8 @@ export class Chart {
       }
       return el("span", {}, swatch, `${line.name} `, el("b", {}, short(value)));
     });
-    if (step != null) told.push(el("span", { class: "quiet" }, `step ${step.toLocaleString("en")}`));
-    this.legend.replaceChildren(...told);
+    if (step != null) labels.push(el("span", { class: "quiet" }, `step ${step.toLocaleString("en")}`));
+    this.legend.replaceChildren(...labels);
   }
 }
 

@@ -1,6 +1,6 @@
 // Two evaluations or benchmark results, pair by pair: biggest differences first, and a vote on each.
 
-import { el, options, picture, said, short } from "./dom.js";
+import { el, options, picture, textBlock, short } from "./dom.js";
 import { scoreTable } from "./sample.js";
 import { get, pictureUrl, post } from "./server.js";
 
@@ -100,7 +100,7 @@ class Compare {
     const difference = pair.difference == null ? "one of them has no score"
       : `B is ${short(Math.abs(pair.difference))} ${pair.difference < 0 ? "below" : "above"} A`;
     this.pair.replaceChildren(
-      el("div", { class: "card" }, said(pair.prompt), el("p", { class: "quiet small" }, `${pair.task} · ${difference}`)),
+      el("div", { class: "card" }, textBlock(pair.prompt), el("p", { class: "quiet small" }, `${pair.task} · ${difference}`)),
       el("div", { class: "sides" }, side("A", pair.a), side("B", pair.b)));
   }
 
@@ -129,7 +129,7 @@ function side(name, { image, score, cot, scores, explanation }) {
   return el("div", { class: "card" },
     el("p", { class: "small" }, el("b", {}, name), ` ${short(score)}`),
     image ? picture(pictureUrl(image)) : el("p", { class: "quiet" }, "The image lies elsewhere."),
-    said(cot, "cot"), scoreTable(scores, explanation),
+    textBlock(cot, "cot"), scoreTable(scores, explanation),
     ...Object.keys(explanation).filter((judge) => !(judge in scores))
-      .map((judge) => said(`${judge}: ${explanation[judge]}`, "small")));
+      .map((judge) => textBlock(`${judge}: ${explanation[judge]}`, "small")));
 }

@@ -1,4 +1,4 @@
-// Elements made of text alone: whatever a prompt or a model says stays text.
+// Elements made of text alone: whatever a prompt or a model's output holds stays text.
 
 export function el(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -18,7 +18,7 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-export const said = (text, more = "") => el("p", { class: `said ${more}`, dir: "auto" }, text);
+export const textBlock = (text, more = "") => el("p", { class: `text-block ${more}`, dir: "auto" }, text);
 
 export function options(select, pairs, chosen) {
   select.replaceChildren(...pairs.map(([value, text]) =>

@@ -7,7 +7,7 @@ export async function live(look, seconds, signal) {
       try {
         soon = await look();
       } catch (error) {
-        console.warn(error); // told above the page; the next look may find the server again
+        console.warn(error); // shown above the page; the next request may reach the server again
       }
     }
     await new Promise((resolve) => {

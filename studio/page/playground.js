@@ -1,6 +1,6 @@
 // Draw with one or two models: the semantic CoT as it is written, to be changed, then the picture.
 
-import { el, picture, said } from "./dom.js";
+import { el, picture, textBlock } from "./dom.js";
 import { draw, get } from "./server.js";
 
 export function playgroundPage(page, signal) {
@@ -66,7 +66,7 @@ class Column {
     this.state = el("p", { class: "quiet small", role: "status" }, error ?? "");
     this.images = el("div", { class: "drawn" });
     this.element = el("section", { class: "card model" },
-      el("p", { class: "said" }, el("b", {}, name), size ? ` ${size}` : ""), this.state, this.images);
+      el("p", { class: "text-block" }, el("b", {}, name), size ? ` ${size}` : ""), this.state, this.images);
   }
 
   async draw(body, thinkOnly, outer) {
@@ -103,7 +103,7 @@ class Column {
 class Card {
   constructor(take) {
     this.text = "";
-    this.cot = said("", "cot");
+    this.cot = textBlock("", "cot");
     this.picture = el("div", { class: "picture blank" });
     this.use = el("button", { hidden: true, onclick: () => take(this.text) }, "Change this CoT");
     this.element = el("article", { class: "card" }, this.picture, this.cot, this.use);

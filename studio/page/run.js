@@ -34,14 +34,14 @@ export function runPage(page, run, signal) {
 }
 
 function showStatus(row, about, now, behind) {
-  const told = [`step ${about.step ?? "–"}${about.steps ? ` of ${about.steps}` : ""}`];
-  if (now["reward/mean"] != null) told.push(`reward ${short(now["reward/mean"])}`);
-  if (now["time/step"] != null) told.push(`${short(now["time/step"])} s a step`);
-  told.push(`last heard of ${ago(about.written)}`);
-  if (behind) told.push("still reading: the curves are a sample");
+  const parts = [`step ${about.step ?? "–"}${about.steps ? ` of ${about.steps}` : ""}`];
+  if (now["reward/mean"] != null) parts.push(`reward ${short(now["reward/mean"])}`);
+  if (now["time/step"] != null) parts.push(`${short(now["time/step"])} s a step`);
+  parts.push(`last written ${ago(about.written)}`);
+  if (behind) parts.push("still reading: the curves are a sample");
   row.replaceChildren(
     el("span", { class: `state ${about.state}` }, about.state),
-    ...told.map((text) => el("span", {}, text)));
+    ...parts.map((text) => el("span", {}, text)));
 }
 
 function showLedger(box, { outcomes, reasons }) {
@@ -54,7 +54,7 @@ function showLedger(box, { outcomes, reasons }) {
     el("table", {}, ...outcomes.map(([name, count, meaning]) => el("tr", {},
       el("td", {}, name), el("td", { class: "number" }, count.toLocaleString("en")),
       el("td", { class: "number" }, `${(100 * count / all).toFixed(1)} %`), el("td", { class: "quiet" }, meaning)))),
-    ...reasons.map(([why, count]) => el("p", { class: "said small" }, `${count} x ${why}`)));
+    ...reasons.map(([why, count]) => el("p", { class: "text-block small" }, `${count} x ${why}`)));
 }
 
 class Curves {
@@ -115,11 +115,11 @@ class Samples {
     if (names.join() === this.names?.join()) return;
     const follow = !this.names?.length || this.which.value === "newest";
     this.names = names;
-    const told = names.map((name) => {
+    const choices = names.map((name) => {
       const [kind, step] = name.split("_");
       return [name, `${kind === "eval" ? "evaluation" : "training"}, step ${Number(step)}`];
     });
-    options(this.which, [["newest", "newest"], ...told], follow ? "newest" : this.which.value);
+    options(this.which, [["newest", "newest"], ...choices], follow ? "newest" : this.which.value);
     if (follow) await this.show();
   }
 

@@ -15,8 +15,8 @@ export function runsPage(page, signal) {
   const chart = new Chart("", 240);
   const select = el("select", { onchange: () => overlay(), "aria-label": "curve" });
   options(select, FIRST.map((name) => [name, name]), "reward/mean");
-  const folder = el("p", { class: "quiet small said" });
-  const head = ["", "run", "state", "step", "reward now", "last heard of"].map((name, n) =>
+  const folder = el("p", { class: "quiet small text-block" });
+  const head = ["", "run", "state", "step", "reward now", "last written"].map((name, n) =>
     el("th", { class: n === 3 || n === 4 ? "number" : n === 5 ? "wide" : "" }, name));
   page.append(
     title, folder,

@@ -4,12 +4,12 @@ const trouble = document.getElementById("trouble");
 
 // The reply as JSON; null where nothing is new. Trouble is shown above the page until it is over.
 export async function get(path, query = {}) {
-  const reply = await tell(fetch(`/api/${path}?${new URLSearchParams(query)}`));
+  const reply = await checkReply(fetch(`/api/${path}?${new URLSearchParams(query)}`));
   return reply.status === 204 ? null : reply.json();
 }
 
 export async function post(path, body) {
-  return (await tell(send(path, body))).json();
+  return (await checkReply(send(path, body))).json();
 }
 
 export const pictureUrl = (path) => `/api/picture/${path.split("/").map(encodeURIComponent).join("/")}`;
@@ -42,7 +42,7 @@ const send = (path, body, signal) => fetch(`/api/${path}`, {
   method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
 });
 
-async function tell(sent) {
+async function checkReply(sent) {
   let message;
   try {
     const reply = await sent;

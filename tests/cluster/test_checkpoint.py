@@ -134,7 +134,7 @@ def test_ranks_tell_the_digests_of_what_they_wrote(tmp_path):
     file = tmp_path / "learner" / "state.pt"
     writer.save({"a": torch.arange(5000), "b": {"c": torch.ones(3, dtype=torch.bfloat16)}}, str(file))
     writer.digest_model(tmp_path)
-    writer.tell_digests(tmp_path, 1)
+    writer.write_digests(tmp_path, 1)
     assert take_digests(tmp_path) == {
         name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
         for name in ("learner/state.pt", "config.json")

@@ -233,7 +233,7 @@ def test_what_a_run_lacks_is_reported(run, tmp_path):
     assert "README.md: without the model's wording: " in output
     text = (tmp_path / "new" / "README.md").read_text()
     assert "license" not in front_matter(tmp_path / "new")
-    assert "The run has no evaluation that says what training changed." in text
+    assert "The run has no evaluation that shows what training changed." in text
     assert ".png" not in text
 
 
@@ -304,11 +304,11 @@ def test_what_the_hub_refuses_leaves_nothing_here(hub: SmallHub, run, tmp_path, 
     target = tmp_path / "new"
     hub.refuse["/api/repos/create"] = (403, "You don't have the rights to create a model under someone")
     assert refusal(run, target) == (
-        f"someone/my-janus: not to be had on {hub.url}: 403: You don't have the rights to create a"
+        f"someone/my-janus: not available on {hub.url}: 403: You don't have the rights to create a"
         " model under someone"
     )
     hub.refuse.clear()
-    assert "someone/a name: not to be had on" in refusal(run, target, "someone/a name")
+    assert "someone/a name: not available on" in refusal(run, target, "someone/a name")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "401: Invalid credentials in Authorization header" in refusal(run, target)
     monkeypatch.delenv("HF_TOKEN")
@@ -322,7 +322,7 @@ def test_what_the_hub_refuses_leaves_nothing_here(hub: SmallHub, run, tmp_path, 
 
 def test_without_a_network_nothing_is_written(hub: SmallHub, run, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "someone/my-janus: not to be had on http://127.0.0.1:9: ConnectError: " in refusal(
+    assert "someone/my-janus: not available on http://127.0.0.1:9: ConnectError: " in refusal(
         run, tmp_path / "new"
     )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -368,7 +368,7 @@ def test_a_curve_is_drawn_or_folded_and_never_lost(run):
 
 
 def test_the_report_says_how_the_run_was_started(run, tmp_path):
-    assert "does not say by which command it was made" in page(run).text
+    assert "does not name the command that made it" in page(run).text
     note_start(run)
     note_start(run)
     first, second = read_starts(run)

@@ -12,7 +12,7 @@ from rich.console import Console
 from cluster.rollout_workers import RolloutWorkers
 from cluster.start_progress import StartProgress, in_a_line
 from policy.errors import UserError
-from policy.starting import heard_by, tell, wait_for
+from policy.starting import report, reporting_to, wait_for
 
 
 class Clock:
@@ -28,17 +28,17 @@ def test_a_log_has_a_line_every_15_seconds_while_something_is_loading():
         starting.begin("starting experts")
         for second in range(62):
             clock.now = 100.0 + second
-            tell(
+            report(
                 ["clip", "vqa"] if second > 20 else ["clip"],
                 ["detector"] if second > 20 else ["vqa", "detector"],
             )
-        tell(["clip", "vqa", "detector"], [])
+        report(["clip", "vqa", "detector"], [])
         starting.begin("starting the learner")
         clock.now += 14
-        tell([], ["rank 0"])
+        report([], ["rank 0"])
         clock.now += 1
-        tell([], ["rank 0"])
-    tell([], ["nobody listens any more"])
+        report([], ["rank 0"])
+    report([], ["nobody listens any more"])
     assert console.file.getvalue().splitlines() == [
         "starting experts: 1 of 3 ready; vqa, detector loading for 15 s",
         "starting experts: 2 of 3 ready; detector loading for 30 s",
@@ -53,7 +53,7 @@ def test_a_terminal_has_one_line_that_changes():
     with StartProgress(console, clock) as starting:
         starting.begin("starting experts")
         clock.now += 3
-        tell(["clip"], ["detector"])
+        report(["clip"], ["detector"])
         shown = str(starting._status.renderable.text)
     assert shown == "starting experts: 1 of 2 ready; detector loading for 3 s"
 
@@ -93,7 +93,7 @@ def test_workers_are_reported_as_loading_until_they_hold_the_model(local_ray, tm
     def start(number: int):
         return Loads.remote(number, str(gate))
 
-    with heard_by(listen):
+    with reporting_to(listen):
         RolloutWorkers(2, start, load_timeout_s=60)
     assert (("worker 0",), ("worker 1",)) in reports
     assert reports[-1] == (("worker 0", "worker 1"), ())

@@ -34,9 +34,11 @@ def test_hub_ids_of_both_layouts_load(hub_cache, policy_config, original_folder)
 
 
 def test_a_hub_id_that_cannot_be_had(hub_cache):
-    with pytest.raises(UserError, match="no-one/nothing: no such directory, and it cannot be had"):
+    with pytest.raises(
+        UserError, match="no-one/nothing: no such directory, and it cannot be downloaded"
+    ):
         model_folder("no-one/nothing")
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         model_folder("no one/not a name")
 
 
@@ -49,7 +51,7 @@ def test_a_single_file_of_a_repository(hub_cache, tmp_path):
     assert model_file("someone/preference/sub/more.pt").read_text() == "sub/more.pt"
     assert model_file(str(tmp_path / "repo" / "weights.pt")).read_text() == "weights.pt"
     assert (model_folder("someone/preference", weights=False) / "config.json").is_file()
-    with pytest.raises(UserError, match=r"none\.pt: no such file, and it cannot be had"):
+    with pytest.raises(UserError, match=r"none\.pt: no such file, and it cannot be downloaded"):
         model_file("someone/preference/none.pt")
     for path in ("someone/preference", "./someone/preference/none.pt", "/none.pt"):
         with pytest.raises(UserError, match="no such file, and not the hub's owner/name/file"):

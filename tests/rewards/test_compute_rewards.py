@@ -52,7 +52,7 @@ def test_an_expert_to_be_left_out_counts_in_no_group_of_the_step():
 def test_a_group_that_only_the_one_left_out_judges_has_no_reward():
     step = [group(a=[NAN, NAN], b=[1, 1]), group(a=[0, 1], b=None)]
     settled = compute_rewards(step, config(a={}, b={"on_failure": "leave_out"}), {})
-    assert settled.scores[0] == "nobody else scores it while b is left out"
+    assert settled.scores[0] == "no other expert scores it while b is left out"
     assert settled.scores[1].rewards.tolist() == [0, 1]
 
 

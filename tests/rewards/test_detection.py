@@ -22,7 +22,7 @@ DIRECTIONS = ("left of", "right of", "above", "below")
 MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 NOUNS = ("dog", "hot dog", "roll of tape")
 
-# Eighths, so that sums and split_at_image are exact and a tie is a tie.
+# Eighths, so that sums and halves are exact and a tie is a tie.
 eighth = st.integers(0, 8).map(lambda n: n / 8)
 boxes = st.tuples(eighth, eighth, eighth, eighth).map(
     lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3]))

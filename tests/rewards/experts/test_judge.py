@@ -161,7 +161,7 @@ def test_a_server_without_likelihoods_gives_grades(server, how):
     np.testing.assert_allclose(answer.values, [0, 0.5, 1], atol=1e-6)
     assert answer.explanation[1] == "grade: 0.500"
     assert "from 0" in server.asked[-1]["messages"][0]["content"][1]["text"]
-    with pytest.raises(UserError, match="tells no log-probabilities: set answer: grade"):
+    with pytest.raises(UserError, match="returns no log-probabilities: set answer: grade"):
         VlmJudge(server.url, MODEL, answer="yes_no")
 
 
