@@ -21,6 +21,9 @@ class Stopped(Exception):
         self.step = step
 
 
+_FAULTS_OF_CODE = (NameError, TypeError, AttributeError, ImportError, NotImplementedError)
+
+
 class StopSignal:
     requested = False
 
@@ -54,7 +57,7 @@ def learner_at_work():
     try:
         yield
     except (RayActorError, GetTimeoutError, RayTaskError) as error:
-        if isinstance(getattr(error, "cause", None), UserError):
+        if isinstance(getattr(error, "cause", None), (UserError, *_FAULTS_OF_CODE)):
             raise
         raise LearnerLost(_in_short(error)) from error
 

@@ -7,11 +7,12 @@ are comparable. `draw` generates alone.
 
 Generation is deterministic: a sample is a function of its request and the weights, not of the worker.
 So `_generate_again` reproduces a batch that is late or lost: while the driver waits for it, or through
-`ensure` when its samples are found missing later."""
+`ensure` when its samples are found missing later. That is bit for bit on CPUs, and while workers can
+still get its weights; so groups that are learned from are scored again as well (`repeat`)."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -150,16 +151,10 @@ class RolloutManager:
         generated = time.perf_counter()
         results = self._results(pending)
         scored = time.perf_counter()
-        rewards = self.config.rewards
         if learn:
-            self.running = update_running_stats(self.running, results, rewards)
-        found = compute_rewards(results, rewards, self.running if learn else {})
-        rollout = RolloutBatch(pending, stats=stats, results=results, left_out=found.left_out)
-        for group, scores in zip(_generated(pending, stats), found.scores, strict=True):
-            if isinstance(scores, str):
-                rollout.dropped.append((group, scores))
-            else:
-                rollout.groups.append(ScoredGroup(**vars(group), scores=scores))
+            self.running = update_running_stats(self.running, results, self.config.rewards)
+        rollout = RolloutBatch(pending)
+        self._fill(rollout, stats, results, self.running if learn else {})
         rollout.waited_for_samples_s = generated - started
         rollout.waited_for_scores_s = scored - generated
         rollout.replaced = self.workers.replaced - replaced
@@ -169,6 +164,23 @@ class RolloutManager:
             pulls[batch.worker] += each.pull_s
         rollout.generate_s, rollout.pull_s = float(busy.max()), float(pulls.max())
         return rollout
+
+    def _fill(
+        self,
+        rollout: RolloutBatch,
+        stats: Sequence[RolloutStats],
+        results: Sequence[GroupResults],
+        running: Mapping[str, RunningStats],
+    ) -> None:
+        """Put the groups into a rollout, with their rewards or the reason why there is none."""
+        found = compute_rewards(results, self.config.rewards, running)
+        rollout.stats, rollout.results, rollout.left_out = list(stats), list(results), found.left_out
+        rollout.groups, rollout.dropped = [], []
+        for group, scores in zip(_generated(rollout.pending, stats), found.scores, strict=True):
+            if isinstance(scores, str):
+                rollout.dropped.append((group, scores))
+            else:
+                rollout.groups.append(ScoredGroup(**vars(group), scores=scores))
 
     def _wait(self, pending: PendingSamples) -> list[RolloutStats]:
         """Wait for all batches; those that are late or lost are generated again elsewhere. Each may
@@ -198,17 +210,25 @@ class RolloutManager:
     def _results(self, pending: PendingRollout) -> list[GroupResults]:
         """The results of all groups. Samples that were lost before they were scored are generated and
         scored again."""
-        results: list[Any] = self._answer(pending, pending.batches)
-        while lost := [place for place, found in enumerate(results) if found is None]:
+        results = self._answer(pending, pending.batches)
+        return self._without_losses(pending, results, _places_of_none(results))
+
+    def _without_losses(
+        self, pending: PendingRollout, results: Sequence[GroupResults | None], lost: Sequence[int]
+    ) -> list[GroupResults]:
+        """Generate and score the groups at these indices again, until none is lost."""
+        found: list[Any] = list(results)
+        while lost:
             batches = self.ensure(pending, lost)
             self._score_again(pending, batches)
             again = iter(self._answer(pending, batches))
             place = 0
             for batch in pending.batches:
                 if batch in batches:
-                    results[place : place + len(batch.groups)] = islice(again, len(batch.groups))
+                    found[place : place + len(batch.groups)] = islice(again, len(batch.groups))
                 place += len(batch.groups)
-        return results
+            lost = _places_of_none(found)
+        return found
 
     def _score_again(self, pending: PendingRollout, batches: Sequence[PendingBatch]) -> None:
         work = ray.put(Work.of([batch.groups for batch in batches], pending.weights))
@@ -238,6 +258,13 @@ class RolloutManager:
         )
 
     # --- lost samples ---
+
+    def repeat(self, rollout: RolloutBatch, lost: Sequence[int]) -> None:
+        """Generate and score again the groups at these indices, whose samples are lost, before they are
+        learned from. They are the same where arithmetic is exact; from newer weights, or on GPUs, they
+        may be others, with scores of their own. Raises as `collect` does."""
+        results = self._without_losses(rollout.pending, rollout.results, lost)
+        self._fill(rollout, self._wait(rollout.pending), results, self.running)
 
     def ensure(self, pending: PendingSamples, lost: Iterable[int]) -> list[PendingBatch]:
         """Generate again the groups at these indices, whose samples are lost, and wait for them. Whole
@@ -294,6 +321,10 @@ def _generated(pending: PendingRollout, stats: Sequence[RolloutStats]) -> Iterat
         for group, tokens in zip(batch.groups, each.group_tokens, strict=True):
             yield GeneratedGroup(group, place, each.weights_version, batch.attempts, tokens)
             place += 1
+
+
+def _places_of_none(results: Sequence[object]) -> list[int]:
+    return [place for place, found in enumerate(results) if found is None]
 
 
 def _fetch_error(refs: Sequence[ObjectRef], limit_s: float) -> Exception | None:

@@ -70,17 +70,18 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> None:
         while len(run.requests) < min(1 + config.max_staleness, config.steps - run.step + 1):
             run.requests.ask(run.weights)
         rollout, kept, ahead = collect_groups(run)
-        metrics = rollout_metrics(rollout, run.version, kept)
+        learned: dict[str, float] = {}
         learning = publishing = time.perf_counter()
-        skipped = False
         if kept:
             with learner_at_work():
-                metrics |= update(run, rollout, kept, ahead)
+                kept, learned = update(run, rollout, kept, ahead)
                 publishing = time.perf_counter()
-                skipped = bool(metrics["step/skipped"])
-                if not skipped:
-                    assert run.workers.publish is not None
-                    run.weights = run.workers.publish(run.version + 1)
+        skipped = bool(learned.get("step/skipped"))
+        metrics = rollout_metrics(rollout, run.version, kept) | learned
+        if learned and not skipped:
+            with learner_at_work():
+                assert run.workers.publish is not None
+                run.weights = run.workers.publish(run.version + 1)
         done_at = time.perf_counter()
         seconds = {"step_s": done_at - started, "learn_s": publishing - learning}
         metrics |= time_metrics(rollout, **seconds, publish_s=done_at - publishing)

@@ -1,7 +1,6 @@
 """Turns scored groups into an update: selects groups, computes advantages, takes a learner step."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import ray
 from ray import ObjectRef
@@ -43,10 +42,35 @@ def teaching_groups(run: Run, groups: Sequence[ScoredGroup]) -> list[ScoredGroup
 
 
 def update(
+    run: Run, rollout: RolloutBatch, groups: list[ScoredGroup], ahead: Sequence[ObjectRef]
+) -> tuple[list[ScoredGroup], dict[str, float]]:
+    """The updates of one step on some groups of a rollout. `ahead` is what the learner has prepared.
+
+    Returns the groups that were learned from, and metrics. Samples that were lost since they were
+    scored are generated and scored again first, so that rewards are those of the samples: the groups
+    may be others then, or none.
+    """
+    config = run.config.learner
+    training = training_groups(run, rollout, groups, ahead)
+    while lost := run.learner.fetch(training):
+        run.workers.rollouts.repeat(rollout, lost)
+        groups = teaching_groups(run, rollout.groups)
+        if not groups:
+            return groups, {}
+        training = training_groups(run, rollout, groups, ahead)
+    steps = run.config.train.steps
+    settings = StepSettings.of(config, run.coefficients, run.step - 1, steps)
+    metrics = ray.get(run.learner.step(training, settings=settings), timeout=config.timeout_s)[0]
+    metrics |= run.coefficients.metrics(config)  # the coefficients of this step
+    if not metrics["step/skipped"]:
+        run.coefficients = run.coefficients.after(metrics, config)
+    return groups, metrics
+
+
+def training_groups(
     run: Run, rollout: RolloutBatch, groups: Sequence[ScoredGroup], ahead: Sequence[ObjectRef]
-) -> dict[str, float]:
-    """The updates of one step on some groups of a rollout, and their metrics. Samples that were lost
-    since they were scored are generated again. `ahead` is what the learner has prepared."""
+) -> TrainingGroups:
+    """Groups of a rollout with their advantages, as the learner takes them."""
     config, rewards = run.config.learner, run.config.rewards
     advantages = bicot_advantages(
         [group.scores for group in groups],
@@ -55,20 +79,10 @@ def update(
         how=config.advantages,
         scale=config.advantage_scale,
     )
-    training = TrainingGroups(
+    return TrainingGroups(
         rollout.pending.samples,
         [group.place for group in groups],
         advantages,
         tokens=[group.tokens for group in groups],
         ahead=ahead,
     )
-    while lost := run.learner.fetch(training):
-        run.workers.rollouts.ensure(rollout.pending, lost)
-        training = replace(training, samples=rollout.pending.samples)
-    steps = run.config.train.steps
-    settings = StepSettings.of(config, run.coefficients, run.step - 1, steps)
-    metrics = ray.get(run.learner.step(training, settings=settings), timeout=config.timeout_s)[0]
-    metrics |= run.coefficients.metrics(config)  # the coefficients of this step
-    if not metrics["step/skipped"]:
-        run.coefficients = run.coefficients.after(metrics, config)
-    return metrics

@@ -218,7 +218,7 @@ def deepspeed_settings(config: LearnerConfig, dtype: str) -> dict[str, Any]:
     """The settings DeepSpeed is started with: defaults, then the user's, key by key.
 
     `managed_gradient_accumulation: false` leaves the division of the loss to this code (see
-    `LearnerWorker._backward`). Raises UserError for a file that is missing or is not a JSON object."""
+    `Trainer._backward`). Raises UserError for a file that is missing or is not a JSON object."""
     defaults = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -249,10 +249,10 @@ def check_learner(config: LearnerConfig, policy: PolicyConfig) -> None:
 
     Raises UserError.
     """
-    from learner.losses import load_loss
+    from learner.losses import check_loss
     from policy.model import meta_model, trunk_of
 
-    load_loss(config.loss)
+    check_loss(config)
     if config.ranks > 1 and 0 < config.num_gpus < 1:
         raise UserError(
             f"learner.num_gpus {config.num_gpus:g}: NCCL wants a GPU of its own for each of"

@@ -14,7 +14,6 @@ its own count, and so trains differently on a different number of GPUs). What th
 """
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from learner.loss_defaults import Span
 from policy.errors import UserError
-from policy.imports import load_named
+from policy.imports import did_you_mean, load_named, with_place
 
 if TYPE_CHECKING:
     from learner.config import LearnerConfig
@@ -84,8 +83,8 @@ class Objective(NamedTuple):
 
 
 def grpo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
-    """BiCoT-GRPO (arXiv 2505.00703, eq. 5; arXiv 2402.03300, eq. 3): `bicot_loss` of both CoTs."""
-    return _with_shared_terms(inputs, config, _clipped(inputs.log_ratio, inputs.advantages, config))
+    """BiCoT-GRPO (arXiv 2505.00703, eq. 5; arXiv 2402.03300, eq. 3)."""
+    return with_shared_terms(inputs, config, _clipped(inputs.log_ratio, inputs.advantages, config))
 
 
 def dr_grpo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
@@ -105,7 +104,7 @@ def gspo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
     tokens. A sequence is a CoT, or with `gspo_span: both` a whole sample."""
     log_ratio = sequence_mean(inputs, inputs.log_ratio, config.gspo_span)
     objective = _clipped(log_ratio, inputs.advantages, config)
-    return _with_shared_terms(inputs, config, objective, span=config.gspo_span)
+    return with_shared_terms(inputs, config, objective, span=config.gspo_span)
 
 
 def cispo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
@@ -115,7 +114,7 @@ def cispo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
     weight = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     logps = torch.where(inputs.token_weights > 0, inputs.logps, 0.0)
     objective = Objective(-weight * inputs.advantages * logps, ratio, weight != ratio)
-    return _with_shared_terms(inputs, config, objective)
+    return with_shared_terms(inputs, config, objective)
 
 
 LOSSES: dict[str, Loss] = {
@@ -133,10 +132,47 @@ def load_loss(name: str) -> Loss:
     if ":" in name:
         return load_named(name, "learner.loss")
     if name not in LOSSES:
-        near = get_close_matches(name, LOSSES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(LOSSES)}"
-        raise UserError(f"learner.loss: {name!r} is unknown; {hint} (or write package.module:function)")
+        hint = did_you_mean(name, list(LOSSES)) or f"; there is {', '.join(LOSSES)}"
+        raise UserError(f"learner.loss: {name!r} is unknown{hint} (or write package.module:function)")
     return LOSSES[name]
+
+
+def check_loss(config: "LearnerConfig") -> None:
+    """Loads the loss, and tries one of a user's own on two small samples, before any process starts.
+    Raises UserError for a loss that is not known, that fails, or that nothing can be learned from."""
+    loss, key = load_loss(config.loss), f"learner.loss: {config.loss}"
+    if config.loss in LOSSES:
+        return
+    if not callable(loss):
+        raise UserError(f"{key} is a {type(loss).__name__}, not a function")
+    inputs = _two_samples(config)
+    try:
+        result = loss(inputs, config)
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"{key} fails on two small samples: {with_place(error)}") from error
+    if not isinstance(result, LossResult):
+        raise UserError(f"{key} returns a {type(result).__name__}, where a LossResult is needed")
+    if not isinstance(result.sum, Tensor) or result.sum.dim() or not result.sum.requires_grad:
+        raise UserError(f"{key}: its sum must be one number that depends on inputs.logps")
+
+
+def _two_samples(config: "LearnerConfig") -> LossInputs:
+    """Two samples of three text and four image tokens, the last text token of the second is padding."""
+    logps = torch.full((2, 7), -1.0, requires_grad=True)
+    weights = torch.ones(2, 7)
+    weights[1, 2] = 0.0
+    return LossInputs(
+        logps=logps,
+        old_logps=logps.detach().clone(),
+        sampled_logps=logps.detach().clone(),
+        reference_logps=None if config.reference_kind == "none" else logps.detach() - 0.1,
+        entropy=torch.ones(2, 7),
+        advantages=torch.tensor([[1.0], [-1.0]]).expand(2, 7),
+        token_weights=weights,
+        cot_tokens=3,
+        kl_coef=config.kl_coef,
+        entropy_coefs={"cot": 0.0, "image": 0.0},
+    )
 
 
 # --- what they are made of -----------------------------------------------------------------------
@@ -202,7 +238,7 @@ def _clipped(log_ratio: Tensor, advantages: Tensor, config: "LearnerConfig") -> 
     return clipped_objective(log_ratio, advantages, config.clip_low, config.clip_high)
 
 
-def _with_shared_terms(
+def with_shared_terms(
     inputs: LossInputs, config: "LearnerConfig", objective: Objective, span: Span | None = None
 ) -> LossResult:
     """The sum of an objective, corrected by `importance_weights`, the KL term and the entropy bonus;

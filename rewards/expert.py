@@ -11,14 +11,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from policy.errors import UserError
-from policy.imports import split_name
+from policy.imports import did_you_mean, load_module, split_name
 from policy.records import Box, Prompt
 from rewards.config import ExpertConfig, RewardsConfig
 from rewards.images import MAX_ASPECT
@@ -235,20 +233,11 @@ def split_use(use: str) -> tuple[str, str]:
 def load_expert_class(use: str) -> type[Expert]:
     """The class that "package.module:Class" names. Raises UserError with one line on what is wrong."""
     module_name, class_name = split_use(use)
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise UserError(f"{use}: there is no module {error.name!r} on the Python path") from error
-        raise UserError(f"{use}: {module_name} needs a module that is missing: {error.name}") from error
-    except (ImportError, SyntaxError) as error:
-        raise UserError(f"{use}: {module_name} cannot be imported: {error}") from error
-
+    module = load_module(module_name, use)
     found = getattr(module, class_name, None)
     if found is None:
-        experts = [name for name, value in vars(module).items() if _is_expert(value)]
-        near = get_close_matches(class_name, experts, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        experts = [n for n, v in vars(module).items() if _is_expert(v) and not v.__abstractmethods__]
+        hint = did_you_mean(class_name, experts)
         raise UserError(f"{use}: {module_name} has no class {class_name}{hint}")
     if not _is_expert(found):
         raise UserError(f"{use}: {class_name} is not a subclass of rewards.expert.Expert")

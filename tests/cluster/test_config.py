@@ -2,8 +2,9 @@ import pytest
 import yaml
 
 from cluster.cli import with_policy
-from cluster.config import RunConfig, dump_config, load_config
+from cluster.config import PRESETS, RunConfig, dump_config, load_config
 from cluster.resume import affects_training
+from learner.loss_defaults import defaults_of
 from policy.errors import UserError
 from tests.conftest import SHAPES
 
@@ -145,6 +146,31 @@ def test_a_preset_wins_over_the_file_and_a_key_over_the_preset(tmp_path):
     again = load_config(tmp_path / "config.yaml")
     assert again == config.model_copy(update={"algorithm": None})
     assert not affects_training("algorithm")
+
+
+@pytest.mark.parametrize(
+    "recipe", ["shapes/train.yaml", "janus_pro/train.yaml", "janus_pro/train_1b.yaml"]
+)
+@pytest.mark.parametrize("preset", sorted(file.stem for file in PRESETS.glob("*.yaml")))
+def test_a_preset_is_its_papers_method_over_any_configuration(recipe, preset, tmp_path):
+    """Also over one that a run left behind, where every key is set."""
+    plain, left = SHAPES.parent / recipe, tmp_path / "left.yaml"
+    others = ["learner.clip_low=0.5", "learner.clip_high=0.6", "learner.aggregation=sample_mean"]
+    others += ["learner.advantage_scale=none", "learner.minibatches=3", "train.max_staleness=2"]
+    others += ["learner.advantages=gdpo", "train.resample_equal_groups=5"]
+    left.write_text(dump_config(load_config(plain, others)))
+    for file in (plain, left):
+        config = load_config(file, [f"algorithm={preset}"])
+        learner = config.learner
+        if preset == "off_policy":  # of any loss
+            assert (learner.importance, config.train.max_staleness) == ("truncated", 4)
+            continue
+        assert learner.loss == {"t2i_r1": "grpo", "gdpo": "grpo"}.get(preset, preset)
+        assert vars(defaults_of(learner.loss)).items() <= vars(learner).items()
+        assert learner.advantages == ("gdpo" if preset == "gdpo" else "group")
+        assert learner.minibatches == {"dapo": 2, "cispo": 2, "gspo": 4}.get(preset, 1)
+        assert config.train.resample_equal_groups == (8 if preset == "dapo" else 0)
+        assert config.train.max_staleness == 0 or preset != "t2i_r1"
 
 
 def test_a_preset_of_ones_own_lies_beside_the_configuration(tmp_path):

@@ -17,6 +17,7 @@ from cluster.rollouts import RolloutManager
 from policy.errors import UserError
 from policy.prompts import read_prompts
 from policy.records import Group, Prompt, PublishedWeights
+from rewards.expert import ExpertResult, ExpertScores, GroupResults
 from tests.cluster.commands import TRAIN
 from tests.conftest import ROOT
 
@@ -210,6 +211,38 @@ def test_samples_that_were_lost_are_generated_again(rollouts, groups):
     ids = [[name for name, _ in group] for group in peace]
     assert rollouts._results(pending) == [ids[0], ["scored"], ["scored"], ids[3]]
     assert rollouts.workers.replaced == 0
+
+
+class CallCounter:
+    """Stands for the reward worker: its n-th call gives every sample the score n."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def score_groups(self, samples, work):
+        self.calls += 1
+        found = []
+        for ref in samples:
+            ids = tuple(sample.id for sample in ray.get(ref))
+            scores = ExpertScores(np.full(len(ids), self.calls, np.float32))
+            found.append(GroupResults(ids, {"count": ExpertResult(scores, 0.0, 0, 0.5)}))
+        return found
+
+
+def test_groups_that_are_learned_from_have_the_scores_of_the_samples_that_are_there(rollouts, groups):
+    """Generated again, samples may be others: the scores of the lost ones are not theirs."""
+    scorer = ray.remote(num_cpus=0)(CallCounter).remote()
+    rollouts._reward_worker = scorer
+    rollout = rollouts.collect(rollouts.request(groups, None))
+    before = generated(rollouts, rollout.pending)
+    assert [group.scores.rewards[0] for group in rollout.groups] == [1, 1, 1, 1]
+    lose(rollout.pending, 2)
+    rollouts.repeat(rollout, [2])
+    assert [group.scores.rewards[0] for group in rollout.groups] == [1, 1, 2, 1]
+    assert [len(group.scores.rewards) for group in rollout.groups] == [2, 2, 3, 2]
+    assert [group.attempts for group in rollout.groups] == [1, 1, 2, 1]
+    assert [group.place for group in rollout.groups] == [0, 1, 2, 3]
+    assert generated(rollouts, rollout.pending) == before
 
 
 def test_a_group_that_is_lost_too_often_ends_the_run(rollouts, groups):

@@ -104,9 +104,9 @@ def test_a_loss_is_found_by_its_name_or_as_a_function_of_ones_own():
     assert load_loss("grpo") is LOSSES["grpo"]
     assert load_loss("learner.losses:grpo_loss") is LOSSES["grpo"]
     for name, complaint in (
-        ("grop", "learner.loss: 'grop' is unknown; did you mean grpo?"),
+        ("grop", "learner.loss: 'grop' is unknown; did you mean grpo"),
         ("my_losses:nothing", "learner.loss: 'my_losses:nothing' cannot be loaded"),
-        ("learner.losses:nothing", "has no attribute 'nothing'"),
+        ("learner.losses:nothing", "learner.losses has no nothing"),
         ("learner.losses:", "write package.module:name"),
     ):
         with pytest.raises(UserError, match=re.escape(complaint)):
