@@ -67,7 +67,10 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> None:
     while run.step < config.steps:
         run.step += 1
         started = time.perf_counter()
-        while len(run.requests) < min(1 + config.max_staleness, config.steps - run.step + 1):
+        in_flight = min(
+            1 + config.max_staleness, config.steps - run.step + 1
+        )  # this step and later ones
+        while len(run.requests) < in_flight:
             run.requests.ask(run.weights)
         rollout, kept, ahead = collect_groups(run)
         learned: dict[str, float] = {}

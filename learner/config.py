@@ -172,7 +172,8 @@ class LearnerConfig(BaseModel):
     load_timeout_s: float = Field(1800.0, gt=0)
     """How long the ranks may take to load the model, a download included."""
     timeout_s: float = Field(600.0, gt=0)
-    """How long a rank waits for the others before it gives them up."""
+    """How long a step of the learner, a fetch of its samples or a publish may take, and how long a rank
+    waits for the others, before the learner counts as lost."""
 
     @model_validator(mode="after")
     def _reference_makes_sense(self):
