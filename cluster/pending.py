@@ -8,7 +8,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from actors.rollout import RolloutStats
-from policy.records import Batch, Group, Prompt, PublishedWeights, Scores
+from policy.records import Group, GroupBatch, Prompt, PublishedWeights, Scores
 from rewards.expert import Failure, GroupResults
 
 
@@ -46,7 +46,7 @@ class PendingBatch:
     RolloutStats. All change when the batch is generated again, which `attempts` counts.
     """
 
-    groups: Batch
+    groups: GroupBatch
     worker: int
     handle: ActorHandle
     samples: list[ObjectRef]

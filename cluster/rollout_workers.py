@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.rollout import RolloutWorker
 from cluster.config import RunConfig
 from policy.errors import UserError, in_one_line
-from policy.records import Batch, Group
+from policy.records import Group, GroupBatch
 from policy.starting import wait_for
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class RolloutWorkers:
         self.replaced += 1
 
 
-def cut_in_batches(groups: Sequence[Group], workers: int, batch_size: int) -> list[Batch]:
+def cut_in_batches(groups: Sequence[Group], workers: int, batch_size: int) -> list[GroupBatch]:
     """Cut groups, in their order, into batches of whole groups, at most `batch_size` samples each; a
     group that is larger is a batch of its own.
 

@@ -36,7 +36,7 @@ from cluster.pending import (
 )
 from cluster.rollout_workers import RolloutWorkers, cut_in_batches
 from policy.errors import UserError
-from policy.records import Batch, Group, PublishedWeights, Sample, Work
+from policy.records import Group, GroupBatch, PublishedWeights, Sample, Work
 from rewards.client import RewardWorker
 from rewards.expert import GroupResults
 from rewards.rewards import RunningStats, compute_rewards, update_running_stats
@@ -115,7 +115,7 @@ class RolloutManager:
         samples = ray.put([ref for batch in pending for ref in batch.samples])
         return PendingSamples(weights, pending, samples), work
 
-    def _generate(self, groups: Batch, number: int, work: ObjectRef, which: int) -> PendingBatch:
+    def _generate(self, groups: GroupBatch, number: int, work: ObjectRef, which: int) -> PendingBatch:
         """Call worker `number` for batch `which` of `work`."""
         handle = self.workers.handles[number]
         key = number, len(groups)

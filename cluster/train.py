@@ -67,9 +67,8 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> None:
     while run.step < config.steps:
         run.step += 1
         started = time.perf_counter()
-        in_flight = min(
-            1 + config.max_staleness, config.steps - run.step + 1
-        )  # this step and later ones
+        # The groups of this step, and of those that are generated ahead of it.
+        in_flight = min(1 + config.max_staleness, config.steps - run.step + 1)
         while len(run.requests) < in_flight:
             run.requests.ask(run.weights)
         rollout, kept, ahead = collect_groups(run)

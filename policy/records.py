@@ -74,7 +74,7 @@ class Group:
         return self.size
 
 
-Batch = tuple[Group, ...]
+GroupBatch = tuple[Group, ...]
 """Groups that one rollout worker generates together."""
 
 
@@ -177,13 +177,13 @@ class Work:
     shares: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], weights: PublishedWeights | None) -> "Work":
+    def of(cls, batches: Sequence[GroupBatch], weights: PublishedWeights | None) -> "Work":
         starts = range(0, len(batches), SHARE)
         return cls(weights, tuple(pickle.dumps(batches[n : n + SHARE]) for n in starts))
 
-    def batch(self, number: int) -> Batch:
+    def batch(self, number: int) -> GroupBatch:
         return pickle.loads(self.shares[number // SHARE])[number % SHARE]
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[GroupBatch]:
         for share in self.shares:
             yield from pickle.loads(share)
