@@ -8,6 +8,7 @@ it.
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 CONFIG = "examples/shapes/train.yaml"
-TWO = ["learner.minibatches=2", "learner.old_logps=learner"]
-CORRECTED = ["learner.old_logps=learner", "learner.importance=truncated"]
+LEARNER = "learner.old_logps=learner"
+TWO = ["learner.minibatches=2", LEARNER]
+# Against stale samples: with the sampler's log-probabilities the ratio itself corrects, and is clipped;
+# with the learner's own it is 1 before the first update, and corrects nothing unless a weight does.
+TRUNCATED = [LEARNER, "learner.importance=truncated"]
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "loss, one update a batch": {
         "grpo": [],
@@ -35,14 +39,16 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "cispo x 2": ["learner.loss=cispo", *TWO],
     },
     "updates of a batch": {
-        "2 updates": ["learner.updates_per_batch=2", "learner.old_logps=learner"],
-        "4 updates": ["learner.updates_per_batch=4", "learner.old_logps=learner"],
+        "2 updates": ["learner.updates_per_batch=2", LEARNER],
+        "4 updates": ["learner.updates_per_batch=4", LEARNER],
     },
     "staleness": {
-        "1 stale": ["train.max_staleness=1"],
-        "1 stale, corrected": ["train.max_staleness=1", *CORRECTED],
-        "4 stale": ["train.max_staleness=4"],
-        "4 stale, corrected": ["train.max_staleness=4", *CORRECTED],
+        "1 stale, uncorrected": ["train.max_staleness=1", LEARNER],
+        "1 stale, PPO's ratio": ["train.max_staleness=1"],
+        "1 stale, truncated": ["train.max_staleness=1", *TRUNCATED],
+        "4 stale, uncorrected": ["train.max_staleness=4", LEARNER],
+        "4 stale, PPO's ratio": ["train.max_staleness=4"],
+        "4 stale, truncated": ["train.max_staleness=4", *TRUNCATED],
     },
     "schedule": {
         "linear": ["learner.schedule=linear"],
@@ -72,7 +78,7 @@ class Job(NamedTuple):
 
     @property
     def run(self) -> Path:
-        return self.folder / f"{self.name.replace(' ', '_').replace(',', '')}-{self.seed}"
+        return self.folder / f"{re.sub(r'[^a-zA-Z0-9]+', '_', self.name)}-{self.seed}"
 
 
 def scores(run: Path) -> tuple[dict[str, float], dict[str, float]] | None:
@@ -132,7 +138,7 @@ def picture(found: dict[str, list[dict[str, float]]], path: Path) -> None:
         axes.plot(statistics.mean(rewards), place, "|", color="black", markersize=14)
     axes.set_yticks(range(len(names)), reversed(names))
     axes.set_xlabel("held-out reward after training")
-    axes.legend(loc="lower right")
+    axes.legend(loc="center left")
     figure.savefig(path, dpi=140)
 
 
