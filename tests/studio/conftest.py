@@ -6,11 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -94,6 +95,16 @@ def ask(http):
         return asyncio.run(all_of_them())
 
     return ask
+
+
+def model_replicas() -> list[psutil.Process]:
+    """The processes that draw, of this process's Ray."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended meanwhile
+            if "".join(process.cmdline()[:1]).startswith("ray::ServeReplica:model"):
+                found.append(process)
+    return found
 
 
 # --- the page -------------------------------------------------------------------------------------

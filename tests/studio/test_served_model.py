@@ -1,13 +1,14 @@
 """The model on a real Ray Serve, asked by OpenAI's own client."""
 
 import base64
+import json
+import socket
 import threading
 import time
-from contextlib import suppress
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 from openai import (
     AuthenticationError,
@@ -22,6 +23,7 @@ from cluster.config import load_config
 from policy.errors import UserError
 from studio.serve_model import start_model, stop_model
 from tests.conftest import ROOT
+from tests.studio.conftest import model_replicas
 from tests.studio.test_images_api import TWO, pixels
 
 pytestmark = pytest.mark.serve
@@ -113,24 +115,31 @@ def numbers(http: httpx.Client) -> dict[str, float]:
     return {row[0].split("{")[0].removeprefix("bicot_model_"): float(row[1]) for row in rows}
 
 
+def send(url: str, body: dict) -> socket.socket:
+    """A request whose reply nobody reads; closing the socket is to hang up."""
+    where, payload = urlsplit(url), json.dumps(body)
+    head = (
+        f"POST /v1/images/generations HTTP/1.1\r\nhost: {where.netloc}\r\n"
+        f"authorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(payload)}\r\n\r\n"
+    )
+    connection = socket.create_connection((where.hostname, where.port), timeout=60)
+    connection.sendall((head + payload).encode())
+    return connection
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_hangs_up_frees_his_place(url, stream):
     headers = {"authorization": f"Bearer {TOKEN}"}
     with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
         before = numbers(http)
-
-        def ask_and_hang_up(seed: int) -> None:
-            body = {"prompt": TWO, "n": 10, "seed": seed, "stream": stream}
-            timeout = httpx.Timeout(60, read=0.2)
-            with suppress(httpx.ReadTimeout), httpx.Client(base_url=url, timeout=timeout) as own:
-                own.post("/v1/images/generations", json=body, headers=headers)
-
-        leaving = [threading.Thread(target=ask_and_hang_up, args=[n]) for n in range(20)]
-        for thread in leaving:
-            thread.start()
-        for thread in leaving:
-            thread.join()
+        bodies = [{"prompt": TWO, "n": 10, "seed": n, "stream": stream} for n in range(20)]
+        connections = [send(url, body) for body in bodies]
         deadline = time.monotonic() + 60
+        while numbers(http)["waiting_images"] < 100:
+            assert time.monotonic() < deadline
+        for connection in connections:
+            connection.close()
         while (now := numbers(http))["held"] and time.monotonic() < deadline:
             time.sleep(0.1)
         assert now["held"] == now["waiting_images"] == 0
@@ -159,11 +168,7 @@ def test_a_lost_replica_is_replaced_and_its_requests_hear_of_it(client, url):
             thread.start()
         while not numbers(http)["held"]:
             assert any(thread.is_alive() for thread in asking)
-        (replica,) = (
-            process
-            for process in psutil.Process().children(recursive=True)
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ServeReplica:model")
-        )
+        (replica,) = model_replicas()
         replica.kill()
         for thread in asking:
             thread.join()

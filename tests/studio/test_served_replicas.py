@@ -6,12 +6,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import psutil
 import pytest
 
 from cluster.config import load_config
 from studio.serve_model import start_model, stop_model
 from tests.conftest import ROOT
+from tests.studio.conftest import model_replicas
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
@@ -52,12 +52,7 @@ def test_two_replicas_share_the_work_and_draw_the_same(http):
 
 def test_one_replica_goes_on_alone_until_the_other_is_back(http):
     before = set(drawn_by_replica(http))
-    victim = next(
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ServeReplica:model")
-    )
-    victim.kill()
+    model_replicas()[0].kill()
     with ThreadPoolExecutor(4) as clients:
         statuses = [reply.status_code for reply in clients.map(lambda n: draw(http, n), range(24))]
     assert set(statuses) <= {200, 503}
