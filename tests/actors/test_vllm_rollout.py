@@ -21,7 +21,10 @@ pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("local_ray")]
 SAMPLING = SamplingConfig(guidance=2.0, max_cot_tokens=12)
 
 
-@pytest.fixture(params=[1, 2], ids=["one process", "tensor parallel"])
+TENSOR_PARALLEL = pytest.param(2, marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=[1, TENSOR_PARALLEL], ids=["one process", "tensor parallel"])
 def actor(request, roomy_policy):
     vllm = VLLMConfig(kv_cache_mb=8, tensor_parallel_size=request.param)
     config = ActorsConfig(sampler="vllm", sampling=SAMPLING, vllm=vllm)

@@ -115,6 +115,7 @@ def test_the_checkpoint_thinks_and_draws(whole, tmp_path):
     assert np.asarray(Image.open(tmp_path / row["image"])).shape == (24, 24, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_loses_a_rank_and_is_stopped_ends_as_a_whole_one(config, whole):
     """Killed in step 5 or soon after, asked to stop some steps later, and given again."""

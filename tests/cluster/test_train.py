@@ -303,6 +303,7 @@ def test_a_run_that_learns_nothing_stops_and_says_why(sync_run, tmp_path):
     assert newest(run / "checkpoints", print).state.step == 4
 
 
+@pytest.mark.slow
 def test_a_run_whose_experts_give_no_score_ends_with_their_error(tmp_path):
     done = bicot(
         *QUIETLY,
@@ -364,6 +365,7 @@ def test_ray_that_cannot_start_is_reported_in_one_line(tmp_path, name, value, co
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_many_updates_asks_for_more_groups_and_goes_on_where_it_stopped(tmp_path):
     """DAPO's preset, generating ahead: groups whose rewards are equal are replaced, by bounds; every
     group of the stream is accounted for, over a checkpoint as well."""

@@ -14,7 +14,7 @@ from policy.errors import UserError
 from tests.cluster.commands import bicot, environment, obey_ctrl_c, wait_for
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 CHECKPOINT = "examples/shapes/checkpoint"
 RUN = ("bench", "run", "shapes", "--policy", CHECKPOINT, "--limit", 8)

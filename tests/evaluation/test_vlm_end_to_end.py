@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.evaluation.judges.test_vlm import MODEL, Server
 from tests.evaluation.small_wise import IDS, SmallWise, write_data
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 NONSENSE_FIRST, BUSY_FIRST, REFUSED = 401, 521, 641
 
 

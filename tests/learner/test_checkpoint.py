@@ -22,7 +22,7 @@ def steps(learner, groups, count):
     return [ray.get(learner.step(groups))[0]["loss"] for _ in range(count)]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [0, 1, pytest.param(3, marks=pytest.mark.slow)])
 def test_going_on_is_bit_exact(groups, start, tmp_path, stage, policy_config):
     first = start(ranks=2, zero_stage=stage, fresh=True)
     steps(first, groups, 2)
