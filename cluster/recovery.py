@@ -53,7 +53,8 @@ class LearnerLost(Exception):
 
 @contextmanager
 def learner_at_work():
-    """Turns the errors of a lost learner into LearnerLost. A UserError is raised again unchanged."""
+    """Turns the errors of a lost learner into LearnerLost. A UserError, and a fault of the code, which
+    would only come again, are raised unchanged."""
     try:
         yield
     except (RayActorError, GetTimeoutError, RayTaskError) as error:
