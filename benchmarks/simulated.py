@@ -83,7 +83,7 @@ class Rank:
     def prepare(self, samples) -> dict:
         return {}
 
-    def fetch(self, samples, places) -> list[int]:
+    def fetch(self, samples, indices) -> list[int]:
         return []
 
     def step(self, samples, minibatches, settings, micro_batches, ahead) -> dict[str, float]:
@@ -187,7 +187,7 @@ def measure(actors: int, steps: int, folder: Path) -> Pace:
     nothing = dummy_sample(SampleRequest(prompts[0], 0), IMAGE)
     scored = (ScoredSample(prompts[0], nothing, 0, False, None, {"a": 0.0}, {}),)
     recorder = ClockedRecorder(config.folder)
-    workers: Any = SimpleNamespace(rollouts=rollouts, learner=learner, publish=learner.publish)
+    workers: Any = SimpleNamespace(rollouts=rollouts, learner=learner, weight_sync=learner)
     with open(os.devnull, "w") as nowhere:
         run = Run(
             config=config,

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from ray.exceptions import RayTaskError
 
 from cluster.files import by_step, first_fault
-from cluster.requests import Requested
+from cluster.requests import StreamPosition
 from learner.async_checkpoint import ENGINE_FOLDER, file_digest, take_digests, to_universal
 from learner.deepspeed_engine import Resume
 from learner.schedules import Coefficients
@@ -72,7 +72,7 @@ class State:
     config: dict[str, Any]
     expert_stats: dict[str, RunningStats] = field(default_factory=dict)
     """Statistics of experts with `normalize: running`."""
-    requested: Requested | None = None
+    requested: StreamPosition | None = None
     """How far the run was in its stream of groups. (Formats before 3 had none: it followed from
     `step`.)"""
     coefficients: Coefficients | None = None

@@ -16,12 +16,12 @@ from rewards.expert import Failure, GroupResults
 class GeneratedGroup:
     """A generated group.
 
-    `place` is its index in the request. `attempts` counts how often it was generated: more than once if
-    a worker was lost over it. `tokens` are those of all its samples, both CoTs together.
+    `index` is its number in the request. `attempts` counts how often it was generated: more than once
+    if a worker was lost over it. `tokens` are those of all its samples, both CoTs together.
     """
 
     group: Group
-    place: int
+    index: int
     weights_version: int
     attempts: int
     tokens: int
@@ -63,10 +63,10 @@ class PendingSamples:
     batches: list[PendingBatch]
     samples: ObjectRef
 
-    def batches_of(self, places: Iterable[int]) -> list[PendingBatch]:
+    def batches_of(self, indices: Iterable[int]) -> list[PendingBatch]:
         """The batches that hold the groups at some indices, each once."""
-        of_place = [batch for batch in self.batches for _ in batch.groups]
-        return list({id(of_place[place]): of_place[place] for place in sorted(places)}.values())
+        of_index = [batch for batch in self.batches for _ in batch.groups]
+        return list({id(of_index[n]): of_index[n] for n in sorted(indices)}.values())
 
     def sample_refs(self) -> list[ObjectRef]:
         return [ref for batch in self.batches for ref in batch.samples]
@@ -112,8 +112,8 @@ class RolloutBatch:
         after = sum(len(batch.groups) for batch in self.pending.batches)
         self.pending.batches += more.pending.batches
         self.pending.samples = ray.put(self.pending.sample_refs())
-        self.groups += [replace(group, place=after + group.place) for group in more.groups]
-        self.dropped += [(replace(g, place=after + g.place), why) for g, why in more.dropped]
+        self.groups += [replace(group, index=after + group.index) for group in more.groups]
+        self.dropped += [(replace(g, index=after + g.index), why) for g, why in more.dropped]
         self.stats += more.stats
         self.left_out = more.left_out | self.left_out
         self.results += more.results

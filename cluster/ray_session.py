@@ -79,8 +79,15 @@ def ray_session(
     try:
         yield
     finally:
-        ray.shutdown()
+        leave_ray()
         signal.signal(signal.SIGTERM, previous)
+
+
+def leave_ray() -> None:
+    """Disconnect. Serve notes each answer in a thread of its own, which may come after this: with no
+    connection left it would print a traceback of something that nobody waits for."""
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+    ray.shutdown()
 
 
 def start_ray(address: str | None, options: Mapping[str, Any], timeout_s: float) -> Any:

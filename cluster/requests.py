@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Requested:
+class StreamPosition:
     """How far a run is in its stream: the number of the next group, and the groups that are already
     requested for later steps."""
 
@@ -21,40 +21,40 @@ class Requested:
     ahead: tuple[tuple[int, ...], ...] = field(default=())
 
 
-class Requests:
+class GroupRequests:
     """The groups that are being generated, for this step and those after it."""
 
     def __init__(
-        self, rollouts: "RolloutManager", stream: "GroupStream", per_step: int, so_far: Requested
+        self, rollouts: "RolloutManager", stream: "GroupStream", per_step: int, position: StreamPosition
     ):
         self._rollouts, self._stream, self._per_step = rollouts, stream, per_step
-        self._next = so_far.next
-        self._again = deque(so_far.ahead)  # requested before the checkpoint: they come first
+        self._next = position.next
+        self._waiting = deque(position.ahead)  # requested before the checkpoint: they come first
         self._pending: deque[tuple[tuple[int, ...], PendingRollout]] = deque()
 
     def __len__(self) -> int:
-        """How many steps are requested and not taken yet."""
+        """How many steps are requested and not collected yet."""
         return len(self._pending)
 
-    def ask(self, weights: PublishedWeights | None) -> None:
+    def request_step(self, weights: PublishedWeights | None) -> None:
         """Request the groups of one more step."""
-        numbers = self._again.popleft() if self._again else self._take(self._per_step)
+        numbers = self._waiting.popleft() if self._waiting else self._numbers(self._per_step)
         self._pending.append((numbers, self._request(numbers, weights)))
 
-    def take(self) -> "PendingRollout":
+    def next_step(self) -> "PendingRollout":
         """The groups of the next step."""
         return self._pending.popleft()[1]
 
-    def more(self, count: int, weights: PublishedWeights | None) -> "PendingRollout":
-        """Request further groups for the step that was taken."""
-        return self._request(self._take(count), weights)
+    def request_more(self, count: int, weights: PublishedWeights | None) -> "PendingRollout":
+        """Request further groups for the step that `next_step` gave."""
+        return self._request(self._numbers(count), weights)
 
-    def so_far(self) -> Requested:
+    def position(self) -> StreamPosition:
         """The position from which a resumed run has to begin."""
         pending = tuple(numbers for numbers, _ in self._pending)
-        return Requested(self._next, (*pending, *self._again))
+        return StreamPosition(self._next, (*pending, *self._waiting))
 
-    def _take(self, count: int) -> tuple[int, ...]:
+    def _numbers(self, count: int) -> tuple[int, ...]:
         first, self._next = self._next, self._next + count
         return tuple(range(first, self._next))
 

@@ -115,16 +115,16 @@ class RolloutManager:
         samples = ray.put([ref for batch in pending for ref in batch.samples])
         return PendingSamples(weights, pending, samples), work
 
-    def _generate(self, groups: GroupBatch, number: int, work: ObjectRef, which: int) -> PendingBatch:
-        """Call worker `number` for batch `which` of `work`."""
-        handle = self.workers.handles[number]
-        key = number, len(groups)
+    def _generate(self, groups: GroupBatch, worker: int, work: ObjectRef, batch: int) -> PendingBatch:
+        """Call a worker for a batch of `work`, both by their numbers."""
+        handle = self.workers.handles[worker]
+        key = worker, len(groups)
         if self._calls.get(key, (None,))[0] is not handle:  # making a call's options takes time, too
             self._calls[key] = handle, handle.generate.options(num_returns=len(groups) + 1)
         # A call without a second argument costs the driver a third less.
-        arguments = (work,) if which == number else (work, which)
+        arguments = (work,) if batch == worker else (work, batch)
         *samples, stats = self._calls[key][1].remote(*arguments)
-        return PendingBatch(groups, number, handle, samples, stats)
+        return PendingBatch(groups, worker, handle, samples, stats)
 
     def _pullable(self, weights: PublishedWeights | None) -> PublishedWeights | None:
         """Weights that any worker can get. Only workers that received a broadcast have its version,
@@ -211,7 +211,7 @@ class RolloutManager:
         """The results of all groups. Samples that were lost before they were scored are generated and
         scored again."""
         results = self._answer(pending, pending.batches)
-        return self._without_losses(pending, results, _places_of_none(results))
+        return self._without_losses(pending, results, _indices_of_none(results))
 
     def _without_losses(
         self, pending: PendingRollout, results: Sequence[GroupResults | None], lost: Sequence[int]
@@ -222,12 +222,12 @@ class RolloutManager:
             batches = self.ensure(pending, lost)
             self._score_again(pending, batches)
             again = iter(self._answer(pending, batches))
-            place = 0
+            first = 0
             for batch in pending.batches:
                 if batch in batches:
-                    found[place : place + len(batch.groups)] = islice(again, len(batch.groups))
-                place += len(batch.groups)
-            lost = _places_of_none(found)
+                    found[first : first + len(batch.groups)] = islice(again, len(batch.groups))
+                first += len(batch.groups)
+            lost = _indices_of_none(found)
         return found
 
     def _score_again(self, pending: PendingRollout, batches: Sequence[PendingBatch]) -> None:
@@ -282,21 +282,21 @@ class RolloutManager:
         pending.samples = ray.put(pending.sample_refs())
         return batches
 
-    def samples(self, pending: PendingSamples, places: Sequence[int]) -> list[list[Sample]]:
+    def samples(self, pending: PendingSamples, indices: Sequence[int]) -> list[list[Sample]]:
         """The samples of the groups at some indices. Raises as `collect` does."""
         limit_s = self.config.actors.timeout_s
         try:
             refs = pending.sample_refs()
-            return ray.get([refs[place] for place in places], timeout=limit_s)
+            return ray.get([refs[n] for n in indices], timeout=limit_s)
         except LOST:
-            return [self._samples_at(pending, place) for place in places]
+            return [self._samples_at(pending, n) for n in indices]
 
-    def _samples_at(self, pending: PendingSamples, place: int) -> list[Sample]:
+    def _samples_at(self, pending: PendingSamples, index: int) -> list[Sample]:
         while True:
             try:
-                return ray.get(pending.sample_refs()[place], timeout=self.config.actors.timeout_s)
+                return ray.get(pending.sample_refs()[index], timeout=self.config.actors.timeout_s)
             except LOST:
-                self.ensure(pending, [place])
+                self.ensure(pending, [index])
 
     def _generate_again(self, pending: PendingSamples, batch: PendingBatch, why: Exception) -> None:
         """Give a batch to the next worker that is ready, and replace the one that had it, unless only
@@ -306,25 +306,25 @@ class RolloutManager:
         if not isinstance(why, ObjectLostError):
             self.workers.replace(batch.worker, batch.handle, why)
         ready = [n for n in self.workers.ready() if n != batch.worker] or [batch.worker]
-        number = min(ready, key=lambda n: (n - batch.worker) % len(self.workers))
+        worker = min(ready, key=lambda n: (n - batch.worker) % len(self.workers))
         pending.weights = self._pullable(pending.weights)
         work = ray.put(Work.of((batch.groups,), pending.weights))
-        again = self._generate(batch.groups, number, work, 0)
+        again = self._generate(batch.groups, worker, work, 0)
         batch.worker, batch.handle = again.worker, again.handle
         batch.samples, batch.stats = again.samples, again.stats
         batch.attempts += 1
 
 
 def _generated(pending: PendingRollout, stats: Sequence[RolloutStats]) -> Iterator[GeneratedGroup]:
-    place = 0
+    index = 0
     for batch, each in zip(pending.batches, stats, strict=True):
         for group, tokens in zip(batch.groups, each.group_tokens, strict=True):
-            yield GeneratedGroup(group, place, each.weights_version, batch.attempts, tokens)
-            place += 1
+            yield GeneratedGroup(group, index, each.weights_version, batch.attempts, tokens)
+            index += 1
 
 
-def _places_of_none(results: Sequence[object]) -> list[int]:
-    return [place for place, found in enumerate(results) if found is None]
+def _indices_of_none(results: Sequence[object]) -> list[int]:
+    return [n for n, found in enumerate(results) if found is None]
 
 
 def _fetch_error(refs: Sequence[ObjectRef], limit_s: float) -> Exception | None:

@@ -11,7 +11,7 @@ from cluster.learner_run import LearnerRun, Limits
 from cluster.ledger import Entry, Ledger, Outcome
 from cluster.pending import RolloutBatch, ScoredGroup
 from cluster.recovery import learner_at_work
-from cluster.requests import Requested, Requests
+from cluster.requests import GroupRequests, StreamPosition
 from cluster.validate import Inputs
 from cluster.watch.benchmarks import BenchmarkSlice, benchmark_metrics
 from cluster.watch.console import TrainProgress
@@ -49,7 +49,7 @@ class Run(LearnerRun):
     image_drift: ImageDrift = field(default_factory=ImageDrift)
     step: int = 0
     weights: PublishedWeights | None = None
-    requested: Requested = field(default_factory=Requested)
+    requested: StreamPosition = field(default_factory=StreamPosition)
     """The position in the stream at the start, or at the checkpoint that the run went back to."""
     skipped: int = 0
     empty: int = 0
@@ -57,7 +57,7 @@ class Run(LearnerRun):
 
     def __post_init__(self):
         self.coefficients = Coefficients.at_start(self.config.learner)
-        self.requests: Requests
+        self.requests: GroupRequests
         """Set by the loop when it starts."""
 
     @classmethod
@@ -109,7 +109,7 @@ class Run(LearnerRun):
         self.step = checkpoint.state.step if checkpoint else 0
         version = checkpoint.state.weights_version if checkpoint else 0
         stats = checkpoint.state.expert_stats if checkpoint else {}
-        self.requested = Requested(self.step * self.config.train.groups_per_step)
+        self.requested = StreamPosition(self.step * self.config.train.groups_per_step)
         self.coefficients = Coefficients.at_start(self.config.learner)
         if checkpoint:  # formats up to 2 have none
             self.requested = checkpoint.state.requested or self.requested
@@ -123,9 +123,9 @@ class Run(LearnerRun):
         self.image_drift = ImageDrift.after(read_metrics(recorded).lines if recorded.exists() else ())
         self.recorder = Recorder(self.config.folder, self.step + 1, self.wandb, self.progress.say)
         self.skipped = self.empty = 0
-        assert self.workers.publish is not None
+        assert self.workers.weight_sync is not None
         with learner_at_work():
-            self.weights = self.workers.publish(version)
+            self.weights = self.workers.weight_sync.publish(version)
 
     # --- a step's end ---
 
@@ -152,13 +152,13 @@ class Run(LearnerRun):
 
     def log_groups(self, rollout: RolloutBatch, trained: Sequence[ScoredGroup], skipped: bool) -> None:
         """Put the step's groups into the ledger."""
-        learned = {group.place for group in trained}
+        learned = {group.index for group in trained}
         fates: list[tuple[Any, Outcome, str]] = [
             (group, "dropped", why) for group, why in rollout.dropped
         ]
         for group in rollout.groups:
             fate: Outcome = (
-                "filtered" if group.place not in learned else "skipped" if skipped else "trained"
+                "filtered" if group.index not in learned else "skipped" if skipped else "trained"
             )
             fates.append((group, fate, ""))
         entries = [
@@ -203,7 +203,7 @@ class Run(LearnerRun):
         train, last = self.config.train, self.step == self.config.train.steps
         if rollout.groups and (last or self.step % train.show_every == 0):
             shown = rollout.groups[:4]
-            generated = self.workers.rollouts.samples(rollout.pending, [g.place for g in shown])
+            generated = self.workers.rollouts.samples(rollout.pending, [g.index for g in shown])
             self.recorder.samples(self.step, self.evaluator.scored_samples(shown, generated))
         with learner_at_work():
             if last or self.step % train.save_every == 0:
@@ -224,7 +224,7 @@ class Run(LearnerRun):
             config=self.config.model_dump(mode="json"),
             fingerprints=self.fingerprints,
             expert_stats=dict(self.workers.rollouts.running),
-            requested=self.requests.so_far(),
+            requested=self.requests.position(),
             coefficients=self.coefficients,
         )
 

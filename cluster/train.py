@@ -17,7 +17,7 @@ from cluster.config import RunConfig
 from cluster.placement import total_cpus
 from cluster.ray_session import ray_session
 from cluster.recovery import StopSignal, learner_at_work, train_with_recovery
-from cluster.requests import Requests
+from cluster.requests import GroupRequests
 from cluster.resume import where_to_start
 from cluster.run import Run
 from cluster.update import collect_groups, update
@@ -62,7 +62,7 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> None:
     """
     config = run.config.train
     stream = GroupStream(prompts, config.group_size, run.config.seed)
-    run.requests = Requests(run.workers.rollouts, stream, config.groups_per_step, run.requested)
+    run.requests = GroupRequests(run.workers.rollouts, stream, config.groups_per_step, run.requested)
     run.first_evaluation()
     while run.step < config.steps:
         run.step += 1
@@ -70,20 +70,20 @@ def train_loop(run: Run, prompts: Sequence[Prompt], stop: StopSignal) -> None:
         # The groups of this step, and of those that are generated ahead of it.
         in_flight = min(1 + config.max_staleness, config.steps - run.step + 1)
         while len(run.requests) < in_flight:
-            run.requests.ask(run.weights)
-        rollout, kept, ahead = collect_groups(run)
+            run.requests.request_step(run.weights)
+        rollout, kept, prepared = collect_groups(run)
         learned: dict[str, float] = {}
         learning = publishing = time.perf_counter()
         if kept:
             with learner_at_work():
-                kept, learned = update(run, rollout, kept, ahead)
+                kept, learned = update(run, rollout, kept, prepared)
                 publishing = time.perf_counter()
         skipped = bool(learned.get("step/skipped"))
         metrics = rollout_metrics(rollout, run.version, kept) | learned
         if learned and not skipped:
             with learner_at_work():
-                assert run.workers.publish is not None
-                run.weights = run.workers.publish(run.version + 1)
+                assert run.workers.weight_sync is not None
+                run.weights = run.workers.weight_sync.publish(run.version + 1)
         done_at = time.perf_counter()
         seconds = {"step_s": done_at - started, "learn_s": publishing - learning}
         metrics |= time_metrics(rollout, **seconds, publish_s=done_at - publishing)

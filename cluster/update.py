@@ -7,7 +7,7 @@ from ray import ObjectRef
 
 from cluster.pending import RolloutBatch, ScoredGroup
 from cluster.run import Run
-from learner.advantages import bicot_advantages, teaches
+from learner.advantages import bicot_advantages, has_signal
 from learner.group import TrainingGroups
 from learner.schedules import StepSettings
 
@@ -17,47 +17,47 @@ def collect_groups(run: Run) -> tuple[RolloutBatch, list[ScoredGroup], list[Obje
     too few have unequal rewards, further ones are requested: at most `train.resample_equal_groups` (the
     dynamic sampling of DAPO, arXiv 2503.14476, section 3.2)."""
     config, rollouts = run.config.train, run.workers.rollouts
-    pending = run.requests.take()
-    ahead = run.learner.prepare(pending.samples)  # while groups are generated and scored
+    pending = run.requests.next_step()
+    prepared = run.learner.prepare(pending.samples)  # while groups are generated and scored
     rollout = rollouts.collect(pending)
-    kept = teaching_groups(run, rollout.groups)
+    kept = groups_with_signal(run, rollout.groups)
     left = config.resample_equal_groups
     while (missing := min(config.groups_per_step - len(kept), left)) > 0:
         left -= missing
-        more = run.requests.more(missing, run.weights)
-        ahead += run.learner.prepare(more.samples)
+        more = run.requests.request_more(missing, run.weights)
+        prepared += run.learner.prepare(more.samples)
         rollout.add(rollouts.collect(more))
-        kept = teaching_groups(run, rollout.groups)
-    return rollout, kept, ahead
+        kept = groups_with_signal(run, rollout.groups)
+    return rollout, kept, prepared
 
 
-def teaching_groups(run: Run, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+def groups_with_signal(run: Run, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
     """The groups to learn from. A group whose rewards are all equal gives no gradient but the KL
     term's, and may be left out."""
     run.check_staleness(groups)
     if not run.config.train.filter_equal_groups:
         return list(groups)
     weights, how = run.config.rewards.weights, run.config.learner.advantages
-    return [group for group in groups if teaches(group.scores, weights, how)]
+    return [group for group in groups if has_signal(group.scores, weights, how)]
 
 
 def update(
-    run: Run, rollout: RolloutBatch, groups: list[ScoredGroup], ahead: Sequence[ObjectRef]
+    run: Run, rollout: RolloutBatch, groups: list[ScoredGroup], prepared: Sequence[ObjectRef]
 ) -> tuple[list[ScoredGroup], dict[str, float]]:
-    """The updates of one step on some groups of a rollout. `ahead` is what the learner has prepared.
+    """The updates of one step on some groups of a rollout. `prepared` is what the learner has prepared.
 
     Returns the groups that were learned from, and metrics. Samples that were lost since they were
     scored are generated and scored again first, so that rewards are those of the samples: the groups
     may be others then, or none.
     """
     config = run.config.learner
-    training = training_groups(run, rollout, groups, ahead)
+    training = training_groups(run, rollout, groups, prepared)
     while lost := run.learner.fetch(training):
         run.workers.rollouts.repeat(rollout, lost)
-        groups = teaching_groups(run, rollout.groups)
+        groups = groups_with_signal(run, rollout.groups)
         if not groups:
             return groups, {}
-        training = training_groups(run, rollout, groups, ahead)
+        training = training_groups(run, rollout, groups, prepared)
     steps = run.config.train.steps
     settings = StepSettings.of(config, run.coefficients, run.step - 1, steps)
     metrics = ray.get(run.learner.step(training, settings=settings), timeout=config.timeout_s)[0]
@@ -68,7 +68,7 @@ def update(
 
 
 def training_groups(
-    run: Run, rollout: RolloutBatch, groups: Sequence[ScoredGroup], ahead: Sequence[ObjectRef]
+    run: Run, rollout: RolloutBatch, groups: Sequence[ScoredGroup], prepared: Sequence[ObjectRef]
 ) -> TrainingGroups:
     """Groups of a rollout with their advantages, as the learner takes them."""
     config, rewards = run.config.learner, run.config.rewards
@@ -81,8 +81,8 @@ def training_groups(
     )
     return TrainingGroups(
         rollout.pending.samples,
-        [group.place for group in groups],
+        [group.index for group in groups],
         advantages,
         tokens=[group.tokens for group in groups],
-        ahead=ahead,
+        prepared=prepared,
     )

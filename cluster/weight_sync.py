@@ -44,7 +44,7 @@ class WeightSync:
         if self.broadcasts:
             self._try(lambda: learner.join_broadcast(handles))
 
-    def __call__(self, version: int) -> PublishedWeights:
+    def publish(self, version: int) -> PublishedWeights:
         """Returns when every worker has the version, or can pull it."""
         self._version = version
         if self.broadcasts and list(self._handles) != self._members:

@@ -32,7 +32,7 @@ class Workers:
     rollouts: RolloutManager
     learner_place: PlacementGroup | None = None
     learner: LearnerGroup | None = None
-    publish: WeightSync | None = None
+    weight_sync: WeightSync | None = None
     incarnation: int = -1
 
     def start_learner(self, resume: Resume | None = None) -> None:
@@ -50,8 +50,8 @@ class Workers:
             resume=resume,
         )
         handles = self.rollouts.workers.handles
-        self.publish = WeightSync(self.config, self.learner, handles, self.incarnation)
-        self.rollouts.weight_sync = self.publish
+        self.weight_sync = WeightSync(self.config, self.learner, handles, self.incarnation)
+        self.rollouts.weight_sync = self.weight_sync
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def compared(scores: Scores) -> np.ndarray:
     return scores.rewards[:, None] if scores.rewards_by_cot is None else scores.rewards_by_cot
 
 
-def teaches(
+def has_signal(
     scores: Scores, weights: Mapping[str, float], how: Literal["group", "gdpo"] = "group"
 ) -> bool:
     """Whether any compared value differs within a group; else the group gives no gradient but the KL

@@ -126,16 +126,16 @@ def _pad(rows, value, left: bool = False) -> tuple[Tensor, Tensor]:
     return padded, mask
 
 
-Row = tuple[Any, ...]
-"""A sample, then its advantage, ..."""
+AnyRow = tuple[Any, ...]
+"""A sample, then what belongs to it."""
 
 
-def by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
+def by_tokens(rows: Sequence[AnyRow], budget: int) -> list[list[AnyRow]]:
     """Cut into micro-batches of at most `budget` padded tokens each, text and image sequences together.
 
     Sorted by length first, so that little is padding.
     """
-    parts: list[list[Row]] = []
+    parts: list[list[AnyRow]] = []
     widest: tuple[int, ...] = (0, 0)
     for row in sorted(rows, key=lambda row: sum(_lengths(row[0]))):
         wider = tuple(map(max, widest, _lengths(row[0])))
@@ -148,21 +148,21 @@ def by_tokens(rows: Sequence[Row], budget: int) -> list[list[Row]]:
     return parts
 
 
-def in_parts(rows: Sequence[Row], count: int) -> list[list[Row]]:
+def in_parts(rows: Sequence[AnyRow], count: int) -> list[list[AnyRow]]:
     """Rows dealt round into `count` micro-batches, or into one a row if there are fewer."""
     return [list(rows[i::count]) for i in range(min(count, len(rows)))]
 
 
-def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Item numbers for each hand, so that all hands hold about the same: the largest item first, each
-    to the hand that holds least (Graham's LPT rule: at most a third above the optimum)."""
-    dealt: list[list[int]] = [[] for _ in range(hands)]
-    held = [0] * hands
+def balance(sizes: Sequence[int], bins: int) -> list[list[int]]:
+    """Item numbers for each bin, so that all bins hold about the same: the largest item first, each
+    into the bin that holds least (Graham's LPT rule: at most a third above the optimum)."""
+    numbers: list[list[int]] = [[] for _ in range(bins)]
+    held = [0] * bins
     for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
         least = held.index(min(held))
-        dealt[least].append(n)
+        numbers[least].append(n)
         held[least] += sizes[n]
-    return dealt
+    return numbers
 
 
 def _lengths(sample: Sample) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from learner.batch import deal
+from learner.batch import balance
 from learner.config import LearnerConfig
 from learner.deepspeed_engine import Resume
 from learner.schedules import Coefficients, StepSettings
@@ -26,27 +26,28 @@ from policy.weights import BroadcastRendezvous
 @dataclass(frozen=True)
 class TrainingGroups:
     """Groups to learn from. `samples` refers to a list of references to a list[Sample], one a generated
-    group; `places` are the indices in it of the groups to learn from. `advantages`, float32
-    [len(places), G], are those of their samples, or [len(places), G, 2], one for each of their CoTs."""
+    group; `indices` are those in it of the groups to learn from. `advantages`, float32 [groups, G], are
+    those of their samples, or [groups, G, 2], one for each of their CoTs."""
 
     samples: ObjectRef
-    places: Sequence[int]
+    indices: Sequence[int]
     advantages: np.ndarray
     tokens: Sequence[int] = ()
     """Tokens of each of these groups, so that ranks get equal work; empty: each counts the same."""
-    ahead: Sequence[ObjectRef] = ()
+    prepared: Sequence[ObjectRef] = ()
     """What `LearnerGroup.prepare` returned for `samples`."""
 
-    def shares(self, workers: int, minibatches: int = 1) -> list[list[list[int]]]:
-        """Deals the groups to mini-batches, by their numbers alone, and to workers, so that all get
-        about as many tokens: for each worker a list for each mini-batch."""
-        tokens = self.tokens or [1] * len(self.places)
-        shares: list[list[list[int]]] = [[] for _ in range(workers)]
+    def by_rank(self, ranks: int, minibatches: int = 1) -> list[list[list[int]]]:
+        """Deals the groups to mini-batches, by their numbers alone, and to ranks, so that all get about
+        as many tokens: for each rank, for each mini-batch, positions in `indices`."""
+        tokens = self.tokens or [1] * len(self.indices)
+        dealt: list[list[list[int]]] = [[] for _ in range(ranks)]
         for first in range(minibatches):
-            numbers = range(first, len(tokens), minibatches)
-            for share, hand in zip(shares, deal([tokens[n] for n in numbers], workers), strict=True):
-                share.append([numbers[n] for n in hand])
-        return shares
+            minibatch = range(first, len(tokens), minibatches)
+            by_rank = balance([tokens[n] for n in minibatch], ranks)
+            for rank, positions in enumerate(by_rank):
+                dealt[rank].append([minibatch[n] for n in positions])
+        return dealt
 
     @classmethod
     def of(cls, samples: Sequence[ObjectRef], advantages: np.ndarray) -> "TrainingGroups":
@@ -116,11 +117,11 @@ class LearnerGroup:
         """Have every worker fetch its share of the samples for the step that follows. Returns the
         indices of lost groups, for the caller to generate them again: nothing was learned yet."""
         fetching = [
-            rank.fetch.remote(groups.samples, [groups.places[n] for each in mine for n in each])
-            for rank, mine in zip(self.ranks, self._shares(groups), strict=True)
+            rank.fetch.remote(groups.samples, [groups.indices[n] for part in dealt for n in part])
+            for rank, dealt in zip(self.ranks, self._by_rank(groups), strict=True)
         ]
         lost = ray.get(fetching, timeout=self.config.timeout_s)
-        return sorted(place for places in lost for place in places)
+        return sorted(index for indices in lost for index in indices)
 
     def step(
         self,
@@ -133,14 +134,16 @@ class LearnerGroup:
         None: as configured for the first step."""
         settings = settings or StepSettings(Coefficients.at_start(self.config))
         steps = []
-        for rank, mine in zip(self.ranks, self._shares(groups), strict=True):
-            minibatches = [([groups.places[n] for n in each], groups.advantages[each]) for each in mine]
-            work = groups.samples, minibatches, settings, micro_batches, groups.ahead
+        for rank, dealt in zip(self.ranks, self._by_rank(groups), strict=True):
+            minibatches = [
+                ([groups.indices[n] for n in part], groups.advantages[part]) for part in dealt
+            ]
+            work = groups.samples, minibatches, settings, micro_batches, groups.prepared
             steps.append(rank.step.remote(*work))
         return steps
 
-    def _shares(self, groups: TrainingGroups) -> list[list[list[int]]]:
-        return groups.shares(len(self.ranks), self.config.minibatches)
+    def _by_rank(self, groups: TrainingGroups) -> list[list[list[int]]]:
+        return groups.by_rank(len(self.ranks), self.config.minibatches)
 
     def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
         """The metrics of the loss on some groups, without an update. `samples`: a reference to a

@@ -13,21 +13,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.ahead import Ahead, of_each_sample, prepared_logps
 from learner.batch import Batch, by_tokens, empty_like, in_parts, make_batch
 from learner.config import LearnerConfig
 from learner.deepspeed_engine import Reference, apply_gradients
 from learner.logprobs import Logps
 from learner.lora import adapters_off
 from learner.losses import LossInputs, load_loss
+from learner.prepared import PreparedLogps, padded_logps, split_by_sample
 from learner.schedules import Coefficients, StepSettings
 from learner.step_metrics import StepMetrics
 from policy.model import PolicyModel
 from policy.records import Sample
 
 Row = tuple[Sample, Any, Logps | None]
-"""A sample, its advantage (or one for each CoT), and the reference's log-probabilities if computed
-ahead."""
+"""A sample, its advantage (or one for each CoT), and the reference's log-probabilities if they were
+prepared."""
 
 
 class Trainer:
@@ -48,7 +48,7 @@ class Trainer:
         self.world, self.device = world, device
         self.loss = load_loss(config.loss)
 
-    # --- ahead of a step ---
+    # --- before a step ---
 
     @property
     def reference_is_collective(self) -> bool:
@@ -57,11 +57,11 @@ class Trainer:
         zero3 = self.engine.zero_optimization_stage() == 3
         return kind == "sharded" or (kind == "lora-off" and zero3)
 
-    def reference_of(self, groups: Mapping[str, Sequence[Sample]]) -> Ahead:
+    def reference_of(self, groups: Mapping[str, Sequence[Sample]]) -> PreparedLogps:
         """The reference's log-probabilities of groups, each group in batches of its own: their last
         bits depend on the batch, and a run that loses samples must end as one that loses none. Ranks
         call it together where the reference is collective."""
-        found: Ahead = {key: [None] * len(group) for key, group in groups.items()}
+        found: PreparedLogps = {key: [None] * len(group) for key, group in groups.items()}
         parts = [
             (key, part)
             for key, group in groups.items()
@@ -74,7 +74,7 @@ class Trainer:
             if index < len(parts):
                 assert logps is not None  # without a reference nobody calls this
                 key, part = parts[index]
-                for (_, n), one in zip(part, of_each_sample(batch, logps), strict=True):
+                for (_, n), one in zip(part, split_by_sample(batch, logps), strict=True):
                     found[key][n] = one
         return found
 
@@ -96,11 +96,11 @@ class Trainer:
         return [part for rows in groups for part in by_tokens(rows, budget)]
 
     def step(
-        self, minibatches: Sequence[Sequence[list[Row]]], settings: StepSettings, *, ahead: bool
+        self, minibatches: Sequence[Sequence[list[Row]]], settings: StepSettings, *, prepared: bool
     ) -> dict[str, float]:
         """`updates_per_batch` rounds of an optimizer step on each mini-batch, which is a list of
-        micro-batches. `ahead`: rows hold the reference's log-probabilities. Returns the metrics of all
-        ranks, over all updates.
+        micro-batches. `prepared`: rows hold the reference's log-probabilities. Returns the metrics of
+        all ranks, over all updates.
 
         A gradient that is not finite changes nothing: `step/skipped` is 1 if that was so in all
         updates, else 0.
@@ -108,19 +108,19 @@ class Trainer:
         if settings.lr is not None:
             for group in self.engine.optimizer.param_groups:
                 group["lr"] = settings.lr
-        passes = [self._passes(parts, ahead=ahead) for parts in minibatches]
-        counts = [self._count(each) for each in passes]
-        several = self.config.updates_per_batch * len(passes) > 1
+        work = [self._micro_batches(parts, prepared=prepared) for parts in minibatches]
+        counts = [self._count(micro_batches) for micro_batches in work]
+        several = self.config.updates_per_batch * len(work) > 1
         if several and self.config.old_logps == "learner":
-            for one in (one for each in passes for one in each):
-                one.old_logps = self._logps_before(one.batch.to(self.device))
+            for micro in (micro for micro_batches in work for micro in micro_batches):
+                micro.old_logps = self._logps_before(micro.batch.to(self.device))
         sums, norms, applied = StepMetrics(self.device), [], 0
         for update in range(self.config.updates_per_batch):
-            for number, each in enumerate(passes):
-                if not each:
+            for number, micro_batches in enumerate(work):
+                if not micro_batches:
                     continue  # fewer groups than mini-batches
-                for one in each:
-                    self._backward(one, settings, counts[number], sums, first=update + number == 0)
+                for micro in micro_batches:
+                    self._backward(micro, settings, counts[number], sums, first=update + number == 0)
                 applied += apply_gradients(self.engine)
                 norms.append(float(self.engine.get_global_grad_norm() or 0.0))
         metrics = sums.reduce()
@@ -134,61 +134,67 @@ class Trainer:
     def measure(self, parts: Sequence[list[Row]]) -> dict[str, float]:
         """The metrics of the loss on micro-batches, without an update."""
         settings, sums = StepSettings(Coefficients.at_start(self.config)), StepMetrics(self.device)
-        for one in self._passes(parts, ahead=False):
-            batch = one.batch.to(self.device)
-            one.reference = self.reference_logps(batch)
-            sums.add(
-                self.loss(self._loss_inputs(one, batch, settings), self.config), batch.counts.sum()
-            )
+        for micro in self._micro_batches(parts, prepared=False):
+            batch = micro.batch.to(self.device)
+            micro.reference = self.reference_logps(batch)
+            loss = self.loss(self._loss_inputs(micro, batch, settings), self.config)
+            sums.add(loss, batch.counts.sum())
         return sums.reduce()
 
-    def _passes(self, parts: Sequence[list[Row]], *, ahead: bool) -> list["_Pass"]:
-        """One pass for each micro-batch of a mini-batch, then passes of weight 0 so that all ranks make
-        as many."""
+    def _micro_batches(self, parts: Sequence[list[Row]], *, prepared: bool) -> list["_MicroBatch"]:
+        """The micro-batches of a mini-batch, then some of weight 0 so that all ranks have as many."""
         rows: list[Sequence[Row]] = [*parts]
         batches = [self._batch([s for s, _, _ in part], [a for _, a, _ in part]) for part in parts]
         walk = list(self._same_rounds(batches))
         rows += [()] * (len(walk) - len(rows))
         return [
-            _Pass(
+            _MicroBatch(
                 batch,
-                prepared_logps(batch, [r for _, _, r in mine if r is not None]) if ahead else None,
+                padded_logps(batch, [r for _, _, r in part if r is not None]) if prepared else None,
             )
-            for batch, mine in zip(walk, rows, strict=True)
+            for batch, part in zip(walk, rows, strict=True)
         ]
 
-    def _count(self, passes: Sequence["_Pass"]) -> Tensor:
+    def _count(self, micro_batches: Sequence["_MicroBatch"]) -> Tensor:
         """The divisor of a mini-batch's loss, over all ranks."""
-        count = sum((one.batch.counts.sum() for one in passes), torch.zeros(())).to(self.device)
+        count = sum((micro.batch.counts.sum() for micro in micro_batches), torch.zeros(())).to(
+            self.device
+        )
         dist.all_reduce(count)
         return count
 
     def _backward(
-        self, one: "_Pass", settings: StepSettings, count: Tensor, sums: StepMetrics, *, first: bool
+        self,
+        micro: "_MicroBatch",
+        settings: StepSettings,
+        count: Tensor,
+        sums: StepMetrics,
+        *,
+        first: bool,
     ) -> None:
-        batch = one.batch.to(self.device)
-        if one.reference is None:
+        batch = micro.batch.to(self.device)
+        if micro.reference is None:
             # Comes first: its memory is free again before the policy keeps activations.
-            one.reference = self.reference_logps(batch)
-        inputs = self._loss_inputs(one, batch, settings)
+            micro.reference = self.reference_logps(batch)
+        inputs = self._loss_inputs(micro, batch, settings)
         result = self.loss(inputs, self.config)
         sums.add(result, batch.counts.sum())
-        if first or one.old_logps is not None:
-            before = inputs.logps if one.old_logps is None else inputs.old_logps
+        if first or micro.old_logps is not None:
+            before = inputs.logps if micro.old_logps is None else inputs.old_logps
             sums.add_gaps(inputs, before, batch, self.config)
         # DeepSpeed averages gradients over ranks; the loss needs their sum.
         self.engine.backward(result.sum / count * self.world, scale_wrt_gas=False)
 
-    def _loss_inputs(self, one: "_Pass", batch: Batch, settings: StepSettings) -> LossInputs:
+    def _loss_inputs(self, micro: "_MicroBatch", batch: Batch, settings: StepSettings) -> LossInputs:
         found = self.engine(batch)
         logps, sampled = self._columns(found), self._sampled(batch)
         old = sampled
         if self.config.old_logps == "learner":
             # With one update a batch, the policy before the update is the policy itself.
-            old = logps.detach() if one.old_logps is None else one.old_logps
+            old = logps.detach() if micro.old_logps is None else micro.old_logps
         reference = None
-        if one.reference is not None:
-            moved: Any = (x if x is None else x.to(self.device) for x in one.reference)
+        if micro.reference is not None:
+            moved: Any = (x if x is None else x.to(self.device) for x in micro.reference)
             reference = self._columns(Logps(*moved))
         entropy = None
         if found.cot_entropy is not None and found.image_entropy is not None:
@@ -252,9 +258,9 @@ class Trainer:
 
 
 @dataclass
-class _Pass:
-    """A forward and backward pass over a micro-batch, run once in each round of updates. `reference` is
-    computed in the first, unless it was prepared; `old_logps` are those before the first update."""
+class _MicroBatch:
+    """What one forward and backward pass takes, once in each round of updates. `reference` is computed
+    in the first, unless it was prepared; `old_logps` are those before the first update."""
 
     batch: Batch
     reference: Logps | None = None

@@ -12,7 +12,6 @@ import torch
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from learner.ahead import Ahead, arrivals
 from learner.async_checkpoint import ENGINE_FOLDER, Writer
 from learner.config import LearnerConfig
 from learner.deepspeed_engine import (
@@ -25,6 +24,7 @@ from learner.deepspeed_engine import (
 )
 from learner.logprobs import Entropy, JanusLogps
 from learner.lora import add_adapters, exports, gathered
+from learner.prepared import PreparedLogps, arrivals
 from learner.schedules import StepSettings
 from learner.trainer import Trainer
 from policy.convert import keep_side_files
@@ -93,7 +93,7 @@ class LearnerWorker:
 
     # --- a step ---
 
-    def prepare(self, samples: list[ObjectRef]) -> Ahead:
+    def prepare(self, samples: list[ObjectRef]) -> PreparedLogps:
         """The reference's log-probabilities of this rank's share of groups that are being generated and
         scored. `samples` holds one reference, to a list of references, one a group. All ranks call it
         together. Groups that are lost or late are left out (`arrivals`); `step` computes them then."""
@@ -102,23 +102,22 @@ class LearnerWorker:
             "all_at_once": self.trainer.reference_is_collective,
             "timeout_s": self.config.timeout_s,
         }
-        found: Ahead = {}
+        found: PreparedLogps = {}
         for groups in arrivals(samples[0], share, **limits):
             found |= self.trainer.reference_of(groups)
         return found
 
-    def fetch(self, samples: Sequence[ObjectRef], places: Sequence[int]) -> list[int]:
+    def fetch(self, samples: Sequence[ObjectRef], indices: Sequence[int]) -> list[int]:
         """Fetch the groups at these indices for the next step; `samples` as in `step`. Returns the
         indices of lost groups."""
         self._fetched = {}
         lost = []
-        for place in places:
+        for n in indices:
             try:
-                self._fetched[samples[place].hex()] = ray.get(
-                    samples[place], timeout=self.config.timeout_s
-                )
+                found = ray.get(samples[n], timeout=self.config.timeout_s)
+                self._fetched[samples[n].hex()] = found
             except RayError:
-                lost.append(place)
+                lost.append(n)
         return lost
 
     def step(
@@ -127,28 +126,29 @@ class LearnerWorker:
         minibatches: Sequence[tuple[Sequence[int], np.ndarray]],
         settings: StepSettings,
         micro_batches: int | None = None,
-        ahead: Sequence[ObjectRef] = (),
+        prepared: Sequence[ObjectRef] = (),
     ) -> dict[str, float]:
         """The updates of one step (`Trainer.step`) on this rank's share of the groups: for each
         mini-batch, their indices into `samples`, references to one list[Sample] a group, and each
-        sample's advantage, float32 [len(places), G], or one for each of its CoTs, [len(places), G, 2].
+        sample's advantage, float32 [groups, G], or one for each of its CoTs, [groups, G, 2].
         All ranks call it together; any may have none. `micro_batches` overrides the token budget
-        (tests). `ahead` refers to what all ranks have prepared. Returns the metrics of all ranks."""
-        groups = self._groups([samples[n] for places, _ in minibatches for n in places])
-        had = ray.get(list(ahead), timeout=self.config.timeout_s)
-        prepared: dict = {key: rows for each in had for key, rows in each.items()}
-        if ahead:
-            missing = {key: group for key, group in groups.items() if key not in prepared}
-            prepared |= self.trainer.reference_of(missing)
+        (tests). `prepared` refers to what `prepare` returned on all ranks. Returns the metrics of all
+        ranks."""
+        groups = self._groups([samples[n] for indices, _ in minibatches for n in indices])
+        found = ray.get(list(prepared), timeout=self.config.timeout_s)
+        reference: PreparedLogps = {key: logps for each in found for key, logps in each.items()}
+        if prepared:
+            missing = {key: group for key, group in groups.items() if key not in reference}
+            reference |= self.trainer.reference_of(missing)
         cut = []
-        for places, advantages in minibatches:
-            keys = [samples[n].hex() for n in places]
+        for indices, advantages in minibatches:
+            keys = [samples[n].hex() for n in indices]
             rows = [
-                list(zip(groups[key], theirs, prepared.get(key, [None] * len(theirs)), strict=True))
+                list(zip(groups[key], theirs, reference.get(key, [None] * len(theirs)), strict=True))
                 for key, theirs in zip(keys, advantages.tolist(), strict=True)
             ]
             cut.append(self.trainer.cut(rows, micro_batches))
-        return self.trainer.step(cut, settings, ahead=bool(ahead))
+        return self.trainer.step(cut, settings, prepared=bool(prepared))
 
     def measure(self, samples: Sequence[ObjectRef]) -> dict[str, float]:
         """The loss of this rank's groups as in `step`, without an update. Returns the metrics of all

@@ -47,7 +47,7 @@ LONGEST_FIRST = (
     "test_geneval_end_to_end",
     "test_serving",
     "test_rollouts",
-    "test_ahead",
+    "test_prepared",
     "test_full_disk",
     "test_vllm_rollout",
     "test_weight_sync",

@@ -9,7 +9,7 @@ from ray.exceptions import AuthenticationError
 from rich.console import Console
 from rich.table import Table
 
-from cluster.ray_session import check_answers, not_let_in
+from cluster.ray_session import check_answers, leave_ray, not_let_in
 from policy.errors import UserError
 from rewards.status import ExpertStatus, expert_statuses, scale_expert
 
@@ -26,7 +26,7 @@ def joined(address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        leave_ray()
 
 
 def show_experts(address: str, console: Console) -> None:

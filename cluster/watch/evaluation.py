@@ -270,7 +270,7 @@ class Evaluator:
         failures = [*rollout.failures, *map(str, rollout.left_out.values())]
         if not rollout.groups:
             raise NothingScored(f"no held-out prompt was scored at step {step}: {failures[0]}")
-        generated = rollouts.samples(rollout.pending, [group.place for group in rollout.groups])
+        generated = rollouts.samples(rollout.pending, [group.index for group in rollout.groups])
         scored = tuple(self.scored_samples(rollout.groups, generated))
         version = weights.version if weights else 0
         return Evaluation(step, version, scored), failures

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import cli
 from tests.conftest import ROOT
 
 TRAIN = "examples/shapes/train.yaml"
+ONE_EACH = ("actors.count=1", "learner.ranks=1")
+"""For a run whose test is not about several of them: each process takes seconds to start."""
 
 
 def environment() -> dict[str, str]:
@@ -46,6 +49,13 @@ def bicot_here(*arguments: object) -> tuple[int, str]:
 def obey_ctrl_c() -> None:
     """For `preexec_fn`: a shell that runs these tests in the background has its children ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """Within five seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not alive, alive
 
 
 def a_few(prompts: str, path: Path, every: int) -> Path:

@@ -1,11 +1,13 @@
 """`bicot train` in a process of its own, watched through its output, and struck."""
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -54,6 +56,16 @@ class LiveRun:
             return True
         assert self.process.poll() is None, self.log.read_text()
         return False
+
+    @contextmanager
+    def paused(self) -> Iterator[int]:
+        """Nothing goes on meanwhile; gives the newest step in metrics.jsonl."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            lines = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+            yield max(json.loads(line)["step"] for line in lines if line.endswith("\n"))
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def strike(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
         """Signal one process of a kind, as Ray names it."""

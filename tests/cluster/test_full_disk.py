@@ -8,6 +8,7 @@ import pytest
 from cluster.checkpoint import newest
 from cluster.ledger import faults, read_ledger
 from cluster.watch.curves import read_metrics
+from tests.cluster.commands import ONE_EACH
 from tests.cluster.live_run import LiveRun
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -45,6 +46,7 @@ def test_a_full_disk_costs_what_it_has_no_room_for_and_no_step(small_disk, tmp_p
         "train.keep_checkpoints=1",
         "train.show_every=2",
         "evaluate.every=6",
+        *ONE_EACH,
     )
     run.folder = small_disk / "shapes"
     run.reach(5)

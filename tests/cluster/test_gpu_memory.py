@@ -74,7 +74,7 @@ def test_a_real_engine_holds_what_was_foretold(policy_config, samples, stage, dt
     where = ray.get(ranks[0].rendezvous.remote(True))
     ray.get([r.setup.remote(policy, config, 1.0, 2.0, where) for r in ranks])
     groups = scored(samples, ADVANTAGES)
-    shares = [(list(groups.places[n::2]), groups.advantages[n::2]) for n in range(2)]
+    shares = [(list(groups.indices[n::2]), groups.advantages[n::2]) for n in range(2)]
     at_start = StepSettings(Coefficients.at_start(config))
     ray.get([r.step.remote(groups.samples, [s], at_start) for r, s in zip(ranks, shares, strict=True)])
     held = ray.get(ranks[0].weigh.remote(stage))

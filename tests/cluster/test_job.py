@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from cluster.watch.recorder import gauge_name
-from tests.cluster.commands import TRAIN, a_few, wait_for
+from tests.cluster.commands import ONE_EACH, TRAIN, a_few, wait_for
 from tests.cluster.head import ray_head
 from tests.conftest import ROOT
 
@@ -39,9 +39,8 @@ def small(runs):
         f"runs_dir={runs}",
         f"evaluate.prompts={a_few('heldout.jsonl', runs / 'heldout.jsonl', every=60)}",
         "train.groups_per_step=2",
-        "actors.count=1",
+        *ONE_EACH,
         "actors.resources.rollout=0.001",
-        "learner.ranks=1",
         "learner.resources.learner=0.001",
     ]
 

@@ -44,6 +44,7 @@ def test_they_hide_nothing_and_others_are_found(folder):
     assert python(folder, "sys.path.insert(1, '')\n" + code + LOOK + "print(look())") == "3\n"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_they_hide_nothing_in_a_worker(folder):
     code = """

@@ -90,6 +90,7 @@ CLUSTER = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_roles_on_a_head_and_three_nodes():
     """In a process of its own: the cluster's processes are this test's alone."""

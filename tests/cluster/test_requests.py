@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.requests import Requested, Requests
+from cluster.requests import GroupRequests, StreamPosition
 from policy.prompts import GroupStream, plain_prompt
 
 PER_STEP = 3
@@ -16,9 +16,9 @@ class Asked:
         return [group.number for group in groups]
 
 
-def requests(so_far=None) -> Requests:
+def requests(position=None) -> GroupRequests:
     stream = GroupStream([plain_prompt(f"prompt {n}") for n in range(5)], 2, seed=0)
-    return Requests(Asked(), stream, PER_STEP, so_far or Requested())
+    return GroupRequests(Asked(), stream, PER_STEP, position or StreamPosition())
 
 
 @given(
@@ -30,18 +30,18 @@ def test_every_group_is_learned_from_once_also_by_a_run_that_goes_on(ahead, step
     queue, used, in_order = requests(), [], []
     for further, stops in steps:
         while len(queue) < 1 + ahead:
-            queue.ask(None)
-        first = queue.take()
+            queue.request_step(None)
+        first = queue.next_step()
         in_order.append(first)
         used += first
         if further:
-            used += queue.more(further, None)
+            used += queue.request_more(further, None)
         if stops:
-            so_far = queue.so_far()
-            assert len(so_far.ahead) == ahead
-            queue = requests(so_far)
-    left = [n for numbers in queue.so_far().ahead for n in numbers]
-    assert sorted(used + left) == list(range(queue.so_far().next))
+            position = queue.position()
+            assert len(position.ahead) == ahead
+            queue = requests(position)
+    left = [n for numbers in queue.position().ahead for n in numbers]
+    assert sorted(used + left) == list(range(queue.position().next))
     assert in_order == sorted(in_order)
     assert all(len(numbers) == PER_STEP for numbers in in_order)
 
@@ -51,10 +51,10 @@ def test_going_on_changes_no_groups():
         queue, used = requests(), []
         for step in range(6):
             while len(queue) < 2:
-                queue.ask(None)
-            used.append(queue.take() + queue.more(step % 3, None))
+                queue.request_step(None)
+            used.append(queue.next_step() + queue.request_more(step % 3, None))
             if step == stop_after:
-                queue = requests(queue.so_far())
+                queue = requests(queue.position())
         return used
 
     assert walk(2) == walk(4) == walk(None)

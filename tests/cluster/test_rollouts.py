@@ -107,12 +107,12 @@ def groups():
     return [Group(a, 2), Group(b, 2), Group(c, 3), Group(d, 2)]
 
 
-def generated(rollouts, pending, places=range(4)):
+def generated(rollouts, pending, indices=range(4)):
     """Ids and image tokens of some groups, when all are generated."""
     rollouts._wait(pending)
     return [
         [(s.id, s.image_ids.tolist()) for s in group]
-        for group in rollouts.samples(pending, list(places))
+        for group in rollouts.samples(pending, list(indices))
     ]
 
 
@@ -129,18 +129,18 @@ def had(ref):
     return True
 
 
-def lose(pending, place):
-    """Put a reference in a group's place whose object is gone, with the process that held it."""
+def lose(pending, index):
+    """Put a reference in place of a group's whose object is gone, with the process that held it."""
     holder = ray.remote(num_cpus=0)(Holder).remote()
     [ref] = ray.get(holder.put.remote())
     ray.kill(holder)
     while had(ref):  # the news of its end takes a moment
         time.sleep(0.05)
     for batch in pending.batches:
-        if place < len(batch.samples):
-            batch.samples[place] = ref
+        if index < len(batch.samples):
+            batch.samples[index] = ref
             return
-        place -= len(batch.samples)
+        index -= len(batch.samples)
 
 
 def test_groups_that_nobody_scores_come_the_same_although_a_worker_is_lost(rollouts, groups):
@@ -241,7 +241,7 @@ def test_groups_that_are_learned_from_have_the_scores_of_the_samples_that_are_th
     assert [group.scores.rewards[0] for group in rollout.groups] == [1, 1, 2, 1]
     assert [len(group.scores.rewards) for group in rollout.groups] == [2, 2, 3, 2]
     assert [group.attempts for group in rollout.groups] == [1, 1, 2, 1]
-    assert [group.place for group in rollout.groups] == [0, 1, 2, 3]
+    assert [group.index for group in rollout.groups] == [0, 1, 2, 3]
     assert generated(rollouts, rollout.pending) == before
 
 
@@ -271,6 +271,7 @@ def test_groups_of_a_version_that_was_broadcast_come_from_the_newest_and_say_so(
     assert pending.weights is None
 
 
+@pytest.mark.slow
 def test_a_reward_worker_that_hangs_is_replaced_and_its_groups_are_scored_again(rollouts, groups):
     """Also those of a request that was made before; none of them stops for long."""
     rewards = rollouts.config.rewards

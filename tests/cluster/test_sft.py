@@ -15,7 +15,7 @@ from PIL import Image
 from cluster.cli import app
 from examples.shapes.warmup import Codes
 from examples.shapes.world import all_prompts, make_plan, plan_text, render
-from tests.cluster.commands import TRAIN, bicot, environment, wait_for
+from tests.cluster.commands import TRAIN, assert_gone, bicot, environment, wait_for
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -134,9 +134,12 @@ def test_a_run_that_loses_a_rank_and_is_stopped_ends_as_a_whole_one(config, whol
     ranks = [p for p in family if "LearnerWorker" in " ".join(p.cmdline())]
     ranks[1].kill()
     wait_for(lambda: "it was built again" in log.read_text(), "a new learner", log.read_text)
+    family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 75, log.read_text()
+    assert_gone(family)
     assert "stopped after step" in log.read_text()
+    assert "Traceback" not in log.read_text()
     stopped = max(line["step"] for line in lines_of(folder))
     assert 3 <= stopped < STEPS
 
@@ -166,7 +169,8 @@ def test_a_broken_picture_ends_the_run_before_anything_is_written(config, tmp_pa
     Image.fromarray(noise).save(tmp_path / "p.png")
     (tmp_path / "p.png").write_bytes((tmp_path / "p.png").read_bytes()[:800])
     (tmp_path / "rows.jsonl").write_text('{"prompt": "x", "image": "p.png"}\n')
-    done = bicot("sft", config, f"runs_dir={tmp_path}", f"sft.data={tmp_path}/rows.jsonl")
+    one = (f"runs_dir={tmp_path}", f"sft.data={tmp_path}/rows.jsonl", "learner.ranks=1")
+    done = bicot("sft", config, *one)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "rows.jsonl:1: image" in done.stdout and "cannot be decoded" in done.stdout
     assert not (tmp_path / "whole").exists()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.cluster.commands import TRAIN, a_few, wait_for
+from tests.cluster.commands import ONE_EACH, TRAIN, a_few, wait_for
 from tests.cluster.head import SCRIPTS, free_ports
 from tests.cluster.slurm_host import Slurm, missing, two_nodes
 from tests.conftest import ROOT
@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SCRIPT = ROOT / "cluster" / "slurm" / "train.sbatch"
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,8 @@ def small(slurm):
         f"evaluate.prompts={a_few('heldout.jsonl', slurm.folder / 'heldout.jsonl', every=40)}",
         "evaluate.samples_per_prompt=1",
         "train.groups_per_step=2",
-        "actors.count=1",
+        *ONE_EACH,
         "actors.resources.rollout=0.001",
-        "learner.ranks=1",
         "learner.resources.learner=0.001",
     ]
 
@@ -53,21 +53,9 @@ def submit(slurm: Slurm, *arguments: str) -> str:
     return slurm(*command, *arguments, cwd=ROOT, env=ours).strip()
 
 
-def test_a_job_of_two_nodes_trains_to_the_end(slurm, small):
-    job = submit(slurm, TRAIN, *small, "train.steps=2", "name=short")
-    output = slurm.folder / f"{job}.out"
-    done = ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "CANCELLED")
-    wait_for(lambda: slurm.job(job)["JobState"] in done, "the end", say=output.read_text)
-    assert slurm.job(job)["JobState"] == "COMPLETED", output.read_text()
-    assert "step 2/2" in output.read_text()
-    lines = (slurm.folder / "runs" / "short" / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line) for line in lines]
-    assert [line["step"] for line in steps if "loss" in line] == [1, 2]
-    assert not (slurm.folder / f"bicot-{job}").exists()
-
-
-def test_a_job_that_must_make_way_is_queued_again_and_goes_on(slurm, small):
-    job = submit(slurm, TRAIN, *small, "train.steps=500", "name=long")
+def test_a_job_that_must_make_way_is_queued_again_and_trains_to_the_end(slurm, small):
+    """On two nodes, both times."""
+    job = submit(slurm, TRAIN, *small, f"train.steps={STEPS}", "name=long")
     output = slurm.folder / f"{job}.out"
     wait_for(lambda: output.exists() and "step 1/" in output.read_text(), "a step", output.read_text)
     slurm("scancel", "--batch", "--signal=USR1", job)
@@ -77,15 +65,17 @@ def test_a_job_that_must_make_way_is_queued_again_and_goes_on(slurm, small):
     # It would wait two minutes. Some seconds it must: what is left of the first start would end it.
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+15")
     wait_for(lambda: f"start 2 of job {job}" in output.read_text(), "a second start", say=all_known)
-    wait_for(lambda: "goes on from step" in output.read_text(), "going on", say=output.read_text)
-    assert f"job {job} makes way, and is queued again" in output.read_text()
-    slurm("scancel", job)
-    wait_for(
-        lambda: slurm.job(job)["JobState"] == "CANCELLED",
-        "the end",
-        say=lambda: str(slurm.job(job)),
-        limit_s=60,
-    )
+    done = ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "CANCELLED")
+    wait_for(lambda: slurm.job(job)["JobState"] in done, "the end", say=output.read_text)
+    told = output.read_text()
+    assert slurm.job(job)["JobState"] == "COMPLETED", told
+    assert f"job {job} makes way, and is queued again" in told
+    assert "goes on from step" in told
+    assert f"step {STEPS}/{STEPS}" in told
+    lines = (slurm.folder / "runs" / "long" / "metrics.jsonl").read_text().splitlines()
+    steps = [row["step"] for row in map(json.loads, lines) if "loss" in row]
+    assert steps == list(range(1, STEPS + 1))
+    assert not (slurm.folder / f"bicot-{job}").exists()
 
 
 def test_a_job_without_a_configuration_fails(slurm):

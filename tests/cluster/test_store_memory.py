@@ -105,6 +105,7 @@ def test_a_dry_run_says_it_in_one_line(file, overrides, line):
 
 
 SESSION = """
+    import logging
     import ray
     from rich.console import Console
     from cluster.config import RayConfig
@@ -114,11 +115,13 @@ SESSION = """
     need = StoreNeed(versions=2, version_bytes=400e6)
     with ray_session(RayConfig(dashboard=False), 1, Console(), need):
         print(need.mb, largest_store_mb())
+        logging.getLogger("ray.serve").error("while connected")
+    logging.getLogger("ray.serve").error("when all is over")
 """
 
 
-def test_a_cluster_of_our_own_has_the_store_that_the_run_needs():
-    """In a process of its own: there is one Ray a process."""
+def test_a_cluster_of_our_own_has_the_store_that_the_run_needs_and_ends_silently():
+    """In a process of its own: there is one Ray a process. What Serve notes late, nobody reads."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SESSION)],
         cwd=ROOT,
@@ -129,3 +132,4 @@ def test_a_cluster_of_our_own_has_the_store_that_the_run_needs():
     )
     needed, has = map(int, done.stdout.split()[-2:])
     assert needed == 954 == has, done.stdout + done.stderr
+    assert "while connected" in done.stderr and "when all is over" not in done.stderr

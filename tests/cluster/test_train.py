@@ -22,7 +22,7 @@ from evaluation.generators import make_generator
 from evaluation.result import read_result
 from examples.shapes.benchmark import Eyes, Shapes
 from policy.model import load_janus
-from tests.cluster.commands import TRAIN, a_few, bicot, environment
+from tests.cluster.commands import ONE_EACH, TRAIN, a_few, bicot, environment
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -164,7 +164,7 @@ def test_generating_ahead_is_one_step_stale_and_a_group_without_a_score_is_dropp
         "train.steps=5",
         "train.max_staleness=1",
         "train.groups_per_step=8",
-        "learner.ranks=1",
+        *ONE_EACH,
         f"evaluate.prompts={held_out}",
         f"runs_dir={tmp_path}",
         "rewards.retries=0",
@@ -255,7 +255,7 @@ def test_gradients_that_are_not_finite_stop_the_run_with_what_was_good(sync_run,
         "train.save_every=1",
         "train.max_skipped_steps=2",
         "train.groups_per_step=2",
-        "learner.ranks=1",
+        *ONE_EACH,
         "learner.kl_coef=1e38",
         f"evaluate.prompts={folder.parent / 'heldout.jsonl'}",
         f"runs_dir={tmp_path}",
@@ -285,7 +285,7 @@ def test_a_run_that_learns_nothing_stops_and_says_why(sync_run, tmp_path):
         "train.steps=9",
         "train.groups_per_step=2",
         "train.max_empty_steps=4",
-        "learner.ranks=1",
+        *ONE_EACH,
         "rewards.retries=0",
         "rewards.experts={gone: {use: tests.rewards.experts_for_tests:GoesAway,"
         f" options: {{after: {enough}}}}}}}",
@@ -307,8 +307,7 @@ def test_a_run_that_learns_nothing_stops_and_says_why(sync_run, tmp_path):
 def test_a_run_whose_experts_give_no_score_ends_with_their_error(tmp_path):
     done = bicot(
         *QUIETLY,
-        "learner.ranks=1",
-        "actors.count=1",
+        *ONE_EACH,
         "rewards.retries=0",
         "rewards.experts={odd: {use: tests.rewards.experts_for_tests:FixedAnswer,"
         " options: {values: [1]}}}",
@@ -374,7 +373,7 @@ def test_a_run_of_many_updates_asks_for_more_groups_and_goes_on_where_it_stopped
     overrides += ["learner.schedule=linear", "learner.advantages=gdpo", f"runs_dir={tmp_path}"]
     overrides += ["rewards.experts.relation.credits=cot", "learner.importance=truncated"]
     held_out = a_few("heldout.jsonl", tmp_path / "heldout.jsonl", every=40)
-    overrides += [f"evaluate.prompts={held_out}", "ray.dashboard=false"]
+    overrides += [f"evaluate.prompts={held_out}", "ray.dashboard=false", *ONE_EACH]
     for steps in (2, 4):
         done = bicot("train", TRAIN, *overrides, f"train.steps={steps}")
         assert done.returncode == 0, done.stdout + done.stderr

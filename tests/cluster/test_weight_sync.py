@@ -53,20 +53,21 @@ def images(actor, groups, weights):
     return report.weights_version, [s.image_ids.tolist() for group in drawn for s in group]
 
 
+@pytest.mark.slow
 def test_a_broadcast_brings_what_the_store_brings_and_a_lost_actor_ends_it(
     roomy_policy, actors, prompts, caplog
 ):
     run = config(roomy_policy, transport="broadcast", ranks=2, zero_stage=3)
     run.learner.deepspeed = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     learner = LearnerGroup.start(roomy_policy, run.learner, temperature=1.0, guidance=2.0)
-    publish = WeightSync(run, learner, actors)
-    assert publish.broadcasts
+    sync = WeightSync(run, learner, actors)
+    assert sync.broadcasts
     groups = [[SampleRequest(p, n) for n in range(2)] for p in prompts[:2]]
     before, _ = draw(actors[0], groups, None)
     learn = TrainingGroups.of(list(map(ray.put, before)), np.array([[1, -1]] * 2, np.float32))
     ray.get(learner.step(learn))
 
-    sent = publish(1)
+    sent = sync.publish(1)
     assert sent.parts is None
     found = [images(actor, groups, sent) for actor in actors]
     assert found[0] == found[1]
@@ -81,8 +82,8 @@ def test_a_broadcast_brings_what_the_store_brings_and_a_lost_actor_ends_it(
 
     ray.kill(actors[1])
     ray.get(learner.step(learn))
-    again = publish(2)
-    assert not publish.broadcasts
+    again = sync.publish(2)
+    assert not sync.broadcasts
     assert "the object store instead" in caplog.text
     assert images(actors[0], groups, again) == images(late, groups, again)
     assert images(late, groups, again)[0] == 2
@@ -117,12 +118,12 @@ def test_who_missed_a_broadcast_is_given_the_newest_version_under_its_own_number
     """A broadcast leaves nothing behind, so the version before cannot be had any more."""
     handles = []
     sync = WeightSync(config(roomy_policy, transport="broadcast"), CountingLearner(), handles)
-    assert sync(3) == PublishedWeights(3)
-    assert sync(4) == PublishedWeights(4)
+    assert sync.publish(3) == PublishedWeights(3)
+    assert sync.publish(4) == PublishedWeights(4)
     assert sync.pullable() == PublishedWeights(4, "in the store")
-    assert sync(5) == PublishedWeights(5), "the members are all there: broadcasts go on"
+    assert sync.publish(5) == PublishedWeights(5), "the members are all there: broadcasts go on"
 
     handles.append("a new worker")
-    assert sync(6) == PublishedWeights(6, "in the store")
+    assert sync.publish(6) == PublishedWeights(6, "in the store")
     assert not sync.broadcasts
     assert "a rollout worker was replaced" in caplog.text

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.advantages import bicot_advantages, gdpo_advantages, group_advantages, teaches
+from learner.advantages import bicot_advantages, gdpo_advantages, group_advantages, has_signal
 from policy.records import Scores
 
 G = 4
@@ -53,9 +53,9 @@ def test_gdpo_by_hand(seed, scale):
 def test_gdpo_sees_what_a_mean_hides():
     """Two experts that contradict each other, and agree about one sample of the other group."""
     opposed = scores([[1, 0], [0, 1], [1, 0], [0, 1]])
-    assert not teaches(opposed, {"a": 1, "b": 1}, "group")
-    assert teaches(opposed, {"a": 1, "b": 1}, "gdpo")
-    assert not teaches(opposed, {"a": 0, "b": 0}, "gdpo")
+    assert not has_signal(opposed, {"a": 1, "b": 1}, "group")
+    assert has_signal(opposed, {"a": 1, "b": 1}, "gdpo")
+    assert not has_signal(opposed, {"a": 0, "b": 0}, "gdpo")
     both = bicot_advantages([opposed], {"a": 3, "b": 1}, BOTH, how="gdpo")
     assert (np.sign(both[0]) == [1, -1, 1, -1]).all()
 
@@ -96,7 +96,7 @@ def test_a_cot_that_answers_for_nothing_learns_nothing():
     found = bicot_advantages([one], {"a": 1}, {"a": "cot"})
     assert (found[0, :, 1] == 0).all()
     assert (found[0, :, 0] != 0).any()
-    assert teaches(one, {"a": 1})
+    assert has_signal(one, {"a": 1})
 
 
 def test_one_reward_for_both_is_compared_as_ever():

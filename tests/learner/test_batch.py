@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.batch import by_tokens, deal, empty_like, make_batch
+from learner.batch import balance, by_tokens, empty_like, make_batch
 
 
 def test_prompts_are_padded_left_and_cots_right(samples):
@@ -52,18 +52,18 @@ def test_micro_batches_keep_the_token_budget_and_lose_nothing(samples):
 
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 8))
-def test_dealt_work_is_whole_and_even(sizes, hands):
-    """No hand holds more than the least held by another and one item."""
-    dealt = deal(sizes, hands)
-    assert sorted(n for hand in dealt for n in hand) == list(range(len(sizes)))
-    held = [sum(sizes[n] for n in hand) for hand in dealt]
+def test_balanced_work_is_whole_and_even(sizes, bins):
+    """No bin holds more than the least held by another and one item."""
+    found = balance(sizes, bins)
+    assert sorted(n for numbers in found for n in numbers) == list(range(len(sizes)))
+    held = [sum(sizes[n] for n in numbers) for numbers in found]
     assert max(held) - min(held) <= max(sizes, default=0)
 
 
 def test_groups_of_one_size_are_dealt_round():
-    assert deal([5, 5, 5, 5, 5], 2) == [[0, 2, 4], [1, 3]]
+    assert balance([5, 5, 5, 5, 5], 2) == [[0, 2, 4], [1, 3]]
 
 
 def test_long_groups_do_not_meet_on_one_rank():
     """Dealt round, one rank would hold twice what the other does."""
-    assert deal([200, 100, 200, 100], 2) == [[0, 1], [2, 3]]
+    assert balance([200, 100, 200, 100], 2) == [[0, 1], [2, 3]]

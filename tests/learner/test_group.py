@@ -86,7 +86,7 @@ def test_ranks_and_micro_batches_change_nothing(policy_config, samples, groups, 
 def test_a_rank_without_work_keeps_step(groups, start):
     """One group on two ranks: the other walks along with batches that weigh nothing."""
     one, two = start(ranks=1), start(ranks=2)
-    third = replace(groups, places=[2], advantages=ADVANTAGES[2:3])
+    third = replace(groups, indices=[2], advantages=ADVANTAGES[2:3])
     _, alone = five_steps(one, third, None)
     _, together = five_steps(two, third, None)
     for name, tensor in alone.items():
@@ -207,7 +207,8 @@ class Holder:
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_loss_that_is_not_finite_skips_the_step(samples, groups, start, stage):
-    learner, other = (start(ranks=1, zero_stage=stage, fresh=True) for _ in range(2))
+    """And leaves no trace: an optimizer that had counted it would go 5e-5 less far in the next step."""
+    learner, other = (start(ranks=1, zero_stage=stage) for _ in range(2))
     before = weights_of(learner)
     bad = scored(samples[:2], np.array([[np.nan, 1.0]], np.float32))
     assert ray.get(learner.step(bad))[0]["step/skipped"] == 1
@@ -215,9 +216,10 @@ def test_a_loss_that_is_not_finite_skips_the_step(samples, groups, start, stage)
     assert all(torch.equal(before[name], after[name]) for name in before)
     one, two = (ray.get(each.step(groups))[0] for each in (learner, other))
     assert one["step/skipped"] == 0
-    assert one["loss"] == two["loss"]
+    assert one["loss"] == pytest.approx(two["loss"], abs=1e-6)
     found, wanted = weights_of(learner), weights_of(other)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
 
 
 def test_deepspeeds_own_scheduler_and_optimizer_are_used(groups, start):

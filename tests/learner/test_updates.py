@@ -157,7 +157,7 @@ def test_one_update_against_the_learners_own_probabilities_is_exactly_on_policy(
 
 def test_more_minibatches_than_groups_are_as_many_as_there_are(groups, start):
     learner = start(ranks=1, minibatches=3)
-    two = replace(groups, places=[0, 2], advantages=ADVANTAGES[[0, 2]])
+    two = replace(groups, indices=[0, 2], advantages=ADVANTAGES[[0, 2]])
     metrics = ray.get(learner.step(two))[0]
     assert metrics["step/updates"] == 2
     assert metrics["step/skipped"] == 0

@@ -22,7 +22,7 @@ from rewards.status import ExpertStatus, expert_statuses, scale_expert
 from tests.conftest import ROOT
 from tests.rewards.samples import PLAIN, sample
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
 HERE = "tests.rewards.experts_for_tests"
 GREY = [np.full((8, 8, 3), level, np.uint8) for level in range(0, 240, 10)]

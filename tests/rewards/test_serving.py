@@ -222,7 +222,7 @@ def test_a_replica_that_is_stopped_is_replaced(experts):
     assert int(again.scores.values[0]) != pid
 
 
-@pytest.mark.parametrize("name", ["leaves", "hangs"])
+@pytest.mark.parametrize("name", ["leaves", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_an_expert_that_leaves_or_hangs_costs_a_retry(experts, name):
     """A hang ends the replica a little before its caller would give up."""
     config = config_of(experts, name, retries=1)
@@ -305,6 +305,7 @@ def test_an_expert_that_cannot_start_is_named_with_its_reason(experts):
     )
 
 
+@pytest.mark.slow
 def test_an_expert_keeps_to_nodes_with_its_labels(serving):
     def config(**labels) -> RewardsConfig:
         return RewardsConfig(experts={"picky": {"use": f"{HERE}:Brightness", "labels": labels}})

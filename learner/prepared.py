@@ -17,7 +17,7 @@ from learner.batch import Batch
 from learner.logprobs import Logps
 from policy.records import Sample
 
-Ahead = dict[str, list[Any]]
+PreparedLogps = dict[str, list[Any]]
 """A group's object reference -> the Logps of each sample: `cot` [Lc], `image` [Ti], `guided` [Ti] or
 None."""
 
@@ -49,7 +49,7 @@ def _get_samples(ref: ObjectRef, timeout_s: float) -> list[Sample] | None:
         return None
 
 
-def of_each_sample(batch: Batch, logps: Logps) -> list[Logps]:
+def split_by_sample(batch: Batch, logps: Logps) -> list[Logps]:
     """A batch's rows, without padding, in host memory."""
     lengths = batch.cot_mask.sum(1).tolist()
     cot, image = logps.cot.cpu(), logps.image.cpu()
@@ -60,7 +60,7 @@ def of_each_sample(batch: Batch, logps: Logps) -> list[Logps]:
     ]
 
 
-def prepared_logps(batch: Batch, rows: Sequence[Logps]) -> Logps:
+def padded_logps(batch: Batch, rows: Sequence[Logps]) -> Logps:
     """The reference's Logps of a batch, from those of its samples; for a batch of weight 0 without
     samples, any values."""
     width = batch.cot.shape[1]

@@ -38,18 +38,18 @@ def break_reference(learner: LearnerGroup) -> None:
 )
 def test_prepared_steps_are_the_same(start, groups, how):
     """Three of four groups are learned from, each step preparing all: the fourth was dropped."""
-    some = replace(groups, places=[3, 0, 1], advantages=ADVANTAGES[[3, 0, 1]])
-    plain, ahead = start(**how), start(**how)
+    some = replace(groups, indices=[3, 0, 1], advantages=ADVANTAGES[[3, 0, 1]])
+    plain, other = start(**how), start(**how)
     for step in range(3):
         wanted = ray.get(plain.step(some))[0]
-        found = ray.get(ahead.step(replace(some, ahead=ahead.prepare(some.samples))))[0]
+        found = ray.get(other.step(replace(some, prepared=other.prepare(some.samples))))[0]
         assert found == pytest.approx(wanted, abs=1e-6, rel=1e-5)
         assert (found["kl/cot"] == found["kl/image"] == 0) == (step == 0)  # exactly
     assert wanted["kl/image"] > 0
-    prepared = ahead.prepare(some.samples)
+    prepared = other.prepare(some.samples)
     ray.get(prepared)
-    break_reference(ahead)
-    ray.get(ahead.step(replace(some, ahead=prepared)))
+    break_reference(other)
+    ray.get(other.step(replace(some, prepared=prepared)))
 
 
 def test_a_group_that_was_drawn_again_is_another(samples, start, groups):
@@ -58,7 +58,7 @@ def test_a_group_that_was_drawn_again_is_another(samples, start, groups):
     learner, other = (start(ranks=2, reference="sharded") for _ in range(2))
     prepared = learner.prepare(groups.samples)
     again = scored([*samples[2:4], *samples[2:]], ADVANTAGES)
-    found = ray.get(learner.step(replace(again, ahead=prepared)))[0]
+    found = ray.get(learner.step(replace(again, prepared=prepared)))[0]
     assert found == pytest.approx(ray.get(other.step(again))[0], abs=1e-6)
 
 
@@ -75,7 +75,7 @@ def test_a_group_that_is_lost_holds_nothing_up(samples, start, groups, reference
     prepared = learner.prepare(ray.put([lose.remote(), *refs[1:]]))
     keys = {key for each in ray.get(prepared) for key in each}
     assert keys == {ref.hex() for ref in refs[1:]}
-    assert ray.get(learner.step(replace(groups, ahead=prepared)))[0]["step/skipped"] == 0
+    assert ray.get(learner.step(replace(groups, prepared=prepared)))[0]["step/skipped"] == 0
 
 
 def test_without_a_reference_nothing_is_prepared(start, groups):
@@ -87,4 +87,4 @@ def test_a_rank_that_dies_over_it_fails_the_step(start, groups):
     prepared = learner.prepare(groups.samples)
     ray.kill(learner.ranks[0])
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(learner.step(replace(groups, ahead=prepared)))
+        ray.get(learner.step(replace(groups, prepared=prepared)))
