@@ -148,19 +148,7 @@ def to_original(config: JanusConfig, dtype: str | None = None) -> Json:
         ("vq_config double_latent", vq.double_latent, False),
         ("vq_config hidden_act", vq.hidden_act, "gelu"),
     )
-    siglip = {
-        "patch_size": vision.patch_size,
-        "width": vision.hidden_size,
-        "layers": vision.num_hidden_layers,
-        "heads": vision.num_attention_heads,
-        "mlp_ratio": vision.mlp_ratio,
-    }
-    vq_shape = {
-        "ch": vq.base_channels,
-        "z_channels": vq.latent_channels,
-        "ch_mult": list(vq.channel_multiplier),
-        "num_res_blocks": vq.num_res_blocks,
-    }
+    siglip, vq_shape = _siglip_shape(vision), _vq_shape(vq)
     siglip_name, vq_name = _name(SIGLIP, siglip), _name(VQ, vq_shape)
     original = {
         "model_type": "multi_modality",
@@ -196,6 +184,25 @@ def to_original(config: JanusConfig, dtype: str | None = None) -> Json:
     if vq_name is None:
         original[_VQ_KEY] = vq_shape
     return original
+
+
+def _siglip_shape(vision: JanusVisionConfig) -> Json:
+    return {
+        "patch_size": vision.patch_size,
+        "width": vision.hidden_size,
+        "layers": vision.num_hidden_layers,
+        "heads": vision.num_attention_heads,
+        "mlp_ratio": vision.mlp_ratio,
+    }
+
+
+def _vq_shape(vq: JanusVQVAEConfig) -> Json:
+    return {
+        "ch": vq.base_channels,
+        "z_channels": vq.latent_channels,
+        "ch_mult": list(vq.channel_multiplier),
+        "num_res_blocks": vq.num_res_blocks,
+    }
 
 
 def _language_config(text: LlamaConfig, dtype: str | None) -> Json:
