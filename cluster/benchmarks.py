@@ -75,6 +75,11 @@ def with_judges(config: RunConfig) -> RewardsConfig:
     return config.rewards.model_copy(update={"experts": served})
 
 
+def served_gpus(config: RunConfig) -> float:
+    """GPUs of a run's experts and judges, at most. Raises UserError."""
+    return sum(e.most_replicas * e.num_gpus for e in with_judges(config).experts.values())
+
+
 def application_prefix(benchmark: str) -> str:
     """The prefix of its judges' application names."""
     return f"{plain(benchmark)}."

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import nn
 from transformers import JanusConfig, JanusForConditionalGeneration
 
+from cluster.benchmarks import served_gpus
 from cluster.config import RunConfig
 from learner.config import LearnerConfig, check_targets
 from learner.memory import rank_bytes, sizes
@@ -149,9 +150,8 @@ def memory_table(config: RunConfig, needed: list[Need], gpu_gb: float) -> Table:
         for n in needed
     ]
     table.add_row("", *verdicts)
-    experts = config.rewards.experts.values()
-    gpus = sum(n.count * n.share for n in needed) + sum(e.most_replicas * e.num_gpus for e in experts)
+    gpus = sum(n.count * n.share for n in needed) + served_gpus(config)
     table.caption = (
-        f"GPUs reserved in all, experts included: {gpus:g}; the experts' memory is not known"
+        f"GPUs reserved in all, with experts and judges: {gpus:g}; the memory of these is not known"
     )
     return table

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from cluster.benchmarks import served_gpus
 from cluster.config import RunConfig
 from cluster.estimate.gpu_memory import needs
 from cluster.estimate.speed import SpeedModel
@@ -43,10 +44,10 @@ class Split:
 
 
 def gpus_of(config: RunConfig) -> int:
-    """How many GPUs a configuration takes; fractions share GPUs."""
-    actors, learner, experts = config.actors, config.learner, config.rewards.experts.values()
+    """How many GPUs a configuration takes, benchmarks' judges included; fractions share GPUs."""
+    actors, learner = config.actors, config.learner
     asked = actors.count * actors.num_gpus + learner.ranks * learner.num_gpus
-    return math.ceil(asked + sum(e.most_replicas * e.num_gpus for e in experts) - 1e-9)
+    return math.ceil(asked + served_gpus(config) - 1e-9)
 
 
 def splits(model: SpeedModel, gpus: int, gpu_gib: float) -> list[Split]:
@@ -73,7 +74,9 @@ def _with_sets(model: SpeedModel, gpus: int, gpu_gib: float, sets: int) -> Itera
         name: e.model_copy(update={"replicas": e.most_replicas * sets, "autoscale": None})
         for name, e in config.rewards.experts.items()
     }
-    for_experts = math.ceil(sum(e.replicas * e.num_gpus for e in experts.values()) - 1e-9)
+    rewards = config.rewards.model_copy(update={"experts": experts})
+    served = served_gpus(config.model_copy(update={"rewards": rewards}))
+    for_experts = math.ceil(served - 1e-9)
     for rollouts in range(tensor, gpus - for_experts, tensor):
         ranks = gpus - for_experts - rollouts
         count = rollouts // tensor
@@ -81,7 +84,7 @@ def _with_sets(model: SpeedModel, gpus: int, gpu_gib: float, sets: int) -> Itera
             update={
                 "actors": config.actors.model_copy(update={"count": count, "num_gpus": float(tensor)}),
                 "learner": config.learner.model_copy(update={"ranks": ranks, "num_gpus": 1.0}),
-                "rewards": config.rewards.model_copy(update={"experts": experts}),
+                "rewards": rewards,
             }
         )
         times = replace(model, config=split).times()

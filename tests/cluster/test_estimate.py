@@ -183,6 +183,14 @@ def test_splits_use_all_gpus_and_are_what_their_overrides_say(seven_b, gpus):
         assert again.times() == split.times
 
 
+def test_judges_of_benchmarks_have_gpus_of_their_own(seven_b):
+    judged = with_overrides("evaluate.benchmarks=[geneval]", "evaluate.judges.objects.num_gpus=2")
+    assert gpus_of(judged.config) == gpus_of(seven_b.config) + 2
+    fewest = min(split.experts for split in splits(seven_b, 8, 79.6))
+    assert min(split.experts for split in splits(judged, 8, 79.6)) == fewest + 2
+    assert {split.gpus for split in splits(judged, 8, 79.6)} == {8}
+
+
 def test_there_is_no_split_of_fewer_gpus_than_roles(seven_b):
     assert splits(seven_b, 2, 79.6) == []
 
