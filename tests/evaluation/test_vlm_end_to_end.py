@@ -11,6 +11,7 @@ import pytest
 
 from cluster.cli import app
 from evaluation.journal import ImageRow, Journal, ReplyRow
+from evaluation.judges.base import UNUSABLE
 from policy.errors import UserError
 from tests.cluster.commands import bicot, environment, wait_for
 from tests.conftest import ROOT
@@ -124,11 +125,14 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(done, killed, server, out):
     kept, before = killed
     assert (out / "replies.jsonl").read_bytes().startswith(kept)
     rows = Journal(out / "replies.jsonl", ReplyRow).rows
-    assert sorted(int(row["item"]) for row in rows) == sorted(IDS)
     assert {row["by"]["model"] for row in rows} == {MODEL}
-    for line in kept.splitlines():
-        key = int(json.loads(line)["item"])
-        assert server.counts()[key] == before[key]
+    usable = [int(row["item"]) for row in rows if UNUSABLE not in row["reply"]]
+    assert sorted(usable) == sorted({*IDS} - {REFUSED})
+    assert {int(row["item"]) for row in rows if UNUSABLE in row["reply"]} == {REFUSED}
+    for row in map(json.loads, kept.splitlines()):
+        if UNUSABLE not in row["reply"]:  # any other is asked for again
+            key = int(row["item"])
+            assert server.counts()[key] == before[key]
     images = Journal(out / "images.jsonl", ImageRow).rows
     assert sorted(int(row["item"]) for row in images) == sorted(IDS)
 
