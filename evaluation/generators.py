@@ -50,8 +50,9 @@ class Generator(ABC):
     """Draws prompts. Made once in each worker."""
 
     @abstractmethod
-    def draw(self, items: Sequence[Item], count: int) -> list[list[Drawn | str]]:
-        """`count` images of each item, of index 0, 1, ...; in place of a refused one the reason."""
+    def draw(self, images: Sequence[tuple[Item, int]]) -> list[Drawn | str]:
+        """Images of items, each by its index among those of its item; in place of a refused one the
+        reason."""
 
 
 def make_generator(config: BenchConfig) -> Generator:
@@ -79,14 +80,15 @@ class PolicyGenerator(Generator):
         self._batch_size = actors.batch_size
         self._think = think
 
-    def draw(self, items: Sequence[Item], count: int) -> list[list[Drawn | str]]:
-        prompts = [Prompt(prompt_id(item.text), item.text, item.task) for item in items]
-        requests = [SampleRequest(prompt, n) for prompt in prompts for n in range(count)]
+    def draw(self, images: Sequence[tuple[Item, int]]) -> list[Drawn | str]:
+        requests = [
+            SampleRequest(Prompt(prompt_id(item.text), item.text, item.task), n) for item, n in images
+        ]
         drawn: list[Drawn | str] = []
         for begin in range(0, len(requests), self._batch_size):
             some = self._sampler.generate(requests[begin : begin + self._batch_size], think=self._think)
             drawn += [Drawn(s.image, s.cot_text if self._think else None) for s in some]
-        return [drawn[n * count : (n + 1) * count] for n in range(len(items))]
+        return drawn
 
 
 class DiffusersGenerator(Generator):
@@ -117,11 +119,10 @@ class DiffusersGenerator(Generator):
         self._batch_size = config.batch_size
         self._seed = seed
 
-    def draw(self, items: Sequence[Item], count: int) -> list[list[Drawn | str]]:
-        wanted = [(item, n) for item in items for n in range(count)]
+    def draw(self, images: Sequence[tuple[Item, int]]) -> list[Drawn | str]:
         drawn: list[Drawn | str] = []
-        for begin in range(0, len(wanted), self._batch_size):
-            some = wanted[begin : begin + self._batch_size]
+        for begin in range(0, len(images), self._batch_size):
+            some = images[begin : begin + self._batch_size]
             # On the CPU, so that the noise is the same on any device.
             noise = [
                 self._torch.Generator("cpu").manual_seed(image_seed(self._seed, item, n))
@@ -131,7 +132,7 @@ class DiffusersGenerator(Generator):
                 [item.text for item, _ in some], generator=noise, **self._options
             ).images
             drawn += [Drawn(np.asarray(picture.convert("RGB"))) for picture in pictures]
-        return [drawn[n * count : (n + 1) * count] for n in range(len(items))]
+        return drawn
 
 
 class ApiGenerator(Generator):
@@ -145,10 +146,10 @@ class ApiGenerator(Generator):
             config.url, timeout=config.timeout_s, headers=authorization(config.api_key_env)
         )
 
-    def draw(self, items: Sequence[Item], count: int) -> list[list[Drawn | str]]:
+    def draw(self, images: Sequence[tuple[Item, int]]) -> list[Drawn | str]:
         with ThreadPoolExecutor(self._config.concurrent) as pool:
-            asked = [[pool.submit(self._one, item, n) for n in range(count)] for item in items]
-            return [[one.result() for one in some] for some in asked]
+            asked = [pool.submit(self._one, item, n) for item, n in images]
+            return [one.result() for one in asked]
 
     def _one(self, item: Item, index: int) -> Drawn | str:
         body: dict[str, Any] = {"model": self._config.model, "prompt": item.text, "n": 1}
@@ -199,8 +200,8 @@ class GeneratorWorker:
     def ready(self) -> bool:
         return True
 
-    def draw(self, items: Sequence[Item], count: int) -> list[list[Drawn | str]]:
-        return self._generator.draw(items, count)
+    def draw(self, images: Sequence[tuple[Item, int]]) -> list[Drawn | str]:
+        return self._generator.draw(images)
 
 
 def as_png(image: np.ndarray) -> bytes:

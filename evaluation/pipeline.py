@@ -106,12 +106,11 @@ class Pipeline:
 
     async def _run(self) -> None:
         per = self._benchmark.images_per_prompt
-        missing = (
-            [item for item in self._items if not self._folder.is_drawn(item)] if self._workers else []
-        )
-        gone = {item.key for item in missing}
+        of_items = ((item, self._folder.missing(item)) for item in self._items if self._workers)
+        missing = [(item, indices) for item, indices in of_items if indices]
+        gone = {item.key for item, _ in missing}
         there = [i for i in self._items if i.key not in gone and self._folder.unjudged(i, self._judges)]
-        self._progress.to_draw = len(missing) * per
+        self._progress.to_draw = sum(len(indices) for _, indices in missing)
         self._progress.to_judge = (len(missing) + len(there)) * per if self._judges else 0
         self._progress.tell(self._progress)
         room: asyncio.Queue[tuple[Item, list[np.ndarray] | None]]
@@ -131,32 +130,38 @@ class Pipeline:
             for task in judging:
                 task.cancel()
 
-    def _batches(self, items: Sequence[Item]) -> list[Sequence[Item]]:
-        """The items in batches that a worker generates together."""
+    def _batches(
+        self, missing: Sequence[tuple[Item, list[int]]]
+    ) -> list[Sequence[tuple[Item, list[int]]]]:
+        """Items, with the indices of their missing images, in batches that a worker generates
+        together."""
         size = max(1, self._config.actors.batch_size // self._benchmark.images_per_prompt)
-        return [items[n : n + size] for n in range(0, len(items), size)]
+        return [missing[n : n + size] for n in range(0, len(missing), size)]
 
     async def _put(self, items, room) -> None:
         for item in items:
             await room.put((item, None))
 
     async def _draw_all(self, worker: ActorHandle, turns, room) -> None:
-        count = self._benchmark.images_per_prompt
-        for items in turns:
-            for item, drawn in zip(items, await self._draw(worker, items, count), strict=True):
-                await asyncio.to_thread(self._folder.write, item, drawn)
-                self._progress.drawn += count
+        for batch in turns:
+            wanted = [(item, n) for item, indices in batch for n in indices]
+            rest = iter(await self._draw(worker, wanted))
+            for item, indices in batch:
+                drawn = [next(rest) for _ in indices]
+                await asyncio.to_thread(self._folder.write, item, drawn, indices)
+                self._progress.drawn += len(indices)
                 self._progress.tell(self._progress)
                 images = [one.image for one in drawn if isinstance(one, Drawn)]
-                await room.put((item, images if len(images) == count else None))
+                whole = len(images) == self._benchmark.images_per_prompt
+                await room.put((item, images if whole else None))
 
-    async def _draw(self, worker: ActorHandle, items: Sequence[Item], count: int):
+    async def _draw(self, worker: ActorHandle, images: Sequence[tuple[Item, int]]) -> list[Drawn | str]:
         limit = self._config.actors.timeout_s  # of one batch; another may be queued before it
         for left in reversed(range(_LOST)):
             try:
-                return await asyncio.wait_for(_answer(worker.draw.remote(items, count)), 2 * limit)
+                return await asyncio.wait_for(_answer(worker.draw.remote(images)), 2 * limit)
             except RayTaskError as error:
-                raise UserError(f"prompt {items[0].key}: {in_one_line(error)}") from error
+                raise UserError(f"prompt {images[0][0].key}: {in_one_line(error)}") from error
             except RayActorError as error:
                 if not left:
                     raise UserError(
@@ -164,7 +169,7 @@ class Pipeline:
                     ) from error
             except TimeoutError:
                 raise UserError(
-                    f"prompt {items[0].key}: not drawn within actors.timeout_s ({limit:g} s)"
+                    f"prompt {images[0][0].key}: not drawn within actors.timeout_s ({limit:g} s)"
                 ) from None
         raise AssertionError
 

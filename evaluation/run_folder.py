@@ -117,8 +117,11 @@ class RunFolder:
 
     # --- images ---
 
-    def write(self, item: Item, drawn: Sequence[Drawn | str]) -> None:
-        """Save the images of an item. Of a 2 x 2 picture all four, or none."""
+    def write(
+        self, item: Item, drawn: Sequence[Drawn | str], indices: Sequence[int] | None = None
+    ) -> None:
+        """Save the images of an item at these indices (None: all). Of a 2 x 2 picture all four, or
+        none."""
         paths = self.benchmark.files(item)
         for path, text in self.benchmark.side_files(item).items():
             write_whole(self.images / path, text)
@@ -129,8 +132,9 @@ class RunFolder:
             together = refused or Drawn(
                 two_by_two([one.image for one in whole]), "\n\n".join(cots) or None
             )
-            drawn = [together]
-        for index, (path, one) in enumerate(zip(paths, drawn, strict=True)):
+            drawn, indices = [together], [0]
+        for index, one in zip(range(len(paths)) if indices is None else indices, drawn, strict=True):
+            path = paths[index]
             if isinstance(one, str):
                 row = {"item": item.key, "index": index, "refused": one}
             else:
@@ -141,20 +145,24 @@ class RunFolder:
             self._drawn.add(row)
             self._by_image[item.key, index] = row
 
-    def is_drawn(self, item: Item) -> bool:
-        """Whether all of an item's images are there as drawn. Raises UserError for one that was changed
-        since."""
+    def missing(self, item: Item) -> list[int]:
+        """The indices of an item's images that are still to be drawn: not there as drawn before, or
+        refused. Of a 2 x 2 picture all four, or none. Raises UserError for one that was changed since
+        it was drawn."""
+        indices = []
         for index, path in enumerate(self.benchmark.files(item)):
             row = self._by_image.get((item.key, index))
             file = self.images / path
             if row is None or "refused" in row or (found := self._hash(file)) is None:
-                return False
-            if found != row["sha256"]:
+                indices.append(index)
+            elif found != row["sha256"]:
                 raise UserError(
                     f"{file}: not the image that this run drew: put that one back, or delete this one"
                     " to have it drawn again"
                 )
-        return True
+        if indices and self.benchmark.tiles:
+            return list(range(self.benchmark.images_per_prompt))
+        return indices
 
     def path(self, item: Item, index: int) -> Path:
         """The path of an image."""

@@ -175,7 +175,7 @@ def _left(
     folder: RunFolder, items: Sequence[Item], config: BenchConfig, judges: RewardsConfig | None
 ) -> bool:
     """Whether there is anything to draw or to judge."""
-    if config.generates and not all(folder.is_drawn(item) for item in items):
+    if config.generates and any(folder.missing(item) for item in items):
         return True
     return judges is not None and any(folder.unjudged(item, judges.experts) for item in items)
 
@@ -188,7 +188,7 @@ def _draw_and_judge(
     console: Console,
 ) -> None:
     actors = config.actors
-    draws = config.generates and not all(folder.is_drawn(item) for item in items)
+    draws = config.generates and any(folder.missing(item) for item in items)
     roles = [
         Role("generator", actors.count, actors.num_cpus, actors.num_gpus, "", actors.resources)
         for _ in range(draws)

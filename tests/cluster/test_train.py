@@ -144,7 +144,7 @@ def test_a_benchmark_gets_the_images_that_its_command_draws(sync_run):
     _, folder, overrides = sync_run
     config = load_config(ROOT / TRAIN, overrides)
     (look,) = BenchmarkSlice.all_of(config)
-    drawn = make_generator(look.config).draw(look.items[:1], 4)[0]
+    drawn = make_generator(look.config).draw([(look.items[0], n) for n in range(4)])
     kept = folder / "samples" / "bench_shapes_000000"
     for n, one in enumerate(drawn):
         path = kept / "images" / look.benchmark.files(look.items[0])[n]

@@ -17,6 +17,7 @@ from policy.errors import UserError
 from tests.evaluation.toy import gray
 
 ITEMS = [Item("a", "a cat", "t"), Item("b", "a dog", "t")]
+IMAGES = [(item, n) for item in ITEMS for n in range(2)]
 
 
 @pytest.fixture
@@ -55,11 +56,10 @@ def api(url, **options) -> ApiGenerator:
 def test_an_images_api_is_asked_for_every_image_with_its_own_seed(server, monkeypatch):
     url, asked, _ = server
     monkeypatch.setenv("THE_KEY", "secret")
-    drawn = api(url, api_key_env="THE_KEY", options={"size": "8x8"}).draw(ITEMS, 2)
-    for item, some in zip(ITEMS, drawn, strict=True):
-        for n, one in enumerate(some):
-            np.testing.assert_array_equal(one.image, gray(image_seed(3, item, n) % 256))
-            assert one.cot == f"plan of {item.text}"
+    drawn = api(url, api_key_env="THE_KEY", options={"size": "8x8"}).draw(IMAGES)
+    for (item, n), one in zip(IMAGES, drawn, strict=True):
+        np.testing.assert_array_equal(one.image, gray(image_seed(3, item, n) % 256))
+        assert one.cot == f"plan of {item.text}"
     assert len(asked) == 4
     for path, key, body in asked:
         assert path == "/v1/images/generations" and key == "Bearer secret"
@@ -77,15 +77,15 @@ def test_a_seed_is_the_same_everywhere_and_differs_by_seed_prompt_and_index():
 def test_a_server_that_is_busy_is_asked_again(server):
     url, asked, first = server
     first += [(503, {"error": "busy"}), (429, {"error": "slow down"})]
-    (one,) = api(url, concurrent=1).draw(ITEMS[:1], 1)[0]
+    (one,) = api(url, concurrent=1).draw(IMAGES[:1])
     assert len(asked) == 3 and one.image.shape == (8, 8, 3)
 
 
 def test_a_refused_prompt_has_its_reason_in_the_place_of_its_image(server):
     url, asked, first = server
     first += [(400, {"error": "not\nthis one"})]
-    refused, drawn = api(url, concurrent=1).draw(ITEMS, 1)
-    assert refused == ['400: {"error": "not\\nthis one"}'] and drawn[0].image.shape == (8, 8, 3)
+    refused, drawn = api(url, concurrent=1).draw(IMAGES[:2])
+    assert refused == '400: {"error": "not\\nthis one"}' and drawn.image.shape == (8, 8, 3)
     assert len(asked) == 2
 
 
@@ -103,7 +103,7 @@ def test_a_reply_that_is_no_image_ends_the_run_in_one_line(server, answer, compl
     url, _, first = server
     first.append(answer)
     with pytest.raises(UserError, match=complaint) as error:
-        api(url, concurrent=1).draw(ITEMS[:1], 1)
+        api(url, concurrent=1).draw(IMAGES[:1])
     assert "\n" not in str(error.value)
 
 
@@ -178,12 +178,12 @@ def test_a_pipeline_of_diffusers_draws_the_same_alone_and_in_a_batch(tiny_pipeli
         assert isinstance(found, DiffusersGenerator)
         return found
 
-    together = generator(4).draw(ITEMS, 2)
-    alone = generator(1).draw(ITEMS[1:], 2)
-    for one, other in zip(together[1], alone[0], strict=True):
+    together = generator(4).draw(IMAGES)
+    alone = generator(1).draw(IMAGES[2:])
+    for one, other in zip(together[2:], alone, strict=True):
         assert one.image.shape == (8, 8, 3) and one.cot is None
         np.testing.assert_allclose(one.image.astype(int), other.image, atol=1)
-    assert (together[0][0].image != together[0][1].image).any()
+    assert (together[0].image != together[1].image).any()
 
 
 def test_a_folder_that_is_no_pipeline_is_one_line(tmp_path):

@@ -83,6 +83,14 @@ def test_every_image_is_drawn_once_judged_once_and_its_own(config, workers, judg
     go(begun, benchmark.items[:2], config, workers, judges)
     assert go(begun, benchmark.items, config, workers, judges).to_draw == 4
     assert hashes(begun) == drawn
+    # One that is gone is drawn again, alone.
+    item = benchmark.items[3]
+    (begun.images / benchmark.files(item)[1]).unlink()
+    assert begun.missing(item) == [1]
+    assert go(begun, benchmark.items, config, workers, judges).to_draw == 1
+    rows = [json.loads(line) for line in (begun.folder / "images.jsonl").read_text().splitlines()]
+    assert len(rows) == 9 and (rows[-1]["item"], rows[-1]["index"]) == (item.key, 1)
+    assert rows[-1]["sha256"] == drawn[item.key, 1]
     # Drawn without being judged, and judged later.
     later = opened(tmp_path / "later", config, benchmark, judges)
     go(later, benchmark.items, config, workers, None)

@@ -47,7 +47,7 @@ def full(tmp_path) -> RunFolder:
 def test_a_run_that_is_opened_again_has_what_it_had(full):
     again = opened(full.folder)
     for item in again.benchmark.items:
-        assert again.is_drawn(item)
+        assert not again.missing(item)
         for n, image in enumerate(again.read(item)):
             np.testing.assert_array_equal(image, full.read(item)[n])
             assert again.reply(item, n, "meter") == full.reply(item, n, "meter")
@@ -167,9 +167,9 @@ def test_an_image_that_was_changed_is_not_taken_for_the_one_that_was_drawn(full)
     file = full.images / "000/0.png"
     Image.fromarray(gray(200)).save(file)
     with pytest.raises(UserError, match=r"000/0\.png: not the image that this run drew"):
-        full.is_drawn(full.benchmark.items[0])
+        full.missing(full.benchmark.items[0])
     file.unlink()
-    assert not full.is_drawn(full.benchmark.items[0])
+    assert full.missing(full.benchmark.items[0]) == [0]
 
 
 @pytest.mark.parametrize("name", ["images.jsonl", "replies.jsonl"])
@@ -180,8 +180,8 @@ def test_a_line_that_was_cut_off_by_a_kill_is_made_again(full, name):
     again = opened(full.folder)
     last = again.benchmark.items[-1]
     if name == "images.jsonl":
-        assert not again.is_drawn(last)
-        again.write(last, [Drawn(gray(70), "plan 70"), Drawn(gray(80), "plan 80")])
+        assert again.missing(last) == [1]
+        again.write(last, [Drawn(gray(80), "plan 80")], [1])
     else:
         assert again.reply(last, 1, "meter") is None
         judged(again, last, 1, 80.0)
@@ -198,7 +198,13 @@ def test_a_refused_prompt_is_neither_missing_nor_zero(tmp_path):
     result = score(folder, [item], published_rules=False)
     assert result["gaps"]["refused"] == 1 and result["gaps"]["missing"] == 0
     assert result["tasks"] == {"even": pytest.approx(100 / 255)}
-    assert not folder.is_drawn(item)
+    kept = (folder.images / "000/0.png").stat().st_mtime_ns
+    assert folder.missing(item) == [1]
+    folder.write(item, [Drawn(gray(50))], [1])
+    assert not folder.missing(item)
+    assert [int(image[0, 0, 0]) for image in folder.read(item)] == [100, 50]
+    assert (folder.images / "000/0.png").stat().st_mtime_ns == kept
+    assert folder.reply(item, 0, "meter") is not None and folder.reply(item, 1, "meter") is None
 
 
 def test_four_tiles_are_one_file_and_come_back_as_four(tmp_path):
@@ -210,7 +216,8 @@ def test_four_tiles_are_one_file_and_come_back_as_four(tmp_path):
         corners = [picture.getpixel(at)[0] for at in ((0, 0), (15, 0), (0, 15), (15, 15))]
     assert corners == [10, 20, 30, 40]
     assert [int(image[0, 0, 0]) for image in folder.read(item)] == [10, 20, 30, 40]
-    assert folder.is_drawn(item) and opened(folder.folder, TiledToy()).is_drawn(item)
+    assert not folder.missing(item) and not opened(folder.folder, TiledToy()).missing(item)
+    assert folder.missing(folder.benchmark.items[0]) == [0, 1, 2, 3]
     missing, _ = judged_images(folder, [folder.benchmark.items[0]])
     assert [one.present for one in missing] == [False] * 4
 
