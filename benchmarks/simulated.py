@@ -86,7 +86,7 @@ class Rank:
     def fetch(self, samples, indices) -> list[int]:
         return []
 
-    def step(self, samples, minibatches, settings, micro_batches, ahead) -> dict[str, float]:
+    def step(self, samples, minibatches, settings, micro_batches, prepared) -> dict[str, float]:
         time.sleep(LEARN_S)
         return {"loss": 0.0, "step/skipped": 0.0}
 

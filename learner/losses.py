@@ -109,7 +109,7 @@ def gspo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
 
 def cispo_loss(inputs: LossInputs, config: "LearnerConfig") -> LossResult:
     """CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5): the policy gradient of each token, times its
-    clipped ratio, through which no gradient goes: a clipped token still teaches."""
+    clipped ratio, through which no gradient goes: a clipped token keeps its gradient."""
     ratio = inputs.log_ratio.detach().exp()
     weight = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     logps = torch.where(inputs.token_weights > 0, inputs.logps, 0.0)

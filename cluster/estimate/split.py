@@ -13,7 +13,8 @@ from cluster.estimate.step_times import Times
 
 @dataclass(frozen=True)
 class Split:
-    """Whole GPUs of each role; `sets`: the factor on each expert's configured replicas."""
+    """Whole GPUs of each role, `experts` with benchmarks' judges; `sets`: the factor on each expert's
+    configured replicas."""
 
     rollouts: int
     ranks: int

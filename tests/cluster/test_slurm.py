@@ -67,11 +67,11 @@ def test_a_job_that_must_make_way_is_queued_again_and_trains_to_the_end(slurm, s
     wait_for(lambda: f"start 2 of job {job}" in output.read_text(), "a second start", say=all_known)
     done = ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "CANCELLED")
     wait_for(lambda: slurm.job(job)["JobState"] in done, "the end", say=output.read_text)
-    told = output.read_text()
-    assert slurm.job(job)["JobState"] == "COMPLETED", told
-    assert f"job {job} makes way, and is queued again" in told
-    assert "goes on from step" in told
-    assert f"step {STEPS}/{STEPS}" in told
+    log = output.read_text()
+    assert slurm.job(job)["JobState"] == "COMPLETED", log
+    assert f"job {job} makes way, and is queued again" in log
+    assert "goes on from step" in log
+    assert f"step {STEPS}/{STEPS}" in log
     lines = (slurm.folder / "runs" / "long" / "metrics.jsonl").read_text().splitlines()
     steps = [row["step"] for row in map(json.loads, lines) if "loss" in row]
     assert steps == list(range(1, STEPS + 1))
